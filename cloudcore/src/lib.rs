@@ -1,0 +1,29 @@
+//! Crossdock's hub, and the operators' command line.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`hub`] | the hub put together: what it owns, how it starts and drains |
+//! | [`config`] | its configuration and data folder: `cloudcore init` |
+//! | [`store`] | objects in embedded SQLite: resource versions, watch |
+//! | [`api`] | REST under `/api/v1`, OpenAPI, bearer tokens |
+//! | [`ca`] | the fleet's certificate authority |
+//! | [`link`] | QUIC towards the agents: joining, sessions, artifacts |
+//! | [`blobs`] | artifacts by digest, kept in compressed chunks |
+//! | [`trust`] | the release repository that the hub serves, verified before it does |
+//! | [`planner`] | pure planner of rollouts, and the loop that carries its steps out |
+//! | [`events`] | what happened, for people |
+//! | [`release`] | the release engineer's side: build, sign, publish |
+//! | [`cli`] | the command `crossdock` |
+
+pub mod api;
+pub mod blobs;
+pub mod ca;
+pub mod cli;
+pub mod config;
+pub mod events;
+pub mod hub;
+pub mod link;
+pub mod planner;
+pub mod release;
+pub mod store;
+pub mod trust;

@@ -1,0 +1,99 @@
+//! How a workload runs. One [`Driver`] a kind of workload; the simulator brings its own.
+//!
+//! A driver starts, finds again, stops and probes instances; it decides nothing. At most one instance
+//! of an app exists at a time. What it started goes on when the agent ends, and is found again.
+
+use std::{fmt, path::PathBuf, time::Duration};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use proto::{
+    env::BoxFuture,
+    name::Name,
+    object::{LastExit, ReleaseRef},
+    release::{Probe, Workload},
+};
+use tokio::sync::mpsc;
+
+/// What to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceSpec {
+    /// The app.
+    pub app: Name,
+    /// The release that it is an instance of.
+    pub release: ReleaseRef,
+    /// Folder with the verified tree.
+    pub tree: PathBuf,
+    /// Folder that the workload may write to; stays from release to release.
+    pub data: PathBuf,
+    /// Command, limits and so on.
+    pub workload: Workload,
+}
+
+/// An instance as the driver finds it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Instance {
+    /// The release that it was started from.
+    pub release: ReleaseRef,
+    /// When.
+    pub started_at: Timestamp,
+    /// How it ended; absent while it runs.
+    pub exit: Option<LastExit>,
+}
+
+/// Result of one attempt of a probe. The text says what was seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProbeOutcome {
+    /// It succeeded.
+    Success,
+    /// It failed or took too long.
+    Failure(String),
+}
+
+/// Something could not be done to a workload.
+#[derive(Debug, thiserror::Error)]
+#[error("could not {attempt} {app}: {problem}")]
+pub struct DriverError {
+    /// What was attempted, such as `start`.
+    pub attempt: &'static str,
+    /// The app.
+    pub app: Name,
+    /// What is wrong and how to mend it.
+    pub problem: String,
+}
+
+/// Runs instances of workloads. Every method may be called again after a crash of the agent.
+pub trait Driver: Send + Sync + fmt::Debug {
+    /// Starts an instance and returns once its program runs (or ended at once, which [`Driver::inspect`] tells).
+    ///
+    /// Whatever is left of an instance of the same app is stopped first.
+    fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), DriverError>>;
+
+    /// The newest instance of an app, running or ended; absent when there was none since boot.
+    fn inspect<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<Option<Instance>, DriverError>>;
+
+    /// Waits until the running instance of an app has ended, and says how. Cancel safe.
+    fn wait<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<LastExit, DriverError>>;
+
+    /// Stops the whole process tree: SIGTERM, `grace`, SIGKILL. Returns when nothing of it is left.
+    /// Nothing running is success.
+    fn stop<'a>(&'a self, app: &'a Name, grace: Duration) -> BoxFuture<'a, Result<(), DriverError>>;
+
+    /// Forgets an app: its records and logs. Call it after [`Driver::stop`].
+    fn remove<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<(), DriverError>>;
+
+    /// Apps of which anything is left, running or ended.
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Name>, DriverError>>;
+
+    /// Makes one attempt of a probe, within its time-out.
+    fn probe<'a>(&'a self, spec: &'a InstanceSpec, probe: &'a Probe) -> BoxFuture<'a, ProbeOutcome>;
+
+    /// Output of an app, oldest first: the last `tail` lines (all that is kept when absent), and new
+    /// ones as they come when `follow`. Ends when the receiver is dropped. `None`: no such app.
+    fn logs<'a>(
+        &'a self,
+        app: &'a Name,
+        tail: Option<u32>,
+        follow: bool,
+    ) -> BoxFuture<'a, Option<mpsc::Receiver<Bytes>>>;
+}

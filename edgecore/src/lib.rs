@@ -1,0 +1,29 @@
+//! Crossdock's edge agent.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`agent`] | the agent put together: what it owns, its loop, how it starts and drains |
+//! | [`config`] | its data folder and the identity that joining leaves there |
+//! | [`join`] | `edgecore join`: keys made here, certificate from the hub |
+//! | [`link`] | the session with the hub: reconnect, assignment, report |
+//! | [`trust`] | the trusted metadata on disk, and what may be run by it |
+//! | [`fetch`] | artifacts: resumed by range, reserved, verified |
+//! | [`apps`] | one app: stage, switch, trial, confirm or revert |
+//! | [`driver`] | how a workload runs: processes under a shim, control groups, logs |
+//! | [`supervisor`] | keeps one workload running: probes, restart back-off |
+//! | [`facts`] | what the box is and how it does |
+//! | [`status`] | the agent explains itself without a hub |
+//! | [`unit`] | `edgecore install`: the systemd unit |
+
+pub mod agent;
+pub mod apps;
+pub mod config;
+pub mod driver;
+pub mod facts;
+pub mod fetch;
+pub mod join;
+pub mod link;
+pub mod status;
+pub mod supervisor;
+pub mod trust;
+pub mod unit;

@@ -1,0 +1,35 @@
+//! What the hub and the agents of Crossdock agree on.
+//!
+//! Nothing here performs network or disk I/O on its own account, but for [`durable`], the one place
+//! that knows how a file is replaced so that a power cut leaves the old or the new one.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`env`] | the doors to the outside that the simulator turns: clock, randomness, blocking work, network |
+//! | [`name`], [`digest`], [`units`], [`selector`] | small values that cannot be wrong once they exist |
+//! | [`object`] | `Node`, `Site`, `Release`, `Rollout`, `JoinToken`, `Event`: the one object model |
+//! | [`release`] | what a release contains: files, command, probes, limits |
+//! | [`tuf`] | The Update Framework's metadata and its verification, without I/O |
+//! | [`link`] | the protocol between agent and hub: frames, messages, limits, priorities |
+//! | [`identity`] | who is at the other end of a TLS connection |
+//! | [`token`] | the join token that a technician pastes |
+//! | [`durable`] | replacing a file so that a crash at any moment leaves a whole one |
+
+pub mod digest;
+pub mod durable;
+pub mod env;
+pub mod identity;
+pub mod link;
+pub mod name;
+pub mod object;
+pub mod release;
+pub mod selector;
+pub mod token;
+pub mod tuf;
+pub mod units;
+
+/// `apiVersion` of every object and document that this version writes.
+pub const API_VERSION: &str = "crossdock.io/v1";
+
+/// Version of this build, as `Cargo.toml` states it.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,266 @@
+//! The messages of the link. Golden files under `proto/tests/golden/` pin their form.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    digest::Digest,
+    name::Name,
+    object::{Condition, NodeInfo, ReleaseRef, Usage, WorkloadStatus},
+};
+
+/// From agent to hub on the control stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase")]
+pub enum AgentMessage {
+    /// First message of a session.
+    Hello(Box<Hello>),
+    /// All that is, whenever it changed.
+    Report(Box<Report>),
+    /// Still here; figures that change all the time.
+    Heartbeat(Box<Heartbeat>),
+    /// Of a newer version: skipped.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Who is there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hello {
+    /// Facts that stay while the node is up.
+    pub info: NodeInfo,
+    /// The whole state, as in every report.
+    pub report: Report,
+    /// What changes all the time.
+    pub usage: Usage,
+    /// Time of day at the node: the hub tells a wrong clock by it.
+    pub clock: Timestamp,
+}
+
+/// All that a node is, as its agent sees it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// Generation of the assignment that the agent works towards; 0 when it never saw one.
+    pub observed_generation: u64,
+    /// Conditions.
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
+    /// Every app that is assigned, runs, or is being removed.
+    #[serde(default)]
+    pub workloads: BTreeMap<Name, WorkloadStatus>,
+}
+
+/// Still here.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Heartbeat {
+    /// What changes all the time.
+    pub usage: Usage,
+    /// Time of day at the node.
+    pub clock: Timestamp,
+}
+
+/// From hub to agent on the control stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase")]
+pub enum HubMessage {
+    /// First message of a session.
+    Welcome(Welcome),
+    /// All that the node should run.
+    Assignment(Assignment),
+    /// Of a newer version: skipped.
+    #[serde(other)]
+    Unknown,
+}
+
+/// The hub introduces itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Welcome {
+    /// Version of the hub.
+    pub hub_version: String,
+    /// The fleet.
+    pub fleet: Name,
+    /// Time of day at the hub.
+    pub clock: Timestamp,
+    /// Milliseconds between heartbeats that the hub asks for.
+    pub heartbeat_ms: u64,
+}
+
+/// All that a node should run.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Assignment {
+    /// Rises with every change. An agent ignores one lower than it has seen.
+    pub generation: u64,
+    /// The release of each app. An app that is absent is to be stopped and removed.
+    pub apps: BTreeMap<Name, ReleaseRef>,
+}
+
+/// First frame of a stream that the agent opens (after the control stream, which is the first stream).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase")]
+pub enum AgentRequest {
+    /// Trust metadata newer than what the agent has; answered by one [`MetadataReply`] frame.
+    Metadata(MetadataRequest),
+    /// An artifact or a manifest; answered by [`BlobHeader`] and chunks.
+    Blob(BlobRequest),
+    /// Of a newer version: the stream is refused.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Versions of the trust metadata that the agent holds; 0 is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MetadataRequest {
+    /// Of its `root.json`.
+    pub root: u64,
+    /// Of its `timestamp.json`.
+    pub timestamp: u64,
+    /// Of its `snapshot.json`.
+    pub snapshot: u64,
+    /// Of its `targets.json`.
+    pub targets: u64,
+}
+
+/// What the agent lacks, each document to the byte. Nothing here is believed without its signatures.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MetadataReply {
+    /// Every root after the agent's, in order.
+    #[serde(default)]
+    pub roots: Vec<String>,
+    /// Newest `timestamp.json`, when newer.
+    #[serde(default)]
+    pub timestamp: Option<String>,
+    /// Newest `snapshot.json`, when newer.
+    #[serde(default)]
+    pub snapshot: Option<String>,
+    /// Newest `targets.json`, when newer.
+    #[serde(default)]
+    pub targets: Option<String>,
+}
+
+/// Asks for content by digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BlobRequest {
+    /// Which.
+    pub digest: Digest,
+    /// First byte wanted, a multiple of [`super::CHUNK_BYTES`].
+    pub offset: u64,
+}
+
+/// Answer to [`BlobRequest`]. After [`BlobHeader::Found`] follow chunks until the blob ends.
+///
+/// A chunk is four bytes, big endian, then content: the upper bit says that the content is zstd (RFC
+/// 8878), the others its length on the wire. Each chunk but the last stands for exactly
+/// [`super::CHUNK_BYTES`] bytes and decompresses alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "camelCase")]
+pub enum BlobHeader {
+    /// It follows.
+    Found {
+        /// Bytes of the whole blob, uncompressed.
+        size: u64,
+    },
+    /// The hub does not have it, or the offset lies outside.
+    NotFound {
+        /// For people.
+        message: String,
+    },
+}
+
+/// Upper bit of a chunk's length: the content is compressed.
+pub const CHUNK_ZSTD: u32 = 1 << 31;
+
+/// First frame of a stream that the hub opens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase")]
+pub enum HubRequest {
+    /// Output of a workload; answered by [`LogsHeader`] and bytes until the stream ends.
+    Logs(LogsRequest),
+    /// Of a newer version: the stream is refused.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Asks for output of a workload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LogsRequest {
+    /// The app.
+    pub app: Name,
+    /// Lines from the end; absent means all that is kept.
+    #[serde(default)]
+    pub tail: Option<u32>,
+    /// Whether to go on with new lines.
+    #[serde(default)]
+    pub follow: bool,
+}
+
+/// Answer to [`LogsRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "camelCase")]
+pub enum LogsHeader {
+    /// Lines follow.
+    Found,
+    /// There is no such app on the node.
+    NotFound {
+        /// For people.
+        message: String,
+    },
+}
+
+/// A box asks to be admitted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JoinRequest {
+    /// Name of the token.
+    pub token_id: String,
+    /// Its secret.
+    pub secret: String,
+    /// PKCS#10 request (RFC 2986), DER in base64: proves the key; all else in it is ignored.
+    pub csr: String,
+    /// Name that the box would like, its host name by default. A token bound to a node overrides it.
+    pub name: String,
+    /// Identity of the hardware, which survives a reinstall.
+    pub machine_id: String,
+    /// Agent version.
+    pub agent_version: String,
+}
+
+/// Answer to [`JoinRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "camelCase")]
+pub enum JoinReply {
+    /// The box is a node now.
+    #[serde(rename_all = "camelCase")]
+    Accepted {
+        /// Its name.
+        node: Name,
+        /// Its site.
+        site: Name,
+        /// The fleet.
+        fleet: Name,
+        /// Its certificate and the CA's, PEM.
+        certificates: String,
+        /// The first trust root of the release repository, to the byte; its digest is in the token.
+        root: String,
+        /// Addresses of the hub, `host:port`, besides the one that was used.
+        hubs: Vec<String>,
+    },
+    /// It is not.
+    #[serde(rename_all = "camelCase")]
+    Refused {
+        /// `TokenUnknown`, `TokenExpired`, `TokenUsedUp`, `TokenForOtherNode`, `NameTaken`, `BadRequest`.
+        code: String,
+        /// For people, with what to do.
+        message: String,
+    },
+}

@@ -1,0 +1,1 @@
+//! The Update Framework (TUF 1.0), release repository.
