@@ -4,14 +4,17 @@
 //! drives them through the same command line that a release engineer uses, prints each command, and
 //! times each scene. It ends with exit code 0 only when every scene showed what it must.
 
-mod processes;
 mod scenes;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use anyhow::Context as _;
-use processes::Stage;
-use tokio::time::Instant;
+use anyhow::{Context as _, bail};
+use tokio::{process::Command, time::Instant};
+
+use crate::stage::Stage;
 
 /// `crossdock demo`.
 #[derive(Debug, clap::Args)]
@@ -37,7 +40,8 @@ struct Scene {
 /// The first scene that did not show what it must, with where to read on.
 pub async fn run(args: DemoArgs) -> anyhow::Result<()> {
     let started = Instant::now();
-    let mut stage = Stage::open(args.dir, args.keep).await?;
+    let mut stage = Stage::open(args.dir, programs().await?, true)?;
+    println!("working in {}", stage.path("").display());
     let outcome = play(&mut stage).await;
     match outcome {
         Ok(scenes) => {
@@ -51,8 +55,10 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<()> {
         }
         Err(error) => {
             stage.print_logs();
-            let folder = stage.abandon().await;
-            Err(error).with_context(|| format!("the demo did not show what it must; its files are in {}", folder.display()))
+            let folder = stage.keep_folder();
+            stage.close().await?;
+            Err(error)
+                .with_context(|| format!("the demo did not show what it must; its files are in {}", folder.display()))
         }
     }
 }
@@ -85,4 +91,22 @@ fn print_summary(scenes: &[Scene], total: Duration) {
         println!("  {:>6.2} s  {:<55} {}", scene.took.as_secs_f64(), scene.what, scene.saw);
     }
     println!("  {:>6.2} s  in all", total.as_secs_f64());
+}
+
+/// The folder with `cloudcore`, `crossdock` and `edgecore`. Under cargo they are built first, since
+/// `cargo run --bin crossdock` builds only the one.
+async fn programs() -> anyhow::Result<PathBuf> {
+    let this = std::env::current_exe().context("find this program")?;
+    let folder = this.parent().context("find the folder of this program")?.to_owned();
+    if let Some(cargo) = std::env::var_os("CARGO") {
+        let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("find the workspace")?;
+        println!("building the hub and the agent ...");
+        let mut build = Command::new(cargo);
+        build.args(["build", "--quiet", "--profile", profile, "--bin", "cloudcore", "--bin", "edgecore"]);
+        if !build.current_dir(workspace).status().await?.success() {
+            bail!("cargo could not build cloudcore and edgecore; see above");
+        }
+    }
+    Ok(folder)
 }

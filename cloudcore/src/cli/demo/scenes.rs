@@ -5,22 +5,14 @@ use std::{fs, os::unix::fs::PermissionsExt as _};
 use anyhow::{Context as _, bail, ensure};
 use proto::object::{Node, NodePhase, RunState, UpdatePhase, WorkloadStatus};
 
-use super::processes::Stage;
+use crate::stage::Stage;
 
 const NODES: [(&str, &str); 3] = [("box-hz-1", "hz-01"), ("box-hz-2", "hz-01"), ("box-sh-1", "sh-01")];
 const APP: &str = "scan-counter";
 
 pub async fn hub_starts(stage: &mut Stage) -> anyhow::Result<String> {
-    let listen = "127.0.0.1:0";
-    let init = ["init", "--data", "hub", "--fleet", "demo", "--link-listen", listen, "--api-listen", listen];
-    stage.run("cloudcore", &init).await?;
-    stage.spawn_hub()?;
-    let addresses = stage.path("hub/addresses.json");
-    let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok()?.get("api")?.as_str().map(str::to_owned);
-    let api = stage.wait_for_file(&addresses, read).await?;
-    let url = format!("https://{api}");
-    stage.crossdock(&["login", &url, "--token-file", "hub/admin.token", "--ca", "hub/ca.pem"]).await?;
-    Ok(format!("the hub answers at {url}"))
+    stage.init_hub().await?;
+    Ok(format!("the hub answers at https://{}", stage.api_address()?))
 }
 
 pub async fn repository(stage: &mut Stage) -> anyhow::Result<String> {
@@ -30,14 +22,9 @@ pub async fn repository(stage: &mut Stage) -> anyhow::Result<String> {
 }
 
 pub async fn nodes_join(stage: &mut Stage) -> anyhow::Result<String> {
-    let text = fs::read_to_string(stage.path("hub/addresses.json"))?;
-    let addresses: serde_json::Value = serde_json::from_str(&text)?;
-    let link = addresses.get("link").and_then(|v| v.as_str()).context("the hub did not say where its link listens")?;
     for (node, site) in NODES {
-        let token = stage.crossdock(&["token", "create", "--site", site, "--node", node]).await?;
-        let token = token.split_whitespace().find(|w| w.starts_with("cdk1.")).context("no token was printed")?;
-        stage.run("edgecore", &["join", link, "--token", token, "--data", node]).await?;
-        stage.spawn_agent(node)?;
+        stage.join(node, site).await?;
+        stage.start_agent(node)?;
     }
     stage.wait_for_nodes("all are Ready", |n| n.status.phase == NodePhase::Ready).await?;
     stage.crossdock(&["get", "nodes"]).await?;

@@ -1,4 +1,8 @@
-//! The processes of the demo: found or built, started, waited for, stopped whole.
+//! A hub and agents as processes on this machine: started, driven by the command line, killed, waited
+//! for, stopped whole.
+//!
+//! The demo, the end-to-end tests and the benches play on it. Every process is the program that ships;
+//! nothing here reaches into one but by signals and by what a user could type.
 
 use std::{
     collections::BTreeMap,
@@ -16,23 +20,38 @@ use tokio::{
     time::Instant,
 };
 
-/// How long the demo waits for anything before it gives up. A busy machine with one core needs far less.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long anything may take before the wait is given up. A busy machine with one core needs far less.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+/// Time between two looks at something that is waited for.
+const PERIOD: Duration = Duration::from_millis(50);
 
-/// Everything that the demo started, and where.
+/// Everything that was started, and where. Dropped, it kills all of it.
+#[derive(Debug)]
 pub struct Stage {
     folder: PathBuf,
     temporary: Option<tempfile::TempDir>,
     bins: PathBuf,
+    show: bool,
+    left_running: bool,
     hub: Option<Child>,
     agents: BTreeMap<String, Child>,
-    context: Vec<(&'static str, PathBuf)>,
 }
 
 impl Stage {
-    /// Finds or builds the programs, and makes the folder.
-    pub async fn open(dir: Option<PathBuf>, keep: bool) -> anyhow::Result<Stage> {
-        let bins = programs().await?;
+    /// A stage in `dir` (which must be empty), or in a temporary folder. `bins` is the folder with the
+    /// programs; `show` prints every command and its output.
+    ///
+    /// # Errors
+    /// When the folder cannot be made, is not empty, or a program is missing.
+    pub fn open(dir: Option<PathBuf>, bins: PathBuf, show: bool) -> anyhow::Result<Stage> {
+        for program in ["cloudcore", "crossdock", "edgecore"] {
+            if !bins.join(program).exists() {
+                bail!(
+                    "{program} is not in {}; build it with cargo build --bins, or install all programs into one folder",
+                    bins.display()
+                );
+            }
+        }
         let (folder, temporary) = match dir {
             Some(dir) => {
                 fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
@@ -42,22 +61,70 @@ impl Stage {
                 (dir.canonicalize()?, None)
             }
             None => {
-                let mut temporary = tempfile::Builder::new().prefix("crossdock-demo-").tempdir()?;
-                temporary.disable_cleanup(keep);
+                let temporary = tempfile::Builder::new().prefix("crossdock-").tempdir()?;
                 (temporary.path().to_owned(), Some(temporary))
             }
         };
-        println!("working in {}", folder.display());
-        let context = vec![("CROSSDOCK_CONFIG", folder.join("contexts.yaml"))];
-        Ok(Stage { folder, temporary, bins, hub: None, agents: BTreeMap::new(), context })
+        Ok(Stage { folder, temporary, bins, show, left_running: false, hub: None, agents: BTreeMap::new() })
     }
 
-    /// A path in the demo's folder.
+    /// Makes the hub's data folder with ports of its own, starts the hub and logs in.
+    ///
+    /// # Errors
+    /// When one of the commands fails.
+    pub async fn init_hub(&mut self) -> anyhow::Result<()> {
+        // Fixed from here on, so that a hub that is killed comes back where its agents look for it.
+        let link = std::net::UdpSocket::bind(("127.0.0.1", 0))?.local_addr()?.to_string();
+        let api = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.to_string();
+        let init = ["init", "--data", "hub", "--fleet", "demo", "--link-listen", &link, "--api-listen", &api];
+        self.run("cloudcore", &init).await?;
+        self.start_hub().await?;
+        let url = format!("https://{api}");
+        self.crossdock(&["login", &url, "--token-file", "hub/admin.token", "--ca", "hub/ca.pem"]).await?;
+        Ok(())
+    }
+
+    /// Address of the hub's link, as the hub wrote it down.
+    ///
+    /// # Errors
+    /// When the hub never ran.
+    pub fn link_address(&self) -> anyhow::Result<String> {
+        self.address("link")
+    }
+
+    /// Address of the hub's REST API.
+    ///
+    /// # Errors
+    /// When the hub never ran.
+    pub fn api_address(&self) -> anyhow::Result<String> {
+        self.address("api")
+    }
+
+    fn address(&self, which: &str) -> anyhow::Result<String> {
+        let text = fs::read_to_string(self.path("hub/addresses.json")).context("read the hub's addresses")?;
+        let addresses: serde_json::Value = serde_json::from_str(&text)?;
+        Ok(addresses.get(which).and_then(|v| v.as_str()).context("the hub did not say where it listens")?.to_owned())
+    }
+
+    /// Joins a box under a name, with a token made for it.
+    ///
+    /// # Errors
+    /// When one of the commands fails.
+    pub async fn join(&self, node: &str, site: &str) -> anyhow::Result<()> {
+        let token = self.crossdock(&["token", "create", "--site", site, "--node", node]).await?;
+        let token = token.split_whitespace().find(|w| w.starts_with("cdk1.")).context("no token was printed")?;
+        self.run("edgecore", &["join", &self.link_address()?, "--token", token, "--data", node]).await?;
+        Ok(())
+    }
+
+    /// A path in the stage's folder.
+    #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
     /// The `crossdock` executable.
+    #[must_use]
     pub fn crossdock_program(&self) -> PathBuf {
         self.bins.join("crossdock")
     }
@@ -65,65 +132,120 @@ impl Stage {
     fn command(&self, program: &str, args: &[&str]) -> Command {
         let mut command = Command::new(self.bins.join(program));
         command.args(args).current_dir(&self.folder).stdin(Stdio::null());
-        command.envs(self.context.iter().map(|(k, v)| (k, v)));
+        command.env("CROSSDOCK_CONFIG", self.folder.join("contexts.yaml"));
         for name in ["CROSSDOCK_SERVER", "CROSSDOCK_TOKEN", "CROSSDOCK_CA", "CROSSDOCK_CONTEXT"] {
             command.env_remove(name); // a user's own hub is none of the demo's business
         }
         command
     }
 
-    /// Runs a command to its end, shows it and what it prints, and returns its exit code and output.
+    /// Runs a command to its end and returns its exit code and output.
+    ///
+    /// # Errors
+    /// When it cannot be started or does not end.
     pub async fn try_run(&self, program: &str, args: &[&str]) -> anyhow::Result<(i32, String)> {
         let shown: Vec<_> = args.iter().map(|a| shorten(a)).collect();
-        println!("   $ {program} {}", shown.join(" "));
+        if self.show {
+            println!("   $ {program} {}", shown.join(" "));
+        }
         let output = tokio::time::timeout(PATIENCE, self.command(program, args).output());
         let output = output.await.with_context(|| format!("{program} did not end within {PATIENCE:?}"))??;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        for line in text.lines().chain(errors.lines()) {
+        for line in text.lines().chain(errors.lines()).filter(|_| self.show) {
             println!("     {}", shorten(line));
         }
         Ok((output.status.code().unwrap_or(-1), text + &errors))
     }
 
     /// As [`Stage::try_run`], and failing is an error.
+    ///
+    /// # Errors
+    /// Says what did not happen.
     pub async fn run(&self, program: &str, args: &[&str]) -> anyhow::Result<String> {
         match self.try_run(program, args).await? {
             (0, text) => Ok(text),
-            (code, _) => bail!("{program} {} ended with exit code {code}", args.join(" ")),
+            (code, text) => bail!("{program} {} ended with exit code {code}: {text}", args.join(" ")),
         }
     }
 
     /// Runs `crossdock`.
+    ///
+    /// # Errors
+    /// Says what did not happen.
     pub async fn crossdock(&self, args: &[&str]) -> anyhow::Result<String> {
         self.run("crossdock", args).await
     }
 
-    fn spawn(&self, program: &str, args: &[&str], env: &[(&str, &str)]) -> anyhow::Result<Child> {
-        let name = args.last().unwrap_or(&program).rsplit('/').next().unwrap_or(program);
-        let log = File::create(self.path(&format!("{name}.log")))?;
-        let mut command = self.command(program, args);
-        command.envs(env.iter().copied()).stdout(log.try_clone()?).stderr(log);
-        command.kill_on_drop(false).process_group(0);
+    fn spawn(&self, name: &str, program: &str, action: &str) -> anyhow::Result<Child> {
+        let log = File::options().create(true).append(true).open(self.path(&format!("{name}.log")))?;
+        let mut command = self.command(program, &[action, "--data", &self.path(name).to_string_lossy()]);
+        command.stdout(log.try_clone()?).stderr(log).process_group(0);
         command.spawn().with_context(|| format!("start {program}"))
     }
 
-    /// Starts the hub.
-    pub fn spawn_hub(&mut self) -> anyhow::Result<()> {
-        let data = self.path("hub");
-        self.hub = Some(self.spawn("cloudcore", &["serve", "--data", &data.to_string_lossy()], &[])?);
-        Ok(())
+    /// Starts the hub and waits until it listens.
+    ///
+    /// # Errors
+    /// When it cannot be started or ends by itself.
+    pub async fn start_hub(&mut self) -> anyhow::Result<()> {
+        let addresses = self.path("hub/addresses.json");
+        match fs::remove_file(&addresses) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).context("remove addresses.json"),
+            _ => {}
+        }
+        self.hub = Some(self.spawn("hub", "cloudcore", "serve")?);
+        self.wait_until("the hub listens", || addresses.exists()).await
     }
 
     /// Starts the agent of a node that has joined.
-    pub fn spawn_agent(&mut self, node: &str) -> anyhow::Result<()> {
-        let data = self.path(node);
-        let child = self.spawn("edgecore", &["run", "--data", &data.to_string_lossy()], &[])?;
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_agent(&mut self, node: &str) -> anyhow::Result<()> {
+        let child = self.spawn(node, "edgecore", "run")?;
         self.agents.insert(node.to_owned(), child);
         Ok(())
     }
 
+    /// Kills the hub with SIGKILL.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub async fn kill_hub(&mut self) -> anyhow::Result<()> {
+        if let Some(mut hub) = self.hub.take() {
+            hub.kill().await?;
+        }
+        Ok(())
+    }
+
+    /// Kills an agent with SIGKILL. Its workloads go on.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub async fn kill_agent(&mut self, node: &str) -> anyhow::Result<()> {
+        if let Some(mut agent) = self.agents.remove(node) {
+            agent.kill().await?;
+        }
+        Ok(())
+    }
+
+    /// Process ID of the hub, while it runs.
+    #[must_use]
+    pub fn hub_pid(&self) -> Option<u32> {
+        self.hub.as_ref().and_then(Child::id)
+    }
+
+    /// Process ID of an agent, while it runs.
+    #[must_use]
+    pub fn agent_pid(&self, node: &str) -> Option<u32> {
+        self.agents.get(node).and_then(Child::id)
+    }
+
     /// All nodes as the hub has them.
+    ///
+    /// # Errors
+    /// Says what did not happen.
     pub async fn nodes(&self) -> anyhow::Result<Vec<Node>> {
         let output = self.command("crossdock", &["get", "nodes", "-o", "json"]).output().await?;
         if !output.status.success() {
@@ -138,6 +260,9 @@ impl Stage {
     }
 
     /// Waits until all nodes satisfy a condition.
+    ///
+    /// # Errors
+    /// Says what did not happen.
     pub async fn wait_for_nodes(&mut self, what: &str, condition: impl Fn(&Node) -> bool) -> anyhow::Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -150,23 +275,24 @@ impl Stage {
                 let seen = serde_json::to_string_pretty(&nodes)?;
                 bail!("waited {PATIENCE:?} until {what}; the nodes are: {seen}");
             }
-            tokio::time::sleep(Duration::from_millis(100)).await; // the period of asking, not a guess of when
+            tokio::time::sleep(PERIOD).await;
         }
     }
 
-    /// Waits until a file is there and holds what `parse` understands.
-    pub async fn wait_for_file<T>(&mut self, path: &Path, parse: impl Fn(&str) -> Option<T>) -> anyhow::Result<T> {
+    /// Waits until something holds.
+    ///
+    /// # Errors
+    /// When it does not within [`PATIENCE`], or a process ended by itself meanwhile.
+    pub async fn wait_until(&mut self, what: &str, condition: impl Fn() -> bool) -> anyhow::Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        loop {
+        while !condition() {
             self.check_alive()?;
-            if let Some(value) = fs::read_to_string(path).ok().as_deref().and_then(&parse) {
-                return Ok(value);
-            }
             if Instant::now() > deadline {
-                bail!("waited {PATIENCE:?} for {}", path.display());
+                bail!("waited {PATIENCE:?} until {what}");
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(PERIOD).await;
         }
+        Ok(())
     }
 
     fn check_alive(&mut self) -> anyhow::Result<()> {
@@ -215,20 +341,20 @@ impl Stage {
                 let signal = if Instant::now() > deadline { Signal::KILL } else { Signal::TERM };
                 let _ = rustix::process::kill_process(pid, signal); // it may have ended already
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(PERIOD).await;
         }
     }
 
     /// Stops everything and removes the folder.
+    ///
+    /// # Errors
+    /// Says what did not happen.
     pub async fn close(mut self) -> anyhow::Result<()> {
         self.stop().await
     }
 
-    /// Stops everything and keeps the folder for whoever wants to know why.
-    pub async fn abandon(mut self) -> PathBuf {
-        if let Err(error) = self.stop().await {
-            eprintln!("could not stop everything: {error:#}");
-        }
+    /// Keeps the folder, for whoever wants to know why, and returns where it is.
+    pub fn keep_folder(&mut self) -> PathBuf {
         if let Some(temporary) = self.temporary.as_mut() {
             temporary.disable_cleanup(true);
         }
@@ -236,13 +362,30 @@ impl Stage {
     }
 
     /// Leaves everything running and says how to go on.
-    pub fn leave_running(self) {
+    pub fn leave_running(mut self) {
+        self.left_running = true;
+        self.keep_folder();
         let folder = self.folder.display();
         println!("\nStill running. Look at it:");
         println!("  export CROSSDOCK_CONFIG={folder}/contexts.yaml");
         println!("  {} get nodes -o wide", self.crossdock_program().display());
         println!("End it:");
         println!("  pkill -f {folder}; rm -rf {folder}");
+    }
+}
+
+impl Drop for Stage {
+    /// The last resort of a test that failed: nothing outlives it.
+    fn drop(&mut self) {
+        if self.left_running {
+            return;
+        }
+        for child in self.agents.values_mut().chain(self.hub.as_mut()) {
+            let _ = child.start_kill(); // it may have ended already
+        }
+        for pid in shims_below(&self.folder) {
+            let _ = rustix::process::kill_process(pid, Signal::TERM); // the shim stops its tree
+        }
     }
 }
 
@@ -257,29 +400,6 @@ fn shims_below(folder: &Path) -> Vec<Pid> {
     };
     let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(ours).filter_map(Pid::from_raw).collect()
-}
-
-/// The folder with `cloudcore`, `crossdock` and `edgecore`. Under cargo they are built first, since
-/// `cargo run --bin crossdock` builds only the one.
-async fn programs() -> anyhow::Result<PathBuf> {
-    let this = std::env::current_exe().context("find this program")?;
-    let folder = this.parent().context("find the folder of this program")?.to_owned();
-    if let Some(cargo) = std::env::var_os("CARGO") {
-        let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
-        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("find the workspace")?;
-        println!("building the hub and the agent ...");
-        let mut build = Command::new(cargo);
-        build.args(["build", "--quiet", "--profile", profile, "--bin", "cloudcore", "--bin", "edgecore"]);
-        if !build.current_dir(workspace).status().await?.success() {
-            bail!("cargo could not build cloudcore and edgecore; see above");
-        }
-    }
-    for program in ["cloudcore", "edgecore"] {
-        if !folder.join(program).exists() {
-            bail!("{program} is not beside {}; install all programs into one folder", this.display());
-        }
-    }
-    Ok(folder)
 }
 
 fn shorten(text: &str) -> String {
