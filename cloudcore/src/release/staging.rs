@@ -184,6 +184,27 @@ impl Repository {
         self.stage(&meta)
     }
 
+    /// Stages a listed release under the highest counter of its app: how an intended step back is
+    /// released, for nodes refuse a counter lower than the one they trust.
+    ///
+    /// # Errors
+    /// When it is not listed.
+    pub fn reissue(&self, release: &ReleaseName, now: Timestamp) -> Result<u64, ReleaseError> {
+        let path = release.target_path();
+        let (mut meta, _) = self.next_targets(now)?;
+        let Some(Ok(mut target)) = meta.targets.get(&path).map(Target::try_from) else {
+            return self.refuse(format!("{release} is not listed; see `crossdock release verify` for what is"));
+        };
+        target.custom.release_counter = next_counter(release, self.published()?.as_ref(), &meta);
+        target.custom.issued_at = Some(whole_seconds(now));
+        match target.to_file() {
+            Ok(file) => drop(meta.targets.insert(path, file)),
+            Err(problem) => return self.refuse(problem),
+        }
+        self.stage(&meta)?;
+        Ok(target.custom.release_counter)
+    }
+
     /// Stages the same content with a later end.
     ///
     /// # Errors
@@ -277,7 +298,7 @@ fn listed(roots: &[RootMeta], role: RoleName, key: &SecretKey) -> bool {
     roots.iter().any(|root| root.roles.get(role.as_str()).is_some_and(|keys| keys.keyids.contains(&id)))
 }
 
-/// One more than any counter of the app that was ever listed here.
+/// One more than any counter of the app that is listed here.
 fn next_counter(release: &ReleaseName, published: Option<&TrustedSet>, meta: &TargetsMeta) -> u64 {
     let published = published.into_iter().flat_map(|set| set.targets().values().cloned());
     let staged = meta.targets.values().filter_map(|file| Target::try_from(file).ok());
