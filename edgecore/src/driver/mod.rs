@@ -3,6 +3,10 @@
 //! A driver starts, finds again, stops and probes instances; it decides nothing. At most one instance
 //! of an app exists at a time. What it started goes on when the agent ends, and is found again.
 
+pub mod exec;
+pub mod process;
+pub mod shim;
+
 use std::{fmt, path::PathBuf, time::Duration};
 
 use bytes::Bytes;

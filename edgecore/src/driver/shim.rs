@@ -1,0 +1,7 @@
+//! The process that stands between agent and workload: `edgecore shim`.
+use std::{ffi::OsString, process::ExitCode};
+
+/// Entry of the hidden subcommand; `args` follow its name.
+pub fn main(_args: impl Iterator<Item = OsString>) -> ExitCode {
+    ExitCode::FAILURE
+}
