@@ -5,7 +5,7 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use anyhow::{Context as _, ensure};
-use cloudcore::stage::Stage;
+use cloudcore::stage::{self, Stage};
 use proto::object::{Node, UpdatePhase};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -72,7 +72,7 @@ fn runs(node: &Node, version: &str, phase: UpdatePhase) -> bool {
 
 #[tokio::test]
 async fn busybox_httpd_is_released_upgraded_and_reverted() -> anyhow::Result<()> {
-    let mut stage = Stage::open(None, sim::programs()?, false)?;
+    let mut stage = Stage::open(None, stage::programs().await?, false)?;
     stage.init_hub().await?;
     stage.crossdock(&["release", "init", "repo"]).await?;
     stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use cloudcore::stage::Stage;
+use cloudcore::stage::{self, Stage};
 use proto::{digest::Digest, object::UpdatePhase};
 
 const NODE: &str = "box-1";
@@ -55,7 +55,7 @@ async fn stage_of_install(stage: &Stage) -> String {
 #[tokio::test]
 async fn kill_nine_at_every_stage_converges() -> anyhow::Result<()> {
     let rounds: u32 = std::env::var("KILL_ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(30);
-    let mut stage = Stage::open(None, sim::programs()?, false)?;
+    let mut stage = Stage::open(None, stage::programs().await?, false)?;
     stage.init_hub().await?;
     stage.crossdock(&["release", "init", "repo"]).await?;
     stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
