@@ -1,12 +1,17 @@
-//! The operators' command line; all of it is in `cloudcore::cli`.
+//! `crossdock`: parse, run, exit code. Everything else is in `cloudcore::cli`.
 
 use std::process::ExitCode;
 
-use tracing_subscriber::EnvFilter;
+use clap::Parser as _;
+use cloudcore::cli;
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    cloudcore::cli::run().await
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => ExitCode::from(runtime.block_on(cli::main(cli))),
+        Err(error) => {
+            eprintln!("error: could not start: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -1,35 +1,36 @@
-//! The REST API seen from outside: TLS to the one trusted authority, bearer token, errors with exit codes.
+//! The hub's REST API, as the command line uses it.
 //!
-//! Used by every command that talks to a hub, and by tests of the API.
+//! TLS trusts exactly the CA that the context names: a hub is recognised by its own CA, not by the
+//! public ones.
 
-use std::{error::Error as _, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
+use anyhow::Context as _;
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use proto::{
     digest::Digest,
     identity,
     link::message::{MetadataReply, MetadataRequest},
     object::{Kind, Object},
+    selector::Selector,
 };
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use reqwest::{Method, Response, StatusCode};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::exit::Exit;
-use crate::release::publish::Destination;
+use super::exit::{CliError, Exit};
 
-/// How long connecting may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an ordinary answer may take.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// A watch carries an empty line at least every 15 s; silent for longer, the line is dead.
-const WATCH_SILENCE: Duration = Duration::from_secs(45);
-/// Longest answer and longest line of a watch, in bytes.
-const MAX_ANSWER_BYTES: usize = 256 << 20;
+/// Objects of one kind, as listed.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    /// The objects.
+    pub items: Vec<Value>,
+    /// Where a watch goes on without a gap.
+    pub resource_version: String,
+}
 
-/// A hub's API.
+/// Talks to one hub.
 #[derive(Debug, Clone)]
 pub struct Client {
     http: reqwest::Client,
@@ -37,373 +38,252 @@ pub struct Client {
     token: String,
 }
 
-/// What the hub says when it refuses.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(default)]
-struct Status {
-    reason: String,
-    message: String,
-}
-
-impl Default for Status {
-    fn default() -> Status {
-        Status { reason: "Unknown".into(), message: "it did not say why".into() }
-    }
-}
-
-/// A request failed.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// The context is unusable.
-    #[error("{0}")]
-    Setup(String),
-    /// No answer.
-    #[error("{server} could not be reached: {problem}")]
-    Unreachable {
-        /// URL.
-        server: String,
-        /// What happened, down to its cause.
-        problem: String,
-    },
-    /// The other side is not the hub that is trusted.
-    #[error(
-        "{server} is not the hub that this context trusts: {problem}; if it was set up anew, log in again with its new ca.pem"
-    )]
-    NotTrusted {
-        /// URL.
-        server: String,
-        /// What TLS says.
-        problem: String,
-    },
-    /// The hub says no.
-    #[error("{message}")]
-    Refused {
-        /// HTTP status.
-        code: u16,
-        /// One word for programs.
-        reason: String,
-        /// For people.
-        message: String,
-    },
-    /// The answer is not what it should be.
-    #[error("{server} answered something unexpected ({problem}); is it a Crossdock hub, of a fitting version?")]
-    Malformed {
-        /// URL.
-        server: String,
-        /// What is wrong.
-        problem: String,
-    },
-    /// A local file.
-    #[error("could not read {path}: {problem}")]
-    File {
-        /// Which.
-        path: String,
-        /// Why not.
-        problem: String,
-    },
-}
-
-impl ClientError {
-    /// How the program ends with this.
-    #[must_use]
-    pub fn exit(&self) -> Exit {
-        match self {
-            ClientError::Setup(_) => Exit::Usage,
-            ClientError::Unreachable { .. } | ClientError::NotTrusted { .. } => Exit::Unreachable,
-            ClientError::Refused { code: 401 | 403, .. } => Exit::Unauthorized,
-            ClientError::Refused { code: 404, .. } => Exit::NotFound,
-            ClientError::Refused { code: 400..=499, .. } => Exit::Refused,
-            _ => Exit::Error,
-        }
-    }
-
-    /// Whether the hub says that there is no such thing.
-    #[must_use]
-    pub fn is_not_found(&self) -> bool {
-        matches!(self, ClientError::Refused { code: 404, .. })
-    }
-}
-
 impl Client {
-    /// A client of the hub at `server` that believes no authority but the one in `ca_pem`.
+    /// A client of the hub at `server` (`https://host:port`) that trusts the CA in `ca_pem`.
     ///
     /// # Errors
-    /// When URL or certificate are unusable.
-    pub fn new(server: &str, token: &str, ca_pem: &str) -> Result<Client, ClientError> {
-        let setup = |problem: String| ClientError::Setup(problem);
+    /// When the URL is not https or the CA is not readable.
+    pub fn new(server: &str, token: &str, ca_pem: &[u8]) -> anyhow::Result<Client> {
+        let server = server.trim_end_matches('/').to_owned();
         if !server.starts_with("https://") {
-            return Err(setup(format!("{server:?} is no URL of a hub; write https://HOST:PORT")));
+            return Err(CliError::new(Exit::Usage, format!("{server}: the hub's URL must start with https://")).into());
         }
         let mut roots = rustls::RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
-            let added = certificate.map_err(|e| e.to_string()).and_then(|c| roots.add(c).map_err(|e| e.to_string()));
-            added.map_err(|e| setup(format!("the CA certificate is unusable: {e}")))?;
+        for certificate in CertificateDer::pem_slice_iter(ca_pem) {
+            roots.add(certificate.context("read the CA certificate")?)?;
         }
         if roots.is_empty() {
-            return Err(setup("the CA file holds no certificate; it is ca.pem in the hub's data folder".into()));
+            return Err(CliError::new(
+                Exit::Usage,
+                "the CA file holds no certificate; it is ca.pem of the hub's data folder",
+            )
+            .into());
         }
         let tls = rustls::ClientConfig::builder_with_provider(identity::crypto_provider())
-            .with_safe_default_protocol_versions()
-            .map_err(|e| setup(e.to_string()))?
+            .with_safe_default_protocol_versions()?
             .with_root_certificates(Arc::new(roots))
             .with_no_client_auth();
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(Duration::from_secs(10))
             .user_agent(concat!("crossdock/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|e| setup(chain(&e)))?;
-        Ok(Client { http, server: server.trim_end_matches('/').into(), token: token.trim().into() })
+            .build()?;
+        Ok(Client { http, server, token: token.trim().to_owned() })
     }
 
-    /// URL of the hub.
+    /// The hub's URL.
     #[must_use]
     pub fn server(&self) -> &str {
         &self.server
     }
 
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.server)).bearer_auth(&self.token)
+    fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.http.request(method, format!("{}/api/v1/{path}", self.server)).bearer_auth(&self.token)
     }
 
-    async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
-        let response = request.send().await.map_err(|e| self.failed(&e))?;
-        let code = response.status();
-        if code.is_success() {
+    async fn send(&self, attempt: &str, request: reqwest::RequestBuilder) -> anyhow::Result<Response> {
+        let response = request.send().await.map_err(|e| self.unreachable(attempt, &e))?;
+        if response.status().is_success() {
             return Ok(response);
         }
-        let body = self.body(response).await.unwrap_or_default();
-        let status: Status = serde_json::from_slice(&body).unwrap_or_default();
-        Err(ClientError::Refused { code: code.as_u16(), reason: status.reason, message: status.message })
+        let status = response.status();
+        let body: Value = response.json().await.unwrap_or_default();
+        let message = body.get("message").and_then(Value::as_str).unwrap_or("the hub gave no reason").to_owned();
+        Err(refusal(attempt, status, &message).into())
     }
 
-    fn failed(&self, error: &reqwest::Error) -> ClientError {
-        let (server, problem) = (self.server.clone(), chain(error));
-        let tls = std::iter::successors(error.source(), |&e| e.source()).any(|e| {
-            let io = e.downcast_ref::<std::io::Error>().and_then(|e| e.get_ref());
-            let inner = io.and_then(|e| e.downcast_ref::<rustls::Error>());
-            matches!(inner.or(e.downcast_ref()), Some(rustls::Error::InvalidCertificate(_)))
-        });
-        if tls { ClientError::NotTrusted { server, problem } } else { ClientError::Unreachable { server, problem } }
-    }
-
-    fn malformed(&self, problem: impl ToString) -> ClientError {
-        ClientError::Malformed { server: self.server.clone(), problem: problem.to_string() }
-    }
-
-    async fn body(&self, response: Response) -> Result<Vec<u8>, ClientError> {
-        let mut body = Vec::new();
-        let mut chunks = response.bytes_stream();
-        while let Some(chunk) = chunks.next().await {
-            body.extend_from_slice(&chunk.map_err(|e| self.failed(&e))?);
-            if body.len() > MAX_ANSWER_BYTES {
-                return Err(self.malformed(format!("an answer of more than {MAX_ANSWER_BYTES} bytes")));
-            }
+    fn unreachable(&self, attempt: &str, error: &reqwest::Error) -> CliError {
+        let mut cause: &dyn std::error::Error = error;
+        while let Some(source) = cause.source() {
+            cause = source;
         }
-        Ok(body)
+        let hint = if cause.to_string().contains("certificate") {
+            "its certificate is not of the CA in this context; log in again with the hub's current ca.pem"
+        } else {
+            "check that cloudcore serves there and that the address is right (crossdock context list)"
+        };
+        CliError::new(
+            Exit::Unreachable,
+            format!("could not {attempt}: {} does not answer ({cause}); {hint}", self.server),
+        )
     }
 
-    /// Sends a request with an optional JSON body and reads a JSON answer.
+    /// Lists objects of a kind by its plural.
     ///
     /// # Errors
-    /// As [`ClientError`] has them.
-    pub async fn call<T: DeserializeOwned>(
-        &self,
-        method: Method,
-        path: &str,
-        query: &[(&str, String)],
-        body: Option<&Value>,
-    ) -> Result<T, ClientError> {
-        let mut request = self.request(method, path).query(query).timeout(ANSWER_TIMEOUT);
-        if let Some(body) = body {
-            request = request.json(body);
+    /// When the hub cannot be reached or refuses.
+    pub async fn list(&self, plural: &str, selector: Option<&Selector>) -> anyhow::Result<Listed> {
+        let mut request = self.request(Method::GET, plural);
+        if let Some(selector) = selector {
+            request = request.query(&[("labelSelector", selector.to_string())]);
         }
-        let response = self.send(request).await?;
-        let body = self.body(response).await?;
-        serde_json::from_slice(&body).map_err(|e| self.malformed(e))
+        let mut list: Value = self.send(&format!("list {plural}"), request).await?.json().await?;
+        let items = match list.get_mut("items").map(Value::take) {
+            Some(Value::Array(items)) => items,
+            _ => vec![],
+        };
+        let version = list.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or_default();
+        Ok(Listed { items, resource_version: version.to_owned() })
     }
 
-    /// Reads an object.
+    /// One object of a kind by its plural.
     ///
     /// # Errors
-    /// As [`ClientError`] has them.
-    pub async fn get<S: Kind + PartialEq>(&self, name: &str) -> Result<Object<S>, ClientError> {
-        self.call(Method::GET, &object_path(S::PLURAL, name), &[], None).await
+    /// When it does not exist, or the hub cannot be reached or refuses.
+    pub async fn get_value(&self, plural: &str, name: &str) -> anyhow::Result<Value> {
+        let request = self.request(Method::GET, &format!("{plural}/{name}"));
+        Ok(self.send(&format!("get {plural}/{name}"), request).await?.json().await?)
     }
 
-    /// Creates an object.
+    /// As [`Client::get_value`], typed.
     ///
     /// # Errors
-    /// As [`ClientError`] has them.
-    pub async fn create<S: Kind + PartialEq>(&self, object: &Object<S>) -> Result<Object<S>, ClientError> {
-        let body = serde_json::to_value(object).map_err(|e| self.malformed(e))?;
-        self.call(Method::POST, &collection_path(S::PLURAL), &[], Some(&body)).await
+    /// As there.
+    pub async fn get<S: Kind + PartialEq>(&self, name: &str) -> anyhow::Result<Object<S>> {
+        Ok(serde_json::from_value(self.get_value(S::PLURAL, name).await?)?)
     }
 
-    /// Follows changes of a kind after a resource version: objects `{type, object}`.
+    /// All objects of a kind, typed.
     ///
     /// # Errors
-    /// As [`ClientError`] has them; 410 means that the version is too old.
+    /// As [`Client::list`].
+    pub async fn list_of<S: Kind + PartialEq>(&self, selector: Option<&Selector>) -> anyhow::Result<Vec<Object<S>>> {
+        let listed = self.list(S::PLURAL, selector).await?;
+        listed.items.into_iter().map(|v| serde_json::from_value(v).context("read the hub's answer")).collect()
+    }
+
+    /// Sends a body and reads the answer.
+    ///
+    /// # Errors
+    /// When the hub cannot be reached or refuses.
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
+        let request = self.request(Method::POST, path).json(body);
+        Ok(self.send(&format!("create {path}"), request).await?.json().await?)
+    }
+
+    /// Replaces an object.
+    ///
+    /// # Errors
+    /// When the hub cannot be reached or refuses, such as for a stale resource version.
+    pub async fn put(&self, plural: &str, name: &str, body: &Value) -> anyhow::Result<Value> {
+        let request = self.request(Method::PUT, &format!("{plural}/{name}")).json(body);
+        Ok(self.send(&format!("update {plural}/{name}"), request).await?.json().await?)
+    }
+
+    /// Deletes an object.
+    ///
+    /// # Errors
+    /// When it does not exist, or the hub cannot be reached or refuses.
+    pub async fn delete(&self, plural: &str, name: &str) -> anyhow::Result<()> {
+        let request = self.request(Method::DELETE, &format!("{plural}/{name}"));
+        self.send(&format!("delete {plural}/{name}"), request).await?;
+        Ok(())
+    }
+
+    /// Follows the changes of a kind: lines of `{"type", "object"}`.
+    ///
+    /// # Errors
+    /// When the hub cannot be reached or refuses, or `since` is too old (410: list again).
     pub async fn watch(
         &self,
         plural: &str,
-        selector: Option<&str>,
         since: &str,
-    ) -> Result<impl Stream<Item = Result<Value, ClientError>> + Unpin + use<>, ClientError> {
-        let mut query = vec![("watch", "true".to_owned()), ("resourceVersion", since.to_owned())];
-        query.extend(selector.map(|s| ("labelSelector", s.to_owned())));
-        let response = self.send(self.request(Method::GET, &collection_path(plural)).query(&query)).await?;
-        Ok(Box::pin(lines(self.clone(), response)))
-    }
-
-    /// Whether the hub holds content.
-    ///
-    /// # Errors
-    /// As [`ClientError`] has them.
-    pub async fn has_blob(&self, digest: Digest) -> Result<bool, ClientError> {
-        let request = self.request(Method::HEAD, &blob_path(digest)).timeout(ANSWER_TIMEOUT);
-        let response = request.send().await.map_err(|e| self.failed(&e))?;
-        match response.status() {
-            code if code.is_success() => Ok(true),
-            StatusCode::NOT_FOUND => Ok(false),
-            code => Err(ClientError::Refused {
-                code: code.as_u16(),
-                reason: "Refused".into(),
-                message: format!("{} refused to say whether it holds {digest}: {code}", self.server),
-            }),
+        selector: Option<&Selector>,
+    ) -> anyhow::Result<impl Stream<Item = anyhow::Result<Value>> + use<>> {
+        let mut request = self.request(Method::GET, plural).query(&[("watch", "true"), ("resourceVersion", since)]);
+        if let Some(selector) = selector {
+            request = request.query(&[("labelSelector", selector.to_string())]);
         }
+        let response = self.send(&format!("watch {plural}"), request).await?;
+        Ok(lines(response).map(|line| Ok(serde_json::from_slice(&line?)?)))
     }
 
-    /// Gives the hub the content of a file.
+    /// Output of a workload, as it comes.
     ///
     /// # Errors
-    /// As [`ClientError`] has them.
-    pub async fn put_blob(&self, digest: Digest, path: &Path) -> Result<(), ClientError> {
-        let unreadable =
-            |e: std::io::Error| ClientError::File { path: path.display().to_string(), problem: e.to_string() };
-        let file = tokio::fs::File::open(path).await.map_err(unreadable)?;
-        let length = file.metadata().await.map_err(unreadable)?.len();
-        let body = reqwest::Body::wrap_stream(tokio_util::io::ReaderStream::with_capacity(file, 256 << 10));
-        let request = self.request(Method::PUT, &blob_path(digest)).header("content-length", length).body(body);
-        self.send(request).await.map(drop)
-    }
-
-    /// Gives the hub signed metadata.
-    ///
-    /// # Errors
-    /// As [`ClientError`] has them.
-    pub async fn publish(&self, reply: &MetadataReply) -> Result<(), ClientError> {
-        let body = serde_json::to_value(reply).map_err(|e| self.malformed(e))?;
-        self.call::<Value>(Method::POST, "/api/v1/metadata", &[], Some(&body)).await.map(drop)
-    }
-
-    /// Signed metadata newer than what the caller has.
-    ///
-    /// # Errors
-    /// As [`ClientError`] has them.
-    pub async fn metadata(&self, have: &MetadataRequest) -> Result<MetadataReply, ClientError> {
-        let versions = [
-            ("root", have.root),
-            ("timestamp", have.timestamp),
-            ("snapshot", have.snapshot),
-            ("targets", have.targets),
-        ];
-        let query = versions.map(|(role, version)| (role, version.to_string()));
-        self.call(Method::GET, "/api/v1/metadata", &query, None).await
-    }
-
-    /// Output of an app on a node, as it comes.
-    ///
-    /// # Errors
-    /// As [`ClientError`] has them.
+    /// When the node is not connected, has no such app, or the hub cannot be reached.
     pub async fn logs(
         &self,
         node: &str,
         app: &str,
         tail: Option<u32>,
         follow: bool,
-    ) -> Result<impl Stream<Item = Result<Bytes, ClientError>> + Unpin + use<>, ClientError> {
-        let mut query = vec![("follow", follow.to_string())];
-        query.extend(tail.map(|tail| ("tail", tail.to_string())));
-        let path = format!("{}/apps/{}/logs", object_path("nodes", node), segment(app));
-        let response = self.send(self.request(Method::GET, &path).query(&query)).await?;
-        let client = self.clone();
-        Ok(Box::pin(response.bytes_stream().map_err(move |e| client.failed(&e))))
+    ) -> anyhow::Result<impl Stream<Item = reqwest::Result<bytes::Bytes>> + use<>> {
+        let mut request =
+            self.request(Method::GET, &format!("nodes/{node}/apps/{app}/logs")).query(&[("follow", follow)]);
+        if let Some(tail) = tail {
+            request = request.query(&[("tail", tail)]);
+        }
+        Ok(self.send(&format!("read logs of {node}/{app}"), request).await?.bytes_stream())
     }
-}
 
-impl Destination for Client {
-    async fn has_blob(&self, digest: &Digest) -> anyhow::Result<bool> {
-        Ok(Client::has_blob(self, *digest).await?)
-    }
-    async fn put_blob(&self, digest: &Digest, path: &Path) -> anyhow::Result<()> {
-        Ok(Client::put_blob(self, *digest, path).await?)
-    }
-    async fn publish(&self, reply: &MetadataReply) -> anyhow::Result<()> {
-        Ok(Client::publish(self, reply).await?)
-    }
-}
-
-/// Path of a kind.
-#[must_use]
-pub fn collection_path(plural: &str) -> String {
-    format!("/api/v1/{plural}")
-}
-
-/// Path of an object.
-#[must_use]
-pub fn object_path(plural: &str, name: &str) -> String {
-    format!("/api/v1/{plural}/{}", segment(name))
-}
-
-fn blob_path(digest: Digest) -> String {
-    format!("/api/v1/blobs/{digest}")
-}
-
-/// One part of a path, whatever a user typed.
-fn segment(text: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_~".contains(&b) || (b == b'.' && text != "." && text != "..");
-    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
-}
-
-/// An error with its causes, each once.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut parts: Vec<String> = vec![];
-    for cause in std::iter::successors(Some(error), |&e| e.source()) {
-        let text = cause.to_string();
-        if !parts.iter().any(|part| part.contains(&text)) {
-            parts.push(text);
+    /// Whether the hub holds a blob.
+    ///
+    /// # Errors
+    /// When the hub cannot be reached or refuses.
+    pub async fn has_blob(&self, digest: &Digest) -> anyhow::Result<bool> {
+        let request = self.request(Method::HEAD, &format!("blobs/{digest}"));
+        let response = request.send().await.map_err(|e| self.unreachable("ask for an artifact", &e))?;
+        match response.status() {
+            StatusCode::NOT_FOUND => Ok(false),
+            status if status.is_success() => Ok(true),
+            status => Err(refusal("ask for an artifact", status, "the hub gave no reason").into()),
         }
     }
-    parts.join(": ")
+
+    /// Uploads a file under its digest; the hub verifies it.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or the hub cannot be reached or refuses.
+    pub async fn put_blob(&self, digest: &Digest, path: &Path) -> anyhow::Result<()> {
+        let file = tokio::fs::File::open(path).await.with_context(|| format!("open {}", path.display()))?;
+        let length = file.metadata().await?.len();
+        let body = reqwest::Body::wrap_stream(tokio_util::io::ReaderStream::with_capacity(file, 128 << 10));
+        let request = self.request(Method::PUT, &format!("blobs/{digest}")).header("content-length", length).body(body);
+        self.send(&format!("upload {}", path.display()), request).await?;
+        Ok(())
+    }
+
+    /// Hands signed metadata to the hub, which verifies it and serves it from then on.
+    ///
+    /// # Errors
+    /// When the hub cannot be reached or refuses it, with the refusal.
+    pub async fn publish(&self, documents: &MetadataReply) -> anyhow::Result<Value> {
+        let request = self.request(Method::POST, "metadata").json(documents);
+        Ok(self.send("publish the metadata", request).await?.json().await?)
+    }
+
+    /// The metadata that the hub serves and `have` lacks.
+    ///
+    /// # Errors
+    /// When the hub cannot be reached or refuses.
+    pub async fn metadata(&self, have: &MetadataRequest) -> anyhow::Result<MetadataReply> {
+        let request = self.request(Method::GET, "metadata").query(have);
+        Ok(self.send("read the hub's metadata", request).await?.json().await?)
+    }
 }
 
-/// Splits a body into JSON lines; empty ones are signs of life.
-fn lines(client: Client, response: Response) -> impl Stream<Item = Result<Value, ClientError>> {
-    let state = (client, response.bytes_stream().boxed(), Vec::<u8>::new());
-    stream::try_unfold(state, |(client, mut chunks, mut buffer)| async move {
-        loop {
-            if let Some(end) = buffer.iter().position(|b| *b == b'\n') {
-                let rest = buffer.split_off(end + 1);
-                let line = std::mem::replace(&mut buffer, rest);
-                if line.trim_ascii().is_empty() {
-                    continue;
-                }
-                let value = serde_json::from_slice(&line).map_err(|e| client.malformed(e))?;
-                return Ok(Some((value, (client, chunks, buffer))));
-            }
-            if buffer.len() > MAX_ANSWER_BYTES {
-                return Err(client.malformed("a line without end"));
-            }
-            let silent = |_| ClientError::Unreachable {
-                server: client.server.clone(),
-                problem: format!("nothing came for {} s", WATCH_SILENCE.as_secs()),
-            };
-            match tokio::time::timeout(WATCH_SILENCE, chunks.next()).await.map_err(silent)? {
-                Some(chunk) => buffer.extend_from_slice(&chunk.map_err(|e| client.failed(&e))?),
-                None => return Ok(None),
-            }
+fn refusal(attempt: &str, status: StatusCode, message: &str) -> CliError {
+    let (exit, hint) = match status {
+        StatusCode::UNAUTHORIZED => (Exit::Unauthorized, "; log in again with crossdock login"),
+        StatusCode::FORBIDDEN => (Exit::Unauthorized, ""),
+        StatusCode::NOT_FOUND => (Exit::NotFound, ""),
+        s if s.is_client_error() => (Exit::Refused, ""),
+        _ => (Exit::Failed, ""),
+    };
+    CliError::new(exit, format!("could not {attempt}: {message}{hint}"))
+}
+
+/// The lines of a body, without line ends; a line is bounded by what the hub may send.
+fn lines(response: Response) -> impl Stream<Item = std::io::Result<Vec<u8>>> {
+    let stream = response.bytes_stream().map_err(std::io::Error::other);
+    let reader = tokio::io::BufReader::new(tokio_util::io::StreamReader::new(stream));
+    futures_util::stream::unfold(reader, |mut reader| async move {
+        let mut line = vec![];
+        match tokio::io::AsyncBufReadExt::read_until(&mut reader, b'\n', &mut line).await {
+            Ok(0) => None,
+            Ok(_) => Some((Ok(line), reader)),
+            Err(e) => Some((Err(e), reader)),
         }
     })
 }

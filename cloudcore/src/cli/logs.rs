@@ -1,44 +1,42 @@
-//! `crossdock logs`: what an app on a node writes.
+//! `crossdock logs NODE/APP`.
 
-use std::io::Write as _;
+use futures_util::{StreamExt as _, pin_mut};
+use tokio::io::AsyncWriteExt as _;
 
-use futures_util::StreamExt as _;
-use proto::name::Name;
-
-use super::Context;
+use super::{
+    Context,
+    exit::{CliError, Exit},
+};
 
 /// `crossdock logs`.
 #[derive(Debug, clap::Args)]
 pub struct LogsArgs {
     /// NODE/APP
-    #[arg(value_parser = workload)]
-    workload: (Name, Name),
-    /// Go on with new lines
+    workload: String,
+    /// Go on with new lines.
     #[arg(short, long)]
     follow: bool,
-    /// Only so many lines from the end
-    #[arg(long, value_name = "LINES")]
+    /// Lines from the end.
+    #[arg(long)]
     tail: Option<u32>,
 }
 
-fn workload(text: &str) -> Result<(Name, Name), String> {
-    let (node, app) = text.split_once('/').ok_or("write NODE/APP, such as box-1/scan-uploader")?;
-    let name = |text: &str| text.parse::<Name>().map_err(|e| e.to_string());
-    Ok((name(node)?, name(app)?))
-}
-
-/// Copies the output of an app to standard output.
+/// Prints the output of a workload.
 ///
 /// # Errors
-/// When the node is away, has no such app, or the hub cannot be reached.
+/// When the node is not connected or has no such app.
 pub async fn run(args: LogsArgs, context: &Context) -> anyhow::Result<()> {
-    let client = context.client()?;
-    let (node, app) = args.workload;
-    let mut output = client.logs(node.as_str(), app.as_str(), args.tail, args.follow).await?;
-    while let Some(bytes) = output.next().await {
-        let mut out = std::io::stdout().lock();
-        out.write_all(&bytes?)?;
-        out.flush()?;
+    let Some((node, app)) = args.workload.split_once('/') else {
+        return Err(CliError::new(Exit::Usage, format!("{:?}: write NODE/APP", args.workload)).into());
+    };
+    let stream = context.client()?.logs(node, app, args.tail, args.follow).await?;
+    pin_mut!(stream);
+    let mut out = tokio::io::stdout();
+    while let Some(bytes) = stream.next().await {
+        if out.write_all(&bytes?).await.is_err() {
+            return Ok(()); // the reader has seen enough
+        }
     }
+    let _ = out.flush().await; // likewise
     Ok(())
 }

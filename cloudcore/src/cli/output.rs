@@ -1,116 +1,105 @@
-//! Writing to the terminal: results, errors with their causes, amounts for people.
+//! How objects are printed: aligned columns, names, JSON, YAML.
 
 use std::io::Write as _;
 
+use clap::ValueEnum;
 use jiff::Timestamp;
-use proto::env::{SystemClock, WallClock as _};
+use serde_json::{Value, json};
 
-/// How objects are shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+use super::kinds::{KindInfo, text};
+
+/// `-o`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// A line each.
-    #[default]
+    /// Columns.
     Table,
-    /// A longer line each.
+    /// More columns.
     Wide,
-    /// JSON, as the API has it.
+    /// JSON; a list has `items`.
     Json,
-    /// The same as YAML.
+    /// YAML.
     Yaml,
     /// `kind/name`, a line each.
     Name,
 }
 
-/// Writes to standard output.
+/// Prints to standard output; a closed pipe ends the program quietly, as `head` expects it.
+pub fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// Prints many objects of one kind.
 ///
 /// # Errors
-/// When it is closed or full.
-pub fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    Ok(out.flush()?)
-}
-
-/// Writes an error and its causes, each once, to standard error.
-pub fn print_error(error: &anyhow::Error) {
-    let mut text = String::new();
-    for cause in error.chain() {
-        let cause = cause.to_string();
-        if !text.contains(&cause) {
-            text.push_str(if text.is_empty() { "" } else { ": " });
-            text.push_str(&cause);
+/// When a value cannot be written as YAML.
+pub fn list(format: Format, kind: &KindInfo, objects: &[Value], now: Timestamp) -> anyhow::Result<()> {
+    match format {
+        Format::Table | Format::Wide => {
+            if objects.is_empty() {
+                eprintln!("No {} found.", kind.plural);
+            } else {
+                print(&table(kind, objects, format == Format::Wide, true, now));
+            }
+            Ok(())
         }
-    }
-    eprintln!("error: {}", plain(&text));
-}
-
-/// Time of day.
-#[must_use]
-pub fn now() -> Timestamp {
-    SystemClock.now()
-}
-
-/// Time since `then`, short.
-#[must_use]
-pub fn age(then: Option<Timestamp>, now: Timestamp) -> String {
-    then.map_or_else(|| "-".into(), |then| span(now.as_second().saturating_sub(then.as_second())))
-}
-
-/// A number of seconds, short.
-#[must_use]
-pub fn span(seconds: i64) -> String {
-    match seconds.max(0) {
-        s @ 0..=119 => format!("{s}s"),
-        s @ 120..=7_199 => format!("{}m", s / 60),
-        s @ 7_200..=172_799 => format!("{}h", s / 3_600),
-        s => format!("{}d", s / 86_400),
+        Format::Name => {
+            objects.iter().for_each(|o| print(&format!("{}/{}\n", kind.plural, text(o, "/metadata/name"))));
+            Ok(())
+        }
+        Format::Json | Format::Yaml => structured(
+            format,
+            &json!({"apiVersion": proto::API_VERSION, "kind": format!("{}List", kind.kind), "items": objects}),
+        ),
     }
 }
 
-/// An amount of bytes, rounded.
-#[must_use]
-pub fn bytes(count: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let (mut value, mut unit) = (count as f64, 0);
-    while value >= 1024.0 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
+/// Prints one value as JSON or YAML.
+///
+/// # Errors
+/// When it cannot be written so.
+pub fn structured(format: Format, value: &Value) -> anyhow::Result<()> {
+    if format == Format::Yaml {
+        print(&serde_saphyr::to_string(value)?);
+    } else {
+        print(&format!("{}\n", serde_json::to_string_pretty(value)?));
     }
-    let name = units.get(unit).copied().unwrap_or_default();
-    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {name}") }
+    Ok(())
 }
 
-/// Text from far away without what could steer a terminal; line breaks stay.
+/// Columns as kubectl aligns them: three blanks between, the last one ragged.
 #[must_use]
-pub fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect()
-}
-
-/// Columns as wide as they need to be.
-#[must_use]
-pub fn columns(headers: &[&str], rows: &[Vec<String>]) -> String {
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
-        cells.chain(headers.get(column).map(|h| h.len())).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..headers.len()).map(width).collect();
-    let headers: Vec<String> = headers.iter().map(|h| (*h).to_owned()).collect();
-    let mut text = String::new();
-    for row in std::iter::once(&headers).chain(rows) {
-        text.push_str(&line(row, &widths));
+pub fn table(kind: &KindInfo, objects: &[Value], wide: bool, heads: bool, now: Timestamp) -> String {
+    let mut rows: Vec<Vec<String>> = vec![];
+    if heads {
+        rows.push(kind.heads.iter().map(|h| (*h).to_owned()).collect());
     }
-    text
+    rows.extend(objects.iter().map(|o| kind.cells(o, now)));
+    if !wide {
+        rows.iter_mut().for_each(|row| row.truncate(kind.wide_from));
+    }
+    align(&rows)
 }
 
-/// One row in columns of given widths.
+/// Aligns rows of cells.
 #[must_use]
-pub fn line(row: &[String], widths: &[usize]) -> String {
-    let cells = row.iter().enumerate().map(|(i, cell)| {
-        let width = widths.get(i).copied().unwrap_or(0);
-        format!("{:width$}", plain(cell).replace('\n', " "))
-    });
-    let text = cells.collect::<Vec<_>>().join("   ");
-    format!("{}\n", text.trim_end())
+pub fn align(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let cell = |row: &Vec<String>, i: usize| row.get(i).map_or("", String::as_str).replace(['\n', '\r', '\t'], " ");
+    let widths: Vec<usize> =
+        (0..columns).map(|i| rows.iter().map(|r| cell(r, i).chars().count()).max().unwrap_or(0)).collect();
+    let mut out = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (i, width) in widths.iter().enumerate() {
+            line.push_str(&format!("{:<width$}   ", cell(row, i)));
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
 }
 
 #[cfg(test)]
@@ -118,12 +107,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn amounts_and_tables_are_for_people() {
-        assert_eq!(bytes(17), "17 B");
-        assert_eq!(bytes(14 << 20), "14.0 MiB");
-        assert_eq!(span(90), "90s");
-        assert_eq!(span(86_400 * 3), "3d");
-        let rows = vec![vec!["a".into(), "x\u{1b}[2J\ny".into()], vec!["long-name".into(), String::new()]];
-        assert_eq!(columns(&["NAME", "SAYS"], &rows), "NAME        SAYS\na           x [2J y\nlong-name\n");
+    fn columns_align_and_control_characters_do_not_break_rows() {
+        let rows = [vec!["NAME".into(), "X".into()], vec!["a\nb".into(), String::new()]];
+        assert_eq!(align(&rows), "NAME   X\na b\n");
     }
 }
