@@ -9,6 +9,9 @@ use super::{
 };
 use crate::supervisor::Health;
 
+/// Longest message: the reports of all apps must fit one frame.
+const MAX_MESSAGE_CHARS: usize = 1_000;
+
 /// How a fetch stands.
 #[derive(Debug, Clone, PartialEq)]
 pub enum FetchView<'a> {
@@ -62,6 +65,7 @@ pub fn report(
         _ => None,
     };
     let Verdict { phase, reason, message } = said;
+    let message = message.chars().take(MAX_MESSAGE_CHARS).collect();
     let running = extra.running.as_ref().map(|(release, health)| running(release, health));
     Some(WorkloadStatus { target, phase, reason, message, since, progress, running })
 }
