@@ -14,6 +14,7 @@
 //! | [`scenario`] | what to break, and what must be true afterwards |
 //! | [`bench`] | measurements of the shipped binaries over real sockets |
 
+pub mod bench;
 pub mod clock;
 pub mod driver;
 pub mod net;
