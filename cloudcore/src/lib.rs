@@ -13,6 +13,7 @@
 //! | [`planner`] | pure planner of rollouts, and the loop that carries its steps out |
 //! | [`events`] | what happened, for people |
 //! | [`release`] | the release engineer's side: build, sign, publish |
+//! | [`stage`] | a fleet as processes on one machine, for demo, tests and benches |
 //! | [`cli`] | the command `crossdock` |
 
 pub mod api;
@@ -25,5 +26,6 @@ pub mod hub;
 pub mod link;
 pub mod planner;
 pub mod release;
+pub mod stage;
 pub mod store;
 pub mod trust;

@@ -1,0 +1,112 @@
+//! `crossdock demo`: the main job on one machine, with the programs that ship.
+//!
+//! A hub and three agents run as processes of their own on loopback in a temporary folder. The demo
+//! drives them through the same command line that a release engineer uses, prints each command, and
+//! times each scene. It ends with exit code 0 only when every scene showed what it must.
+
+mod scenes;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use tokio::{process::Command, time::Instant};
+
+use crate::stage::Stage;
+
+/// `crossdock demo`.
+#[derive(Debug, clap::Args)]
+pub struct DemoArgs {
+    /// Leave everything running, and say how to look at it and how to end it.
+    #[arg(long)]
+    keep: bool,
+    /// Folder to work in instead of a temporary one. It must not exist or be empty.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+}
+
+/// One line of the summary.
+struct Scene {
+    what: &'static str,
+    saw: String,
+    took: Duration,
+}
+
+/// Runs the demo.
+///
+/// # Errors
+/// The first scene that did not show what it must, with where to read on.
+pub async fn run(args: DemoArgs) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let mut stage = Stage::open(args.dir, programs().await?, true)?;
+    println!("working in {}", stage.path("").display());
+    let outcome = play(&mut stage).await;
+    match outcome {
+        Ok(scenes) => {
+            print_summary(&scenes, started.elapsed());
+            if args.keep {
+                stage.leave_running();
+            } else {
+                stage.close().await?;
+            }
+            Ok(())
+        }
+        Err(error) => {
+            stage.print_logs();
+            let folder = stage.keep_folder();
+            stage.close().await?;
+            Err(error)
+                .with_context(|| format!("the demo did not show what it must; its files are in {}", folder.display()))
+        }
+    }
+}
+
+async fn play(stage: &mut Stage) -> anyhow::Result<Vec<Scene>> {
+    let mut scenes = vec![];
+    macro_rules! scene {
+        ($what:literal, $scene:ident) => {{
+            println!("\n== {}", $what);
+            let before = Instant::now();
+            let saw = scenes::$scene(stage).await.context($what)?;
+            println!("   saw: {saw}");
+            scenes.push(Scene { what: $what, saw, took: before.elapsed() });
+        }};
+    }
+    scene!("a hub starts", hub_starts);
+    scene!("a release engineer makes keys and a signed repository", repository);
+    scene!("three boxes join and connect", nodes_join);
+    scene!("release 1.0.0 reaches every node", first_release);
+    scene!("release 2.0.0 replaces it", upgrade);
+    scene!("a tampered release is refused by the hub", tampered_metadata);
+    scene!("a tampered artifact is refused by the nodes", tampered_artifact);
+    scene!("a release that crashes is reverted", crashing_release);
+    Ok(scenes)
+}
+
+fn print_summary(scenes: &[Scene], total: Duration) {
+    println!("\nSummary");
+    for scene in scenes {
+        println!("  {:>6.2} s  {:<55} {}", scene.took.as_secs_f64(), scene.what, scene.saw);
+    }
+    println!("  {:>6.2} s  in all", total.as_secs_f64());
+}
+
+/// The folder with `cloudcore`, `crossdock` and `edgecore`. Under cargo they are built first, since
+/// `cargo run --bin crossdock` builds only the one.
+async fn programs() -> anyhow::Result<PathBuf> {
+    let this = std::env::current_exe().context("find this program")?;
+    let folder = this.parent().context("find the folder of this program")?.to_owned();
+    if let Some(cargo) = std::env::var_os("CARGO") {
+        let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("find the workspace")?;
+        println!("building the hub and the agent ...");
+        let mut build = Command::new(cargo);
+        build.args(["build", "--quiet", "--profile", profile, "--bin", "cloudcore", "--bin", "edgecore"]);
+        if !build.current_dir(workspace).status().await?.success() {
+            bail!("cargo could not build cloudcore and edgecore; see above");
+        }
+    }
+    Ok(folder)
+}

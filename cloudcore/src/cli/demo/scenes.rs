@@ -1,0 +1,173 @@
+//! The scenes of the demo, in order. Each returns what it saw.
+
+use std::{fs, os::unix::fs::PermissionsExt as _};
+
+use anyhow::{Context as _, bail, ensure};
+use proto::object::{Node, NodePhase, RunState, UpdatePhase, WorkloadStatus};
+
+use crate::stage::Stage;
+
+const NODES: [(&str, &str); 3] = [("box-hz-1", "hz-01"), ("box-hz-2", "hz-01"), ("box-sh-1", "sh-01")];
+const APP: &str = "scan-counter";
+
+pub async fn hub_starts(stage: &mut Stage) -> anyhow::Result<String> {
+    stage.init_hub().await?;
+    Ok(format!("the hub answers at https://{}", stage.api_address()?))
+}
+
+pub async fn repository(stage: &mut Stage) -> anyhow::Result<String> {
+    stage.crossdock(&["release", "init", "repo"]).await?;
+    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    Ok("the hub holds the trust root".into())
+}
+
+pub async fn nodes_join(stage: &mut Stage) -> anyhow::Result<String> {
+    for (node, site) in NODES {
+        stage.join(node, site).await?;
+        stage.start_agent(node)?;
+    }
+    stage.wait_for_nodes("all are Ready", |n| n.status.phase == NodePhase::Ready).await?;
+    stage.crossdock(&["get", "nodes"]).await?;
+    Ok("3 nodes at 2 sites are Ready".into())
+}
+
+/// Writes `release.yaml` beside a copy of this program, builds, signs and publishes it.
+async fn publish(stage: &Stage, version: &str, extra: &str) -> anyhow::Result<()> {
+    let folder = stage.path(&format!("{APP}-{version}"));
+    fs::create_dir_all(folder.join("files/bin"))?;
+    let program = folder.join("files/bin/scan-counter");
+    fs::copy(stage.crossdock_program(), &program).context("copy the program")?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    fs::write(folder.join("files/lanes.csv"), format!("lane,release\n1,{version}\n2,{version}\n"))?;
+    let yaml = format!(
+        "apiVersion: crossdock.io/v1
+app: {APP}
+version: {version}
+artifacts:
+  - source: files
+workload:
+  command: bin/scan-counter
+  args: [demo-app, serve, --version, {version}{extra}]
+  probes:
+    readiness:
+      exec: {{ command: [bin/scan-counter, demo-app, check, --version, {version}] }}
+      period: 500ms
+      timeout: 5s
+  soak: 1s
+  deadline: 30s
+  stopGrace: 5s
+"
+    );
+    fs::write(folder.join("release.yaml"), yaml)?;
+    let path = format!("{APP}-{version}/release.yaml");
+    stage.crossdock(&["release", "build", &path, "--repo", "repo"]).await?;
+    stage.crossdock(&["release", "sign", "--repo", "repo"]).await?;
+    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    Ok(())
+}
+
+fn workload(node: &Node) -> Option<&WorkloadStatus> {
+    node.status.workloads.get(APP)
+}
+
+fn runs(node: &Node, version: &str) -> bool {
+    let running = workload(node).and_then(|w| w.running.as_ref());
+    running.is_some_and(|r| r.release.version.as_str() == version && r.ready && r.state == RunState::Running)
+}
+
+async fn roll_out(stage: &mut Stage, version: &str) -> anyhow::Result<String> {
+    publish(stage, version, "").await?;
+    let release = format!("{APP}@{version}");
+    stage.crossdock(&["rollout", "start", &release, "--to", "all", "--wait"]).await?;
+    let healthy = |n: &Node| runs(n, version) && workload(n).is_some_and(|w| w.phase == UpdatePhase::Succeeded);
+    stage.wait_for_nodes("all report the digest healthy", healthy).await?;
+    stage.crossdock(&["get", "nodes", "-o", "wide"]).await?;
+    let nodes = stage.nodes().await?;
+    let digest = nodes.first().and_then(workload).and_then(|w| w.running.as_ref()).map(|r| r.release.digest.short());
+    Ok(format!("3 of 3 nodes run {} ({}), healthy", release, digest.unwrap_or_default()))
+}
+
+pub async fn first_release(stage: &mut Stage) -> anyhow::Result<String> {
+    roll_out(stage, "1.0.0").await
+}
+
+pub async fn upgrade(stage: &mut Stage) -> anyhow::Result<String> {
+    roll_out(stage, "2.0.0").await
+}
+
+/// A byte of the signed metadata changes on its way to the hub.
+pub async fn tampered_metadata(stage: &mut Stage) -> anyhow::Result<String> {
+    let metadata = stage.path("repo/metadata");
+    let mut versions: Vec<_> = fs::read_dir(&metadata)?
+        .flatten()
+        .filter(|e| e.file_name().to_string_lossy().ends_with(".targets.json"))
+        .map(|e| e.path())
+        .collect();
+    versions.sort_by_key(|p| {
+        let name = p.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        name.split('.').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0)
+    });
+    let targets = versions.pop().context("the repository has no targets metadata")?;
+    let good = fs::read_to_string(&targets)?;
+    let bad = good.replacen("2.0.0", "2.0.9", 1);
+    ensure!(bad != good, "there was nothing to tamper with");
+    fs::write(&targets, bad)?;
+    let (code, text) = stage.try_run("crossdock", &["release", "publish", "--repo", "repo"]).await?;
+    fs::write(&targets, good)?;
+    ensure!(code != 0, "tampered metadata was accepted");
+    let reason = text.lines().find(|l| l.contains("signature")).unwrap_or("refused");
+    Ok(format!("exit code {code}: {}", reason.trim()))
+}
+
+/// A byte of an artifact changes in the hub's own store, as a thief of the hub would do it.
+pub async fn tampered_artifact(stage: &mut Stage) -> anyhow::Result<String> {
+    let before = blob_files(stage)?;
+    publish(stage, "3.0.0", "").await?;
+    let new: Vec<_> = blob_files(stage)?.into_iter().filter(|p| !before.contains(p)).collect();
+    ensure!(!new.is_empty(), "the release brought no new artifact");
+    for path in &new {
+        let mut bytes = fs::read(path)?;
+        let middle = bytes.len() / 2;
+        if let Some(byte) = bytes.get_mut(middle) {
+            *byte ^= 0x20;
+        }
+        fs::write(path, bytes)?;
+    }
+    let release = format!("{APP}@3.0.0");
+    stage.crossdock(&["rollout", "start", &release, "--to", "all"]).await?;
+    let refused = |n: &Node| {
+        let blocked = workload(n).is_some_and(|w| {
+            w.target.as_ref().is_some_and(|t| t.version.as_str() == "3.0.0")
+                && matches!(w.phase, UpdatePhase::Blocked | UpdatePhase::Failed)
+        });
+        blocked && runs(n, "2.0.0")
+    };
+    stage.wait_for_nodes("all refuse 3.0.0 and still run 2.0.0", refused).await?;
+    let nodes = stage.nodes().await?;
+    let Some(w) = nodes.first().and_then(workload) else { bail!("a node vanished") };
+    Ok(format!("{}: {} Meanwhile 2.0.0 runs on", w.reason, w.message))
+}
+
+fn blob_files(stage: &Stage) -> anyhow::Result<Vec<std::path::PathBuf>> {
+    let (mut files, mut folders) = (vec![], vec![stage.path("hub/blobs")]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))? {
+            let path = entry?.path();
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    Ok(files)
+}
+
+pub async fn crashing_release(stage: &mut Stage) -> anyhow::Result<String> {
+    publish(stage, "4.0.0", ", --crash").await?;
+    let release = format!("{APP}@4.0.0");
+    let (code, _) = stage.try_run("crossdock", &["rollout", "start", &release, "--to", "all", "--wait"]).await?;
+    ensure!(code == 5, "a rollout that fails ends with exit code 5, this one with {code}");
+    let reverted = |n: &Node| workload(n).is_some_and(|w| w.phase == UpdatePhase::RolledBack) && runs(n, "2.0.0");
+    stage.wait_for_nodes("all are back on 2.0.0", reverted).await?;
+    stage.crossdock(&["get", "nodes", "-o", "wide"]).await?;
+    let nodes = stage.nodes().await?;
+    let message = nodes.first().and_then(workload).map(|w| w.message.clone()).unwrap_or_default();
+    Ok(format!("3 of 3 nodes are back on 2.0.0: {message}"))
+}
