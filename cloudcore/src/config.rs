@@ -1,1 +1,258 @@
-//! config
+//! The hub's configuration, `hub.yaml` in its data folder, and where things lie in that folder.
+//!
+//! `cloudcore init` ([`crate::cli::init`]) writes it, `cloudcore serve` reads it. Unknown fields are
+//! skipped with a warning, so a newer file still starts an older hub.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use proto::{
+    durable::{self, DurableError},
+    name::Name,
+    units::Span,
+};
+use serde::{Deserialize, Serialize};
+
+/// Largest `hub.yaml` that is read, in bytes.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// Where the API listens unless told otherwise.
+pub const DEFAULT_API_PORT: u16 = 7444;
+
+/// What a hub is told when it starts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HubConfig {
+    /// The data folder; where the file lies, so not in it.
+    #[serde(skip)]
+    pub data_dir: PathBuf,
+    /// Name of the fleet.
+    pub fleet: Name,
+    /// Where agents connect (UDP). Port 0 takes any free one.
+    #[serde(default = "default_link")]
+    pub link_listen: SocketAddr,
+    /// Where the API listens (TCP, TLS). Port 0 takes any free one.
+    #[serde(default = "default_api")]
+    pub api_listen: SocketAddr,
+    /// Names and addresses in the API's certificate.
+    #[serde(default)]
+    pub api_names: Vec<String>,
+    /// Addresses of the link that agents are told when they join, `host:port`.
+    #[serde(default)]
+    pub advertise: Vec<String>,
+    /// How often an agent should be heard from.
+    #[serde(default = "default_heartbeat")]
+    pub heartbeat: Span,
+    /// How long a node may be silent before it is `Unknown`.
+    #[serde(default = "default_unknown_after")]
+    pub unknown_after: Span,
+    /// Bytes a second for artifacts to one node; absent is unlimited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bulk_bytes_per_s_node: Option<u64>,
+}
+
+fn default_link() -> SocketAddr {
+    ([0, 0, 0, 0], proto::link::DEFAULT_PORT).into()
+}
+fn default_api() -> SocketAddr {
+    ([0, 0, 0, 0], DEFAULT_API_PORT).into()
+}
+fn default_heartbeat() -> Span {
+    Span::from_secs(10)
+}
+fn default_unknown_after() -> Span {
+    Span::from_secs(40)
+}
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// No file.
+    #[error("{} is not there; `cloudcore init --data {}` makes a new hub", path.display(), folder.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// The data folder.
+        folder: PathBuf,
+    },
+    /// Not readable.
+    #[error("could not read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Not what it should be.
+    #[error("{} is wrong: {problem}", path.display())]
+    Wrong {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with place and mend.
+        problem: String,
+    },
+    /// Not writable.
+    #[error("could not save the configuration")]
+    Write(#[from] DurableError),
+}
+
+impl HubConfig {
+    /// The defaults for a fleet.
+    #[must_use]
+    pub fn new(data_dir: impl Into<PathBuf>, fleet: Name) -> HubConfig {
+        HubConfig {
+            data_dir: data_dir.into(),
+            fleet,
+            link_listen: default_link(),
+            api_listen: default_api(),
+            api_names: vec![],
+            advertise: vec![],
+            heartbeat: default_heartbeat(),
+            unknown_after: default_unknown_after(),
+            bulk_bytes_per_s_node: None,
+        }
+    }
+
+    /// Reads and checks `hub.yaml` in a data folder.
+    ///
+    /// # Errors
+    /// When it is missing, unreadable, or contradicts itself.
+    pub fn load(data_dir: &Path) -> Result<HubConfig, ConfigError> {
+        let path = data_dir.join("hub.yaml");
+        let text = match read_bounded(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(ConfigError::Missing { path, folder: data_dir.into() });
+            }
+            Err(source) => return Err(ConfigError::Read { path, source }),
+        };
+        let wrong = |problem: String| ConfigError::Wrong { path: path.clone(), problem };
+        let mut config: HubConfig = serde_saphyr::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        config.data_dir = data_dir.into();
+        for field in unknown_fields(&text, &config) {
+            tracing::warn!(field, path = %path.display(), "unknown field in the configuration, skipped");
+        }
+        config.check().map_err(wrong)?;
+        Ok(config)
+    }
+
+    /// Writes `hub.yaml` into the data folder.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save(&self) -> Result<(), ConfigError> {
+        let path = self.data_dir.join("hub.yaml");
+        let yaml = serde_saphyr::to_string(self)
+            .map_err(|e| ConfigError::Wrong { path: path.clone(), problem: e.to_string() })?;
+        Ok(durable::write(&path, yaml.as_bytes(), 0o644)?)
+    }
+
+    /// Checks what the types do not.
+    fn check(&self) -> Result<(), String> {
+        if self.heartbeat.get().as_millis() < 100 {
+            return Err(format!("heartbeat is {}; it must be at least 100ms", self.heartbeat));
+        }
+        if self.unknown_after.get() <= self.heartbeat.get() {
+            return Err(format!(
+                "unknownAfter ({}) must be longer than heartbeat ({}), about four times as long",
+                self.unknown_after, self.heartbeat
+            ));
+        }
+        if self.bulk_bytes_per_s_node == Some(0) {
+            return Err("bulkBytesPerSNode is 0, so nothing would ever arrive; leave it out for no bound".into());
+        }
+        match self.advertise.iter().find(|a| a.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err())) {
+            Some(bad) => Err(format!("advertise holds {bad:?}; write host:port")),
+            None => Ok(()),
+        }
+    }
+
+    /// The database.
+    #[must_use]
+    pub fn database(&self) -> PathBuf {
+        self.data_dir.join("hub.db")
+    }
+
+    /// The first administrator's token, for whoever may read the data folder.
+    #[must_use]
+    pub fn admin_token(&self) -> PathBuf {
+        self.data_dir.join("admin.token")
+    }
+
+    /// SHA-256 of every API token and whom it stands for.
+    #[must_use]
+    pub fn api_tokens(&self) -> PathBuf {
+        self.data_dir.join("api-tokens.json")
+    }
+
+    /// Certificate of the authority, which the CLI pins.
+    #[must_use]
+    pub fn ca_certificate(&self) -> PathBuf {
+        self.data_dir.join("ca.crt")
+    }
+
+    /// Where a running hub says what it listens on.
+    #[must_use]
+    pub fn addresses(&self) -> PathBuf {
+        self.data_dir.join("addresses.json")
+    }
+}
+
+fn read_bounded(path: &Path) -> io::Result<String> {
+    if fs::metadata(path)?.len() > MAX_CONFIG_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 1 MiB"));
+    }
+    fs::read_to_string(path)
+}
+
+fn unknown_fields(text: &str, config: &HubConfig) -> Vec<String> {
+    let optional = ["bulkBytesPerSNode"];
+    let known = serde_json::to_value(config).unwrap_or_default();
+    let given: BTreeMap<String, serde_json::Value> = serde_saphyr::from_str(text).unwrap_or_default();
+    given.into_keys().filter(|key| known.get(key).is_none() && !optional.contains(&key.as_str())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_goes_both_ways_and_newer_fields_are_named_and_skipped() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = HubConfig::new(folder.path(), "hz".parse().unwrap());
+        config.advertise.push("hub.example:7443".into());
+        config.save().unwrap();
+        assert_eq!(HubConfig::load(folder.path()).unwrap(), config);
+
+        let path = folder.path().join("hub.yaml");
+        let text = fs::read_to_string(&path).unwrap() + "brokers: [a, b]\n";
+        fs::write(&path, &text).unwrap();
+        assert_eq!(HubConfig::load(folder.path()).unwrap(), config);
+        assert_eq!(unknown_fields(&text, &config), ["brokers"]);
+        fs::write(&path, "fleet: hz\n").unwrap();
+        assert_eq!(HubConfig::load(folder.path()).unwrap().link_listen.port(), 7443);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = HubConfig::load(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("cloudcore init"), "{error}");
+        for (text, word) in [
+            ("fleet: A\n", "lower-case"),
+            ("fleet: a\nheartbeat: 10s\nunknownAfter: 5s\n", "longer"),
+            ("fleet: a\nadvertise: [hub]\n", "host:port"),
+            ("fleet: a\nbulkBytesPerSNode: 0\n", "no bound"),
+            ("fleet: a\nlinkListen: 7443\n", "hub.yaml"),
+            ("fleet: [\n", "hub.yaml"),
+            ("link: x\n", "fleet"),
+        ] {
+            fs::write(folder.path().join("hub.yaml"), text).unwrap();
+            let error = HubConfig::load(folder.path()).unwrap_err().to_string();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Keys: ed25519 (RFC 8032), secret ones as PKCS#8 version 1 in PEM, which OpenSSL reads too.
+//!
+//! The public form and its ID are those of the other TUF writers: the ID is the SHA-256 of the
+//! canonical JSON of `{keytype, keyval, scheme}`.
+
+use std::fmt;
+
+use data_encoding::HEXLOWER_PERMISSIVE;
+use ed25519_dalek::{
+    Signature as Ed25519Signature, Signer as _, SigningKey, VerifyingKey,
+    pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, KeypairBytes, spki::der::pem::LineEnding},
+};
+use serde::{Deserialize, Serialize};
+
+use super::json::Json;
+use crate::digest::Digest;
+
+/// A public key as metadata lists it. Of a kind that we do not know it is kept and never counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublicKey {
+    /// `ed25519`.
+    pub keytype: String,
+    /// The value.
+    pub keyval: KeyValue,
+    /// `ed25519`.
+    pub scheme: String,
+}
+
+/// Value of a public key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyValue {
+    /// 64 hex digits for ed25519.
+    pub public: String,
+}
+
+impl PublicKey {
+    fn of(key: &VerifyingKey) -> PublicKey {
+        PublicKey {
+            keytype: "ed25519".into(),
+            keyval: KeyValue { public: HEXLOWER_PERMISSIVE.encode(key.as_bytes()) },
+            scheme: "ed25519".into(),
+        }
+    }
+
+    /// Its ID: 64 hex digits.
+    #[must_use]
+    pub fn id(&self) -> String {
+        let canonical = Json::of(self).map(|json| json.canonical()).unwrap_or_default();
+        Digest::of(&canonical).hex()
+    }
+
+    /// The raw key, when it is an ed25519 key that exists on the curve.
+    #[must_use]
+    pub fn bytes(&self) -> Option<[u8; 32]> {
+        self.verifying().map(|key| key.to_bytes())
+    }
+
+    fn verifying(&self) -> Option<VerifyingKey> {
+        if self.keytype != "ed25519" || self.scheme != "ed25519" {
+            return None;
+        }
+        let raw = HEXLOWER_PERMISSIVE.decode(self.keyval.public.as_bytes()).ok()?;
+        VerifyingKey::from_bytes(&raw.try_into().ok()?).ok()
+    }
+
+    /// Whether `signature` (128 hex digits) is this key's over `message`.
+    #[must_use]
+    pub fn verifies(&self, message: &[u8], signature: &str) -> bool {
+        let check = || {
+            let raw = HEXLOWER_PERMISSIVE.decode(signature.as_bytes()).ok()?;
+            let signature = Ed25519Signature::from_slice(&raw).ok()?;
+            self.verifying()?.verify_strict(message, &signature).ok()
+        };
+        check().is_some()
+    }
+}
+
+/// A text is no secret key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "this is not an unencrypted ed25519 key in PKCS#8 PEM ({0}); make one with `crossdock keys new NAME` or `openssl genpkey -algorithm ed25519`"
+)]
+pub struct KeyError(String);
+
+/// A key that signs. Cleared from memory when dropped; never printed.
+#[derive(Clone)]
+pub struct SecretKey(SigningKey);
+
+impl SecretKey {
+    /// The key of 32 secret bytes.
+    #[must_use]
+    pub fn from_seed(seed: &[u8; 32]) -> SecretKey {
+        SecretKey(SigningKey::from_bytes(seed))
+    }
+
+    /// Reads PKCS#8 PEM, version 1 or 2.
+    ///
+    /// # Errors
+    /// When it is anything else.
+    pub fn from_pem(pem: &str) -> Result<SecretKey, KeyError> {
+        let key = SigningKey::from_pkcs8_pem(pem.trim_start()).map_err(|e| KeyError(e.to_string()))?;
+        Ok(SecretKey(key))
+    }
+
+    /// As PKCS#8 version 1 PEM.
+    ///
+    /// # Errors
+    /// None that is known; encoding is fallible by its type.
+    pub fn to_pem(&self) -> Result<String, KeyError> {
+        let bytes = KeypairBytes { secret_key: self.0.to_bytes(), public_key: None };
+        let pem = bytes.to_pkcs8_pem(LineEnding::LF).map_err(|e| KeyError(e.to_string()))?;
+        Ok(pem.as_str().to_owned())
+    }
+
+    /// Its public half.
+    #[must_use]
+    pub fn public(&self) -> PublicKey {
+        PublicKey::of(&self.0.verifying_key())
+    }
+
+    /// ID of its public half.
+    #[must_use]
+    pub fn id(&self) -> String {
+        self.public().id()
+    }
+
+    /// Signs: 128 hex digits.
+    #[must_use]
+    pub fn sign(&self, message: &[u8]) -> String {
+        HEXLOWER_PERMISSIVE.encode(&self.0.sign(message).to_bytes())
+    }
+}
+
+impl fmt::Debug for SecretKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SecretKey({}, ..)", short(&self.id())) // the secret stays out of logs
+    }
+}
+
+/// The first digits of an ID, for people.
+#[must_use]
+pub fn short(id: &str) -> String {
+    id.chars().take(12).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_id_is_that_of_the_other_writers() {
+        // Computed with securesystemslib: SSlibKey of the all-zero seed's public key.
+        let key = SecretKey::from_seed(&[0; 32]);
+        let public = "3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29";
+        assert_eq!(key.public().keyval.public, public);
+        let canonical = format!(r#"{{"keytype":"ed25519","keyval":{{"public":"{public}"}},"scheme":"ed25519"}}"#);
+        assert_eq!(key.id(), Digest::of(canonical.as_bytes()).hex());
+    }
+
+    #[test]
+    fn secret_keys_are_pkcs8_version_1_and_stay_secret() {
+        let key = SecretKey::from_seed(&[7; 32]);
+        let pem = key.to_pem().unwrap();
+        assert_eq!(SecretKey::from_pem(&pem).unwrap().id(), key.id());
+        // Version 1 holds 48 bytes: OpenSSL refuses the longer version 2.
+        let body: String = pem.lines().filter(|l| !l.starts_with('-')).collect();
+        let der = data_encoding::BASE64.decode(body.as_bytes()).unwrap();
+        assert_eq!((der.len(), der[4]), (48, 0));
+        assert!(!format!("{key:?}").contains("0707"));
+        for bad in ["", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "ssh-ed25519 AAAA"] {
+            assert!(SecretKey::from_pem(bad).unwrap_err().to_string().contains("crossdock keys new"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_sound_ed25519_signatures_count() {
+        let key = SecretKey::from_seed(&[7; 32]);
+        let (public, good) = (key.public(), key.sign(b"message"));
+        assert!(public.verifies(b"message", &good));
+        assert!(!public.verifies(b"massage", &good));
+        for bad in ["", "00", "zz", &good[2..], &format!("{good}00")] {
+            assert!(!public.verifies(b"message", bad), "{bad}");
+        }
+        let mut other = public.clone();
+        other.keytype = "rsa".into();
+        assert!(!other.verifies(b"message", &good));
+        other = public;
+        other.keyval.public = "nonsense".into();
+        assert!(!other.verifies(b"message", &good));
+        assert_eq!(other.bytes(), None);
+    }
+}
