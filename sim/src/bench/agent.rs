@@ -1,18 +1,21 @@
 //! `sim bench agent`: what one idle agent with one workload costs its box and its line.
 
-use std::{fs, time::Duration};
+use std::{collections::BTreeMap, fs, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
-use proto::object::{NodePhase, UpdatePhase};
+use cloudcore::stage::PATIENCE;
+use proto::object::{Node, NodePhase, UpdatePhase};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Figures, process, profile,
+    Figures,
+    fixture::{APP, Fixture},
+    process, profile,
     relay::Relay,
-    seconds,
-    stage::{APP, PATIENCE, Stage},
-    warn_if_debug,
+    seconds, warn_if_debug,
 };
+
+const NODE: &str = "box-1";
 
 /// `sim bench agent`.
 #[derive(Debug, clap::Args)]
@@ -35,29 +38,23 @@ pub struct AgentArgs {
 pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     ensure!(args.seconds >= 30, "--seconds must be at least 30, three heartbeats");
     warn_if_debug();
-    let mut stage = Stage::open().await?;
-    match measure(&mut stage, &args).await {
-        Ok(figures) => {
-            stage.close().await?;
-            figures.print(args.json);
-            Ok(())
-        }
-        Err(error) => {
-            let logs = format!("hub: {}; agent: {}", stage.last_lines("hub"), stage.last_lines("box-1"));
-            Err(error.context(logs))
-        }
-    }
+    let mut fixture = Fixture::open().await?;
+    let figures = measure(&mut fixture, &args).await.with_context(|| fixture.last_lines(NODE))?;
+    fixture.stage.close().await?;
+    figures.print(args.json);
+    Ok(())
 }
 
-async fn measure(stage: &mut Stage, args: &AgentArgs) -> anyhow::Result<Figures> {
-    let relay = Relay::start(stage.link).await?;
-    stage.publish("1.0.0", 1 << 20).await?;
-    let token = stage.token(1).await?;
-    stage.join("box-1", &token, relay.address).await?;
-    stage.spawn_agent("box-1")?;
-    stage.crossdock(&["rollout", "start", &format!("{APP}@1.0.0"), "--to", "all"]).await?;
-    let healthy = |nodes: &std::collections::BTreeMap<String, proto::object::Node>| {
-        let node = nodes.get("box-1").ok_or("the node is gone")?;
+async fn measure(fixture: &mut Fixture, args: &AgentArgs) -> anyhow::Result<Figures> {
+    let link = fixture.stage.link_address()?.parse().context("the hub's link address")?;
+    let relay = Relay::start(link).await?;
+    fixture.publish("1.0.0", 1 << 20).await?;
+    let token = fixture.token(1).await?;
+    fixture.join(NODE, &token, &relay.address.to_string()).await?;
+    fixture.stage.start_agent(NODE)?;
+    fixture.start_rollout("1.0.0").await?;
+    let healthy = |nodes: &BTreeMap<String, Node>| {
+        let node = nodes.get(NODE).ok_or("the node is gone")?;
         let app = node.status.workloads.iter().find(|(name, _)| name.as_str() == APP).map(|(_, status)| status);
         let done =
             app.is_some_and(|a| a.phase == UpdatePhase::Succeeded && a.running.as_ref().is_some_and(|r| r.ready));
@@ -67,12 +64,11 @@ async fn measure(stage: &mut Stage, args: &AgentArgs) -> anyhow::Result<Figures>
             Err(format!("the node is {:?}", node.status))
         }
     };
-    stage.api.follow(PATIENCE, healthy).await?;
+    fixture.api.follow(PATIENCE, healthy).await?;
     eprintln!("healthy; settling for {} s, then measuring for {} s", args.settle, args.seconds);
     sleep(Duration::from_secs(args.settle)).await; // idle is what is measured
 
-    let pids = stage.agent_pids();
-    let &[agent] = pids.as_slice() else { bail!("{} agents run", pids.len()) };
+    let agent = fixture.stage.agent_pid(NODE).context("the agent has ended")?;
     let (cpu_before, (bytes_before, datagrams_before)) = (process::cpu(agent)?, relay.counts.get());
     ensure!(bytes_before > 0, "nothing passed the relay: the agent found the hub without it");
     let begin = Instant::now();
@@ -82,11 +78,11 @@ async fn measure(stage: &mut Stage, args: &AgentArgs) -> anyhow::Result<Figures>
     let (bytes, datagrams) = (bytes - bytes_before, datagrams - datagrams_before);
     ensure!(datagrams > 0, "not one datagram in {took:?}: the agent is not connected");
     let cpu = process::cpu(agent)?.saturating_sub(cpu_before);
-    figures(stage, agent, bytes, datagrams, took, cpu)
+    figures(fixture, agent, bytes, datagrams, took, cpu)
 }
 
 fn figures(
-    stage: &Stage,
+    fixture: &Fixture,
     agent: u32,
     bytes: u64,
     datagrams: u64,
@@ -94,10 +90,10 @@ fn figures(
     cpu: Duration,
 ) -> anyhow::Result<Figures> {
     let memory = process::memory(agent)?;
-    let shims = stage.shim_pids();
+    let shims = fixture.shim_pids();
     let &[shim] = shims.as_slice() else { bail!("{} shims run, expected one", shims.len()) };
     let shim = process::memory(shim)?;
-    let binary = stage.program("edgecore");
+    let binary = fixture.program("edgecore");
     let per_s = |n: u64| (n as f64 / took.as_secs_f64() * 10.0).round() / 10.0;
     let mut figures = Figures::default();
     figures.add("agent_rss_bytes", memory.rss_bytes, "VmRSS, idle, one workload (at most 10 MiB, goal 8)");

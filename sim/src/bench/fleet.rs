@@ -4,14 +4,15 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, ensure};
+use cloudcore::stage::PATIENCE;
 use futures_util::StreamExt as _;
 use proto::object::{Node, NodePhase, UpdatePhase};
 use tokio::time::Instant;
 
 use super::{
-    Figures, process, profile, seconds,
-    stage::{APP, PATIENCE, SOAK_S, Stage},
-    warn_if_debug, yardstick,
+    Figures,
+    fixture::{APP, Fixture, SOAK_S},
+    process, profile, seconds, warn_if_debug, yardstick,
 };
 
 /// Joins that run at the same time.
@@ -38,18 +39,11 @@ pub struct FleetArgs {
 pub async fn run(args: FleetArgs) -> anyhow::Result<()> {
     ensure!((1..=10_000).contains(&args.nodes), "--nodes must be 1 to 10000");
     warn_if_debug();
-    let mut stage = Stage::open().await?;
-    match measure(&mut stage, &args).await {
-        Ok(figures) => {
-            stage.close().await?;
-            figures.print(args.json);
-            Ok(())
-        }
-        Err(error) => {
-            let logs = format!("hub: {}; first agent: {}", stage.last_lines("hub"), stage.last_lines(&name(0)));
-            Err(error.context(logs))
-        }
-    }
+    let mut fixture = Fixture::open().await?;
+    let figures = measure(&mut fixture, &args).await.with_context(|| fixture.last_lines(&name(0)))?;
+    fixture.stage.close().await?;
+    figures.print(args.json);
+    Ok(())
 }
 
 fn name(number: usize) -> String {
@@ -75,14 +69,14 @@ struct RolledOut {
     healthy: usize,
 }
 
-async fn measure(stage: &mut Stage, args: &FleetArgs) -> anyhow::Result<Figures> {
-    stage.publish("1.0.0", args.release_kib << 10).await?;
-    join_all(stage, args.nodes).await?;
-    let connected = connect(stage, args.nodes).await?;
-    let rolled_out = roll_out(stage, args.nodes).await?;
-    let hub = process::memory(stage.hub_pid()?)?;
+async fn measure(fixture: &mut Fixture, args: &FleetArgs) -> anyhow::Result<Figures> {
+    fixture.publish("1.0.0", args.release_kib << 10).await?;
+    join_all(fixture, args.nodes).await?;
+    let connected = connect(fixture, args.nodes).await?;
+    let rolled_out = roll_out(fixture, args.nodes).await?;
+    let hub = process::memory(fixture.hub_pid()?)?;
     let mut agents_rss = 0;
-    for pid in stage.agent_pids() {
+    for pid in agent_pids(fixture) {
         agents_rss += process::memory(pid)?.rss_bytes;
     }
     let nodes = u64::try_from(args.nodes)?;
@@ -111,13 +105,13 @@ async fn measure(stage: &mut Stage, args: &FleetArgs) -> anyhow::Result<Figures>
     Ok(figures)
 }
 
-async fn join_all(stage: &Stage, nodes: usize) -> anyhow::Result<()> {
-    let token = stage.token(nodes).await?;
+async fn join_all(fixture: &Fixture, nodes: usize) -> anyhow::Result<()> {
+    let (token, link) = (fixture.token(nodes).await?, fixture.stage.link_address()?);
     let begin = Instant::now();
     let mut joins = futures_util::stream::iter(0..nodes)
         .map(|number| {
-            let (stage, token) = (stage, &token);
-            async move { stage.join(&name(number), token, stage.link).await }
+            let (token, link) = (&token, &link);
+            async move { fixture.join(&name(number), token, link).await }
         })
         .buffer_unordered(JOINS_AT_ONCE);
     while let Some(result) = joins.next().await {
@@ -127,19 +121,19 @@ async fn join_all(stage: &Stage, nodes: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn connect(stage: &mut Stage, nodes: usize) -> anyhow::Result<Connected> {
-    let hub = stage.hub_pid()?;
+async fn connect(fixture: &mut Fixture, nodes: usize) -> anyhow::Result<Connected> {
+    let hub = fixture.hub_pid()?;
     let (cpu, rss) = (process::cpu(hub)?, process::memory(hub)?.rss_bytes);
     let begin = Instant::now();
     for number in 0..nodes {
-        stage.spawn_agent(&name(number))?;
+        fixture.stage.start_agent(&name(number))?;
     }
     let spawned = begin.elapsed();
     let all_ready = |all: &BTreeMap<String, Node>| {
         let ready = all.values().filter(|node| node.status.phase == NodePhase::Ready).count();
         if ready == nodes { Ok(()) } else { Err(format!("{ready} of {nodes} nodes are Ready")) }
     };
-    stage.api.follow(PATIENCE, all_ready).await?;
+    fixture.api.follow(PATIENCE, all_ready).await?;
     let took = begin.elapsed();
     eprintln!("{nodes} agents connected in {:.2} s", took.as_secs_f64());
     Ok(Connected {
@@ -160,11 +154,11 @@ fn phase(node: &Node) -> Option<UpdatePhase> {
     })
 }
 
-async fn roll_out(stage: &Stage, nodes: usize) -> anyhow::Result<RolledOut> {
-    let hub = stage.hub_pid()?;
-    let (hub_cpu, agents_cpu, sent) = (process::cpu(hub)?, agents_cpu(stage)?, process::loopback_bytes()?);
+async fn roll_out(fixture: &Fixture, nodes: usize) -> anyhow::Result<RolledOut> {
+    let hub = fixture.hub_pid()?;
+    let (hub_cpu, agents_cpu, sent) = (process::cpu(hub)?, agents_cpu(fixture)?, process::loopback_bytes()?);
     let begin = Instant::now();
-    stage.crossdock(&["rollout", "start", &format!("{APP}@1.0.0"), "--to", "all"]).await?;
+    fixture.start_rollout("1.0.0").await?;
     let commanded = begin.elapsed();
     let (mut on_trial, mut healthy) = (None, 0);
     let all_healthy = |all: &BTreeMap<String, Node>| {
@@ -176,7 +170,7 @@ async fn roll_out(stage: &Stage, nodes: usize) -> anyhow::Result<RolledOut> {
         healthy = phases.iter().filter(|p| **p == UpdatePhase::Succeeded).count();
         if healthy == nodes { Ok(()) } else { Err(format!("{healthy} of {nodes} nodes are healthy: {phases:?}")) }
     };
-    stage.api.follow(PATIENCE, all_healthy).await?;
+    fixture.api.follow(PATIENCE, all_healthy).await?;
     let took = begin.elapsed();
     Ok(RolledOut {
         took,
@@ -184,11 +178,15 @@ async fn roll_out(stage: &Stage, nodes: usize) -> anyhow::Result<RolledOut> {
         on_trial: on_trial.unwrap_or(took),
         bytes_sent: process::loopback_bytes()?.saturating_sub(sent),
         hub_cpu: process::cpu(hub)?.saturating_sub(hub_cpu),
-        agents_cpu: self::agents_cpu(stage)?.saturating_sub(agents_cpu),
+        agents_cpu: self::agents_cpu(fixture)?.saturating_sub(agents_cpu),
         healthy,
     })
 }
 
-fn agents_cpu(stage: &Stage) -> anyhow::Result<Duration> {
-    stage.agent_pids().into_iter().map(process::cpu).sum()
+fn agent_pids(fixture: &Fixture) -> Vec<u32> {
+    (0..).map_while(|number| fixture.stage.agent_pid(&name(number))).collect()
+}
+
+fn agents_cpu(fixture: &Fixture) -> anyhow::Result<Duration> {
+    agent_pids(fixture).into_iter().map(process::cpu).sum()
 }

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`agent`] | one idle agent: memory, binary, traffic |
 //! | [`fleet`] | many agents: connecting, a rollout, the hub's cost, and plain TLS beside it |
-//! | [`stage`] | the processes: found, started, stopped whole |
+//! | [`fixture`] | what every bench begins with: a hub, a release to roll out |
 //! | [`api`] | the hub's REST as the benches read it |
 //! | [`relay`] | a UDP relay that counts |
 //! | [`process`] | memory and processor time of a process, from `/proc` |
@@ -16,10 +16,10 @@
 
 pub mod agent;
 pub mod api;
+pub mod fixture;
 pub mod fleet;
 pub mod process;
 pub mod relay;
-pub mod stage;
 pub mod yardstick;
 
 use serde_json::{Map, Value};
