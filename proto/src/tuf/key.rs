@@ -8,7 +8,9 @@ use std::fmt;
 use data_encoding::HEXLOWER_PERMISSIVE;
 use ed25519_dalek::{
     Signature as Ed25519Signature, Signer as _, SigningKey, VerifyingKey,
-    pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, KeypairBytes, spki::der::pem::LineEnding},
+    pkcs8::{
+        DecodePrivateKey as _, DecodePublicKey as _, EncodePrivateKey as _, KeypairBytes, spki::der::pem::LineEnding,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +42,16 @@ impl PublicKey {
             keyval: KeyValue { public: HEXLOWER_PERMISSIVE.encode(key.as_bytes()) },
             scheme: "ed25519".into(),
         }
+    }
+
+    /// Reads SubjectPublicKeyInfo in PEM, as `openssl pkey -pubout` writes it.
+    ///
+    /// # Errors
+    /// When it is anything but an ed25519 key.
+    pub fn from_pem(pem: &str) -> Result<PublicKey, KeyError> {
+        VerifyingKey::from_public_key_pem(pem.trim_start())
+            .map(|key| PublicKey::of(&key))
+            .map_err(|e| KeyError(e.to_string()))
     }
 
     /// Its ID: 64 hex digits.
@@ -75,7 +87,7 @@ impl PublicKey {
     }
 }
 
-/// A text is no secret key.
+/// A text is no key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "this is not an unencrypted ed25519 key in PKCS#8 PEM ({0}); make one with `crossdock keys new NAME` or `openssl genpkey -algorithm ed25519`"

@@ -355,35 +355,61 @@ impl<T: Role> Offered<T> {
         Ok(Offered { text: text.to_owned(), canonical: signed.canonical(), signatures, signed: typed })
     }
 
-    /// Checks the signatures against the keys that `root` lists for the role.
+    /// Counts the signatures of keys that `root` lists for the role.
     ///
     /// Counts distinct keys, not key IDs: one key under two IDs counts once.
+    #[must_use]
+    pub fn tally(&self, root: &RootMeta) -> Tally {
+        let keys = root.roles.get(T::NAME.as_str());
+        let (mut good, mut tally) = (BTreeSet::new(), Tally::default());
+        for signature in &self.signatures {
+            let listed = keys.is_some_and(|keys| keys.keyids.contains(&signature.keyid));
+            match root.keys.get(&signature.keyid).filter(|_| listed) {
+                None => tally.unknown.push(signature.keyid.clone()),
+                Some(key) if key.verifies(&self.canonical, &signature.sig) => good.extend(key.bytes()),
+                Some(_) => tally.bad.push(signature.keyid.clone()),
+            }
+        }
+        tally.valid = good.len();
+        tally.needed = keys.map_or(usize::MAX, |keys| usize::try_from(keys.threshold).unwrap_or(usize::MAX).max(1));
+        tally
+    }
+
+    /// Checks the signatures against the keys and the threshold that `root` lists for the role.
     ///
     /// # Errors
     /// [`TufError::Threshold`], or more exactly [`TufError::UnknownKey`] or [`TufError::BadSignature`].
     pub fn verify(&self, root: &RootMeta) -> Result<(), TufError> {
-        let role = T::NAME;
-        let keys = root.roles.get(role.as_str()).ok_or_else(|| TufError::Malformed {
-            role: RoleName::Root,
-            problem: format!("it lists no keys for the role {role}"),
-        })?;
-        let (mut good, mut unknown, mut bad) = (BTreeSet::new(), None, None);
-        for signature in &self.signatures {
-            let listed = keys.keyids.contains(&signature.keyid);
-            match root.keys.get(&signature.keyid).filter(|_| listed) {
-                None => unknown = unknown.or(Some(short(&signature.keyid))),
-                Some(key) if key.verifies(&self.canonical, &signature.sig) => {
-                    good.extend(key.bytes());
-                }
-                Some(_) => bad = bad.or(Some(short(&signature.keyid))),
-            }
+        let (role, tally) = (T::NAME, self.tally(root));
+        let Tally { valid, needed, .. } = tally;
+        if tally.is_enough() {
+            return Ok(());
         }
-        let (valid, needed) = (good.len(), usize::try_from(keys.threshold).unwrap_or(usize::MAX));
-        match (valid >= needed, bad, unknown) {
-            (true, ..) => Ok(()),
-            (false, Some(key), _) => Err(TufError::BadSignature { role, key, valid, needed }),
-            (false, None, Some(key)) => Err(TufError::UnknownKey { role, key, valid, needed }),
-            (false, None, None) => Err(TufError::Threshold { role, valid, needed }),
-        }
+        Err(match (tally.bad.first(), tally.unknown.first()) {
+            (Some(key), _) => TufError::BadSignature { role, key: short(key), valid, needed },
+            (None, Some(key)) => TufError::UnknownKey { role, key: short(key), valid, needed },
+            (None, None) => TufError::Threshold { role, valid, needed },
+        })
+    }
+}
+
+/// Signatures of a document, counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Distinct listed keys with a good signature.
+    pub valid: usize,
+    /// How many the root asks for.
+    pub needed: usize,
+    /// Key IDs that the root does not list for the role.
+    pub unknown: Vec<String>,
+    /// Listed key IDs whose signature is wrong.
+    pub bad: Vec<String>,
+}
+
+impl Tally {
+    /// Whether the threshold is met.
+    #[must_use]
+    pub fn is_enough(&self) -> bool {
+        self.valid >= self.needed
     }
 }

@@ -1,0 +1,158 @@
+//! `release.yaml` and its files become a manifest and blobs. Called by `crossdock release build`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+use proto::{
+    API_VERSION,
+    digest::Digest,
+    name::ReleaseName,
+    release::{FileEntry, MAX_MANIFEST_BYTES, MAX_RELEASE_YAML_BYTES, Manifest, ReleaseYaml},
+};
+
+use super::{ReleaseError, io_error, read_text, tree};
+
+/// A release as built: nothing is signed or copied yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Built {
+    /// What will be signed for.
+    pub manifest: Manifest,
+    /// The manifest to the byte.
+    pub bytes: Vec<u8>,
+    /// Its digest.
+    pub digest: Digest,
+    /// Content of its files: where each is on this disk.
+    pub blobs: BTreeMap<Digest, PathBuf>,
+}
+
+impl Built {
+    /// From a manifest, and where its content is.
+    ///
+    /// # Errors
+    /// When the manifest breaks a rule.
+    pub fn new(manifest: Manifest, blobs: BTreeMap<Digest, PathBuf>) -> Result<Built, ReleaseError> {
+        manifest.check()?;
+        check_commands(&manifest)?;
+        let release = manifest.name();
+        let refuse =
+            |problem: String| ReleaseError::Command { what: "release".into(), command: release.to_string(), problem };
+        let mut bytes = serde_json::to_vec(&manifest).map_err(|e| refuse(e.to_string()))?;
+        bytes.push(b'\n');
+        if bytes.len() as u64 > MAX_MANIFEST_BYTES {
+            return Err(refuse(format!(
+                "its manifest has {} bytes, the limit is {MAX_MANIFEST_BYTES}; pack files into an archive",
+                bytes.len()
+            )));
+        }
+        let digest = Digest::of(&bytes);
+        Ok(Built { manifest, bytes, digest, blobs })
+    }
+
+    /// `app@version`.
+    #[must_use]
+    pub fn name(&self) -> ReleaseName {
+        self.manifest.name()
+    }
+}
+
+/// Builds the release that a `release.yaml` describes.
+///
+/// # Errors
+/// What is wrong with it or with a file, and how to mend it.
+pub fn build(path: &Path) -> Result<Built, ReleaseError> {
+    let yaml = read_yaml(path)?;
+    let base = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut found = vec![];
+    for artifact in &yaml.artifacts {
+        let first = found.len();
+        tree::find(&base.join(&artifact.source), artifact.target.as_deref(), &mut found)?;
+        if let (Some(executable), [one]) = (artifact.executable, found.get_mut(first..).unwrap_or_default()) {
+            one.executable = executable;
+        }
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    let (mut files, mut blobs) = (Vec::with_capacity(found.len()), BTreeMap::new());
+    for file in found {
+        let opened = File::open(&file.source).map_err(io_error("open", &file.source))?;
+        let (digest, size) = Digest::of_reader(opened).map_err(io_error("read", &file.source))?;
+        files.push(FileEntry { path: file.path, digest, size, executable: file.executable });
+        blobs.insert(digest, file.source);
+    }
+    let manifest = Manifest {
+        api_version: API_VERSION.into(),
+        app: yaml.app,
+        version: yaml.version,
+        min_agent: yaml.min_agent,
+        hardware: yaml.hardware,
+        files,
+        workload: yaml.workload,
+    };
+    Built::new(manifest, blobs)
+}
+
+fn read_yaml(path: &Path) -> Result<ReleaseYaml, ReleaseError> {
+    let refuse = |problem: String| Err(ReleaseError::Yaml { path: path.to_owned(), problem });
+    let text = read_text(path, MAX_RELEASE_YAML_BYTES)?;
+    let yaml: ReleaseYaml = match serde_saphyr::from_str(&text) {
+        Ok(yaml) => yaml,
+        Err(e) => return refuse(format!("{e}\nA commented example: crossdock release init --sample")),
+    };
+    if yaml.api_version != API_VERSION {
+        return refuse(format!("its apiVersion is {:?}, this version reads {API_VERSION:?}", yaml.api_version));
+    }
+    if let Some(kind) = yaml.kind.as_deref().filter(|kind| *kind != "ReleaseManifest") {
+        return refuse(format!("its kind is {kind:?}, write ReleaseManifest or leave it out"));
+    }
+    Ok(yaml)
+}
+
+/// Whether every command of the tree is in the tree and may be executed.
+fn check_commands(manifest: &Manifest) -> Result<(), ReleaseError> {
+    let workload = &manifest.workload;
+    check_command(manifest, "workload.command", &workload.command)?;
+    let probes = [
+        ("startup", &workload.probes.startup),
+        ("liveness", &workload.probes.liveness),
+        ("readiness", &workload.probes.readiness),
+    ];
+    for (name, probe) in probes {
+        let exec = probe.as_ref().and_then(|probe| probe.exec.as_ref());
+        if let Some(command) = exec.and_then(|exec| exec.command.first()) {
+            check_command(manifest, &format!("{name} probe's command"), command)?;
+        }
+    }
+    let Some(folder) = workload.working_dir.as_deref().filter(|f| *f != ".") else { return Ok(()) };
+    let inside = format!("{folder}/");
+    if manifest.files.iter().any(|file| file.path.as_str().starts_with(&inside)) {
+        return Ok(());
+    }
+    Err(ReleaseError::Command {
+        what: "workload in workingDir".into(),
+        command: folder.into(),
+        problem: "no file of the tree is in that folder; name a folder that the artifacts fill".into(),
+    })
+}
+
+fn check_command(manifest: &Manifest, what: &str, command: &str) -> Result<(), ReleaseError> {
+    let refuse =
+        |problem: String| Err(ReleaseError::Command { what: what.to_owned(), command: command.to_owned(), problem });
+    if command.starts_with('/') {
+        return Ok(()); // of the box: only the box can tell
+    }
+    match manifest.files.iter().find(|file| file.path.as_str() == command) {
+        Some(file) if file.executable => Ok(()),
+        Some(_) => refuse("the file is not executable; run chmod +x on it, or set executable: true".into()),
+        None => {
+            let known: BTreeSet<&str> =
+                manifest.files.iter().filter(|f| f.executable).map(|f| f.path.as_str()).take(5).collect();
+            let known = known.into_iter().collect::<Vec<_>>().join(", ");
+            let known = if known.is_empty() { "nothing".into() } else { known };
+            refuse(format!(
+                "it is not in the tree (executable there: {known}); add it to artifacts, or write an absolute path for a program of the box"
+            ))
+        }
+    }
+}
