@@ -3,6 +3,16 @@
 //! A driver starts, finds again, stops and probes instances; it decides nothing. At most one instance
 //! of an app exists at a time. What it started goes on when the agent ends, and is found again.
 
+pub mod cgroup;
+pub mod exec;
+pub mod logs;
+pub mod output;
+pub mod probe;
+pub mod process;
+pub mod procs;
+pub mod records;
+pub mod shim;
+
 use std::{fmt, path::PathBuf, time::Duration};
 
 use bytes::Bytes;

@@ -1,0 +1,192 @@
+//! What a node durably knows about one app: which release is good, which is on trial, which failed.
+//!
+//! One [`Record`] an app. Every change is one write of the whole, so a cut leaves the state before or
+//! after it; [`super::plan`] says what follows from either. The record outlives the app's removal,
+//! because of the floor.
+
+use proto::{
+    digest::Digest,
+    durable::{DurableError, Loaded, Record},
+    object::ReleaseRef,
+};
+use serde::{Deserialize, Serialize};
+
+/// Attempts of one release that may be cut short (agent killed, power lost) before it counts as failed.
+pub const MAX_ATTEMPTS: u32 = 3;
+/// Failures remembered of one app; the oldest go first.
+pub const MAX_FAILURES: usize = 16;
+
+/// A release that is whole on disk and was accepted by its signatures.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Installed {
+    /// Version and digest.
+    pub release: ReleaseRef,
+    /// Its signed release counter.
+    pub counter: u64,
+}
+
+/// A release that has to prove itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Trial {
+    /// Which.
+    pub installed: Installed,
+    /// The boot in which it began.
+    pub boot_id: String,
+}
+
+/// How often a release was put on trial.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempts {
+    /// Which release.
+    pub digest: Digest,
+    /// How often.
+    pub count: u32,
+}
+
+/// A release that did not prove itself here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Which release.
+    pub digest: Digest,
+    /// One word for programs.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+}
+
+/// The durable state of one app. Unknown fields are skipped.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Slot {
+    /// The release that proved itself; what a failed trial goes back to.
+    pub active: Option<Installed>,
+    /// The one before it, kept on disk: its files are reused.
+    pub previous: Option<Installed>,
+    /// The release on trial.
+    pub trial: Option<Trial>,
+    /// Attempts of the release that is, or was last, on trial.
+    pub attempts: Option<Attempts>,
+    /// Releases that failed, newest last. Never tried again.
+    pub failed: Vec<Failure>,
+    /// Lowest release counter that is still accepted. Only ever rises.
+    pub floor: u64,
+}
+
+impl Slot {
+    /// How often a release was put on trial and cut short.
+    #[must_use]
+    pub fn attempts(&self, digest: Digest) -> u32 {
+        self.attempts.as_ref().filter(|a| a.digest == digest).map_or(0, |a| a.count)
+    }
+
+    /// Why a release is not tried again.
+    #[must_use]
+    pub fn failure(&self, digest: Digest) -> Option<&Failure> {
+        self.failed.iter().find(|f| f.digest == digest)
+    }
+
+    /// Nothing but the floor is left.
+    #[must_use]
+    pub fn is_cleared(&self) -> bool {
+        *self == Slot { floor: self.floor, ..Slot::default() }
+    }
+
+    fn count_attempt(&mut self, digest: Digest) {
+        self.attempts = Some(Attempts { digest, count: self.attempts(digest) + 1 });
+    }
+
+    /// A release goes on trial; the active one stays what it goes back to.
+    pub fn begin(&mut self, installed: Installed, boot_id: &str) {
+        self.count_attempt(installed.release.digest);
+        self.trial = Some(Trial { installed, boot_id: boot_id.to_owned() });
+    }
+
+    /// The agent came back during a trial, which goes on afresh.
+    pub fn resume(&mut self) {
+        if let Some(digest) = self.trial.as_ref().map(|t| t.installed.release.digest) {
+            self.count_attempt(digest);
+        }
+    }
+
+    /// The trial succeeded: it is the active release now, and nothing older is accepted any more.
+    pub fn confirm(&mut self) {
+        let Some(trial) = self.trial.take() else { return };
+        self.attempts = None;
+        self.floor = self.floor.max(trial.installed.counter);
+        let same = self.active.as_ref().is_some_and(|a| a.release == trial.installed.release);
+        let before = self.active.replace(trial.installed);
+        if !same {
+            self.previous = before;
+        }
+    }
+
+    /// The trial is over without success. With a failure the release is never tried again.
+    pub fn abandon(&mut self, failure: Option<Failure>) {
+        self.trial = None;
+        if let Some(failure) = failure {
+            self.attempts = None;
+            self.failed.retain(|f| f.digest != failure.digest);
+            self.failed.push(failure);
+            let surplus = self.failed.len().saturating_sub(MAX_FAILURES);
+            self.failed.drain(..surplus);
+        }
+    }
+
+    /// The trial is over because something else is wanted: nothing is held against the release.
+    pub fn withdraw(&mut self) {
+        self.trial = None;
+        self.attempts = None;
+    }
+
+    /// The app is removed; the floor stays.
+    pub fn clear(&mut self) {
+        *self = Slot { floor: self.floor, ..Slot::default() };
+    }
+
+    /// Digests whose trees must stay on disk.
+    pub fn kept(&self) -> impl Iterator<Item = Digest> + '_ {
+        let trial = self.trial.as_ref().map(|t| &t.installed);
+        [self.active.as_ref(), self.previous.as_ref(), trial].into_iter().flatten().map(|i| i.release.digest)
+    }
+}
+
+/// The slot cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SlotError {
+    /// Both copies are damaged. The floor is unknown, so nothing may be installed.
+    #[error("{0} is damaged, both copies: run `edgecore join HUB --token TOKEN` again to start this app afresh")]
+    Lost(String),
+    /// It could not be read or written.
+    #[error(transparent)]
+    Durable(#[from] DurableError),
+    /// It could not be written as JSON.
+    #[error("could not write the slot as JSON: {0}")]
+    Encode(#[from] serde_json::Error),
+}
+
+/// Reads a slot; absent means the app was never here.
+///
+/// # Errors
+/// When it was here and cannot be read.
+pub fn load(record: &Record) -> Result<Slot, SlotError> {
+    let lost = || SlotError::Lost(record.path().display().to_string());
+    match record.load()? {
+        Loaded::Absent => Ok(Slot::default()),
+        Loaded::Good(content) => serde_json::from_slice(&content).map_err(|_| lost()),
+        Loaded::Fallback(content) => {
+            tracing::warn!(record = %record.path().display(), "the newest copy is damaged, using the one before");
+            serde_json::from_slice(&content).map_err(|_| lost())
+        }
+        Loaded::Lost => Err(lost()),
+    }
+}
+
+/// Writes a slot durably.
+///
+/// # Errors
+/// When it could not be written; the state before is kept then.
+pub fn store(record: &Record, slot: &Slot) -> Result<(), SlotError> {
+    Ok(record.store(&serde_json::to_vec(slot)?)?)
+}

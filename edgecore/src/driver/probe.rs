@@ -1,0 +1,187 @@
+//! One attempt of a probe: HTTP, TCP or a command. The process driver calls it.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    process::Stdio,
+};
+
+use proto::release::{ExecProbe, HttpProbe, Probe};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    process::Command,
+    time::timeout,
+};
+
+use super::{ProbeOutcome, records::Folder};
+
+/// Longest status line of an answer that is looked at.
+const MAX_STATUS_LINE_BYTES: u64 = 1024;
+/// Output of a failed command that is shown.
+const SHOWN_BYTES: usize = 300;
+
+/// Makes one attempt, within the probe's time-out.
+pub async fn attempt(program: &Path, folder: &Folder, probe: &Probe) -> ProbeOutcome {
+    let attempt = async {
+        if let Some(http) = &probe.http {
+            http_get(http).await
+        } else if let Some(tcp) = &probe.tcp {
+            connect(tcp.port).await.map(drop)
+        } else if let Some(exec) = &probe.exec {
+            run(program, folder, exec).await
+        } else {
+            Err("it has neither http, tcp nor exec".into())
+        }
+    };
+    match timeout(probe.timeout.get(), attempt).await {
+        Ok(Ok(())) => ProbeOutcome::Success,
+        Ok(Err(text)) => ProbeOutcome::Failure(text),
+        Err(_) => ProbeOutcome::Failure(format!("no answer within {}", probe.timeout)),
+    }
+}
+
+async fn connect(port: u16) -> Result<TcpStream, String> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    TcpStream::connect(address).await.map_err(|e| format!("connecting to {address}: {e}"))
+}
+
+async fn http_get(http: &HttpProbe) -> Result<(), String> {
+    let mut stream = connect(http.port).await?;
+    let request = format!(
+        "GET {} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nUser-Agent: crossdock-probe\r\nAccept: */*\r\nConnection: close\r\n\r\n",
+        http.path, http.port
+    );
+    let what = format!("GET http://127.0.0.1:{}{}", http.port, http.path);
+    let answer = async {
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        let mut limited = (&mut stream).take(MAX_STATUS_LINE_BYTES);
+        while !answer.contains(&b'\n') && limited.read_buf(&mut answer).await? > 0 {}
+        Ok::<_, io::Error>(answer)
+    };
+    let answer = answer.await.map_err(|e| format!("{what}: {e}"))?;
+    match status_of(&answer) {
+        Some(200..=399) => Ok(()),
+        Some(status) => Err(format!("{what}: status {status}")),
+        None => Err(format!("{what}: the answer is not HTTP/1.1")),
+    }
+}
+
+fn status_of(answer: &[u8]) -> Option<u16> {
+    let line = std::str::from_utf8(answer.split(|b| *b == b'\n').next()?).ok()?;
+    let mut words = line.split_ascii_whitespace();
+    words.next().filter(|version| version.starts_with("HTTP/1."))?;
+    words.next().filter(|status| status.len() == 3)?.parse().ok()
+}
+
+/// Runs the command as the workload's user, in its control group, with its environment.
+async fn run(program: &Path, folder: &Folder, exec: &ExecProbe) -> Result<(), String> {
+    let problem = |e: io::Error| format!("its command cannot be run: {e}");
+    let launch = folder.launch().map_err(problem)?.ok_or("the workload was never started")?;
+    let running = folder.running(&launch).map_err(problem)?.ok_or("the workload does not run")?;
+    let mut command = Command::new(program);
+    command.arg("exec").arg(folder.path());
+    for group in &running.groups {
+        command.arg("--group").arg(group);
+    }
+    command.arg("--").args(&exec.command).env_clear();
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().map_err(problem)?;
+    // The command leads a session of its own: when the time is over, all of that goes.
+    let guard = child.id().and_then(|pid| i32::try_from(pid).ok()).map(KillGroup);
+    let shown = match child.stderr.take() {
+        Some(stderr) => tail_of(stderr).await.map_err(problem)?,
+        None => String::new(),
+    };
+    let status = child.wait().await.map_err(problem)?;
+    drop(guard);
+    match status.success() {
+        true => Ok(()),
+        false if shown.is_empty() => Err(format!("its command ended with {status}")),
+        false => Err(format!("its command ended with {status}: {shown}")),
+    }
+}
+
+/// Reads to the end and keeps the last bytes.
+async fn tail_of(mut stream: impl tokio::io::AsyncRead + Unpin) -> io::Result<String> {
+    let (mut kept, mut buffer) = (Vec::new(), [0; 1024]);
+    loop {
+        match stream.read(&mut buffer).await? {
+            0 => return Ok(String::from_utf8_lossy(kept.trim_ascii()).into_owned()),
+            n => kept.extend_from_slice(buffer.get(..n).unwrap_or_default()),
+        }
+        kept.drain(..kept.len().saturating_sub(SHOWN_BYTES));
+    }
+}
+
+/// Kills what is left of a probe's process group.
+struct KillGroup(i32);
+
+impl Drop for KillGroup {
+    fn drop(&mut self) {
+        if let Some(group) = rustix::process::Pid::from_raw(self.0) {
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL); // may be gone
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn against(answer: &'static [u8], close: bool) -> ProbeOutcome {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 1024];
+            let n = stream.read(&mut request).await.unwrap();
+            assert!(request[..n].starts_with(b"GET /healthz?x=1 HTTP/1.1\r\nHost: 127.0.0.1:"));
+            stream.write_all(answer).await.unwrap();
+            if !close {
+                std::future::pending::<()>().await;
+            }
+        });
+        let text = format!(r#"{{"http": {{"path": "/healthz?x=1", "port": {port}}}, "timeout": "300ms"}}"#);
+        let probe: Probe = serde_json::from_str(&text).unwrap();
+        let outcome = attempt(Path::new("/nowhere"), &Folder::at("/nowhere"), &probe).await;
+        server.abort();
+        outcome
+    }
+
+    fn text(outcome: ProbeOutcome) -> String {
+        match outcome {
+            ProbeOutcome::Success => "success".into(),
+            ProbeOutcome::Failure(text) => text,
+        }
+    }
+
+    #[tokio::test]
+    async fn http_statuses_from_200_to_399_are_success() {
+        assert_eq!(text(against(b"HTTP/1.1 200 OK\r\n\r\nhello", true).await), "success");
+        assert_eq!(text(against(b"HTTP/1.0 302 Found\r\n", false).await), "success");
+        assert!(text(against(b"HTTP/1.1 404 Not Found\r\n\r\n", true).await).ends_with("status 404"));
+        assert!(text(against(b"HTTP/1.1 503 Busy\r\n\r\n", true).await).ends_with("status 503"));
+        for nonsense in [&b""[..], b"SSH-2.0-x\r\n", b"HTTP/1.1\r\n", b"HTTP/1.1 20\r\n", b"\xff\xff\n"] {
+            assert!(text(against(nonsense, true).await).ends_with("not HTTP/1.1"));
+        }
+        assert_eq!(text(against(b"HTTP/1.1 2", false).await), "no answer within 300ms");
+        assert!(text(against(&[b'x'; 100_000], true).await).contains("not HTTP/1.1"));
+    }
+
+    #[tokio::test]
+    async fn tcp_succeeds_when_somebody_listens() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let probe: Probe = serde_json::from_str(&format!(r#"{{"tcp": {{"port": {port}}}}}"#)).unwrap();
+        let folder = Folder::at("/nowhere");
+        assert_eq!(attempt(Path::new("/nowhere"), &folder, &probe).await, ProbeOutcome::Success);
+        drop(listener);
+        let refused = text(attempt(Path::new("/nowhere"), &folder, &probe).await);
+        assert!(refused.contains(&format!("127.0.0.1:{port}")), "{refused}");
+    }
+}
