@@ -25,7 +25,7 @@ use jiff::Timestamp;
 use proto::{
     digest::Digest,
     env::{BoxFuture, WallClock},
-    name::Name,
+    name::{Name, Version},
     object::LastExit,
     release::{Manifest, Probe},
     units::Span,
@@ -104,6 +104,14 @@ impl SimDriver {
         let gone = std::mem::take(&mut self.lock().apps);
         drop(gone);
         self.trace.line(&self.host, format_args!("all workloads gone"));
+    }
+
+    /// The version of an app that runs now.
+    #[must_use]
+    pub fn running(&self, app: &Name) -> Option<Version> {
+        let state = self.lock();
+        let instance = &state.apps.get(app)?.instance;
+        instance.exit.is_none().then(|| instance.release.version.clone())
     }
 
     /// What was started although it was not what its release says. Empty, or the agent is broken.

@@ -18,4 +18,6 @@ pub mod bench;
 pub mod clock;
 pub mod driver;
 pub mod net;
+pub mod scenario;
 pub mod trace;
+pub mod world;

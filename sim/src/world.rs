@@ -32,7 +32,7 @@ use edgecore::{
 };
 use proto::{
     env::{Blocking, Env, Seed},
-    name::Name,
+    name::{Name, Version},
     object::{Node, NodeInfo, NodeSpec, Rollout, RolloutPhase, RolloutSpec, UpdatePhase},
     release::Manifest,
     selector::Selector,
@@ -393,7 +393,10 @@ impl World {
         let done = |node: &Node| {
             node.status.workloads.get(&app).is_some_and(|workload| {
                 workload.phase == UpdatePhase::Succeeded
-                    && workload.running.as_ref().is_some_and(|r| r.ready && Some(&r.release) == workload.target.as_ref())
+                    && workload
+                        .running
+                        .as_ref()
+                        .is_some_and(|r| r.ready && Some(&r.release) == workload.target.as_ref())
             })
         };
         let all = |all: &BTreeMap<String, Node>| nodes.iter().all(|name| all.get(*name).is_some_and(done));
@@ -432,6 +435,30 @@ impl World {
         let (nodes, app) = (self.nodes().await?, app.parse::<Name>()?);
         let node = nodes.get(name).with_context(|| format!("there is no {name}"))?;
         Ok(node.status.workloads.get(&app).map(|workload| workload.phase))
+    }
+
+    /// The version of an app that really runs on a box, whatever anybody believes.
+    ///
+    /// # Errors
+    /// When there is no such box.
+    pub fn running(&self, name: &str, app: &str) -> anyhow::Result<Option<Version>> {
+        let edge = self.boxes.get(name).with_context(|| format!("there is no {name}"))?;
+        Ok(edge.driver.running(&app.parse()?))
+    }
+
+    /// Waits until something of an app runs on a box.
+    ///
+    /// # Errors
+    /// When that takes longer than `patience`.
+    pub async fn until_running(&self, name: &str, app: &str, patience: Duration) -> anyhow::Result<Version> {
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(version) = self.running(name, app)? {
+                return Ok(version);
+            }
+            ensure!(Instant::now() < deadline, "after {patience:?} nothing of {app} runs on {name}");
+            sleep(STEP).await;
+        }
     }
 
     /// Checks what must hold at any time.

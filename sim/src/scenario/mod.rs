@@ -3,6 +3,7 @@
 //! A scenario is a function over a [`World`]. Each run has a thread, a paused runtime and a folder of its
 //! own, so that nothing of an earlier one can show in its trace.
 
+mod crash_mid_install;
 mod cut_mid_download;
 
 use std::{
@@ -76,11 +77,18 @@ pub(crate) struct Scenario {
     play: for<'a> fn(&'a mut World) -> BoxFuture<'a, anyhow::Result<Vec<String>>>,
 }
 
-const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "cut_mid_download",
-    about: "the line of one of three nodes is cut in the middle of a download, and mended",
-    play: |world| Box::pin(cut_mid_download::play(world)),
-}];
+const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "cut_mid_download",
+        about: "the line of one of three nodes is cut in the middle of a download, and mended",
+        play: |world| Box::pin(cut_mid_download::play(world)),
+    },
+    Scenario {
+        name: "crash_mid_install",
+        about: "hub, agent, both, or the box end at random moments of an upgrade",
+        play: |world| Box::pin(crash_mid_install::play(world)),
+    },
+];
 
 /// Prints all scenarios.
 pub fn list() {
