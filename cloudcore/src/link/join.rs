@@ -1,0 +1,256 @@
+//! Joining: a box with a token becomes a node. The one thing that a stranger may ask for.
+//!
+//! | who comes | what happens |
+//! |---|---|
+//! | a key that this token (or this node) knows | the same certificate again, nothing is used up |
+//! | a token for one node | that node, whatever the box calls itself: it replaces the box before |
+//! | a free name | a new node |
+//! | the machine that has the name | the same node with its new key: a reinstall |
+//! | another machine under a name that is taken | refused: `NameTaken` |
+//! | a key that speaks for another node | refused: `TokenForOtherNode` |
+//!
+//! The certificate is made from the hub's records; of the request nothing counts but the proven key.
+//! [`decide`] is pure, [`admit`] carries it out, one at a time.
+
+use data_encoding::BASE64;
+use jiff::Timestamp;
+use proto::{
+    digest::Digest,
+    link::{
+        CloseCode,
+        frame::{self, MAX_METADATA_BYTES, MAX_REQUEST_BYTES},
+        message::{JoinReply, JoinRequest},
+    },
+    name::{Name, ObjectName},
+    object::{EventType, JoinToken, JoinTokenSpec, Node, NodeIdentity, NodeSpec, Object},
+    token::Token,
+};
+use subtle::ConstantTimeEq as _;
+
+use super::{PATIENCE, close};
+use crate::{
+    ca::{Ca, NodeCertificate},
+    events,
+    hub::Hub,
+    store::StoreError,
+};
+
+/// Longest identity of hardware, in bytes.
+const MAX_MACHINE_ID: usize = 256;
+
+/// Why a box is not admitted; the codes are part of the protocol.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
+}
+
+fn refuse<T>(code: &'static str, message: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal { code, message: message.into() })
+}
+
+/// Answers one box and closes its connection.
+pub(crate) async fn serve(hub: &Hub, connection: quinn::Connection) {
+    let remote = connection.remote_address();
+    let talk = async {
+        let (mut send, mut recv) = connection.accept_bi().await.map_err(|e| (CloseCode::Done, e.to_string()))?;
+        let request = frame::read::<JoinRequest>(&mut recv, MAX_REQUEST_BYTES).await;
+        let request = request.map_err(|e| (CloseCode::ProtocolError, e.to_string()))?;
+        let reply = answer(hub, request).await;
+        let written = frame::write(&mut send, &reply, MAX_METADATA_BYTES).await;
+        written.map_err(|e| (CloseCode::Done, e.to_string()))?;
+        let _ = send.finish(); // fails only on a closed stream
+        // The box closes once it has the answer; `stopped` completes when all of it arrived.
+        let _ = send.stopped().await;
+        Ok::<_, (CloseCode, String)>(())
+    };
+    match tokio::time::timeout(PATIENCE * 2, talk).await {
+        Ok(Ok(())) => close(&connection, CloseCode::Done, ""),
+        Ok(Err((code, why))) => {
+            tracing::warn!(%remote, why, "a join came to nothing");
+            close(&connection, code, &why);
+        }
+        Err(_) => close(&connection, CloseCode::Overload, "joining took too long"),
+    }
+}
+
+async fn answer(hub: &Hub, request: JoinRequest) -> JoinReply {
+    match admit(hub, request).await {
+        Ok(Ok(reply)) => reply,
+        Ok(Err(Refusal { code, message })) => {
+            tracing::warn!(code, message, "a box was not admitted");
+            JoinReply::Refused { code: code.into(), message }
+        }
+        Err(error) => {
+            tracing::error!(%error, "a box could not be admitted");
+            let message = format!("the hub could not admit the box ({error}); try again or look at the hub's log");
+            JoinReply::Refused { code: "BadRequest".into(), message }
+        }
+    }
+}
+
+/// Admits a box, or says why not. Repeated with the same key it comes to the same.
+pub(crate) async fn admit(hub: &Hub, request: JoinRequest) -> Result<Result<JoinReply, Refusal>, StoreError> {
+    let (spki, csr) = match key_of(&request) {
+        Ok(key) => key,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let _one = hub.joining().lock().await;
+    let token = match token_of(hub, &request).await? {
+        Ok(token) => token,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let nodes = hub.store().list::<NodeSpec>(None).await?.items;
+    let name = match decide(&token, &nodes, &request, spki, hub.env().wall.now()) {
+        Ok(name) => name,
+        Err(refusal) => {
+            let text = format!("{} wanted to join as {:?}: {}", request.machine_id, request.name, refusal.message);
+            let id = token.name();
+            events::record(hub.store(), hub.env(), "JoinToken", id, EventType::Warning, refusal.code, &text, "hub").await;
+            return Ok(Err(refusal));
+        }
+    };
+    let certificate = match hub.ca().issue_node(&name, &csr) {
+        Ok(certificate) => certificate,
+        Err(error) => return Ok(refuse("BadRequest", error.to_string())),
+    };
+    let Some((root, _)) = hub.trust().first_root() else {
+        return Ok(refuse("BadRequest", "the hub has no release repository yet; publish first: crossdock release publish"));
+    };
+    // The node first: a crash in between lets the box ask again, and it is the same box then.
+    write_node(hub, &token, &name, &request, &certificate).await?;
+    let (key, used_name) = (spki.hex(), name.clone());
+    let used = move |token: &mut JoinToken| drop(token.status.used_by.insert(key.clone(), used_name.clone()));
+    hub.store().modify(token.name(), used).await?;
+    let text = format!("joined with token {} from machine {}", token.name(), request.machine_id);
+    events::record(hub.store(), hub.env(), "Node", name.as_str(), EventType::Normal, "Joined", &text, "hub").await;
+    Ok(Ok(JoinReply::Accepted {
+        node: name,
+        site: token.spec.site,
+        fleet: hub.config().fleet.clone(),
+        certificates: certificate.chain_pem,
+        root,
+        hubs: hub.config().advertise.clone(),
+    }))
+}
+
+fn key_of(request: &JoinRequest) -> Result<(Digest, Vec<u8>), Refusal> {
+    if request.machine_id.is_empty() || request.machine_id.len() > MAX_MACHINE_ID {
+        return refuse("BadRequest", "the machine id must have 1 to 256 bytes");
+    }
+    let Ok(csr) = BASE64.decode(request.csr.as_bytes()) else {
+        return refuse("BadRequest", "the certificate request is not base64");
+    };
+    match Ca::proven_key(&csr) {
+        Ok(spki) => Ok((spki, csr)),
+        Err(error) => refuse("BadRequest", error.to_string()),
+    }
+}
+
+/// The token, when the secret is right. A wrong secret and an unknown token look alike.
+async fn token_of(hub: &Hub, request: &JoinRequest) -> Result<Result<JoinToken, Refusal>, StoreError> {
+    let unknown = || refuse("TokenUnknown", "the hub does not know this token; create one with `crossdock token create`");
+    let Ok(id) = request.token_id.parse::<ObjectName>() else { return Ok(unknown()) };
+    let Some(token) = hub.store().get::<JoinTokenSpec>(id.as_str()).await? else { return Ok(unknown()) };
+    let given = Token::secret_hash(&request.secret);
+    let right = bool::from(given.as_bytes().ct_eq(token.spec.secret_hash.as_bytes()));
+    Ok(if right { Ok(token) } else { unknown() })
+}
+
+/// The name that the box gets.
+pub(crate) fn decide(
+    token: &JoinToken,
+    nodes: &[Node],
+    request: &JoinRequest,
+    spki: Digest,
+    now: Timestamp,
+) -> Result<Name, Refusal> {
+    let known = token.status.used_by.contains_key(&spki.hex());
+    let held = nodes.iter().find(|n| n.status.identity.as_ref().is_some_and(|i| i.spki == spki));
+    let name = match &token.spec.node {
+        Some(node) => node.clone(),
+        None => name_of(request, held)?,
+    };
+    if let Some(other) = held.filter(|n| n.name() != name.as_str()) {
+        let message = format!(
+            "this box is node {} already and the token is for {name}; use a token for {0}, or delete node {0} first",
+            other.name()
+        );
+        return refuse("TokenForOtherNode", message);
+    }
+    if known && held.is_some() {
+        return Ok(name); // the answer was lost on the way
+    }
+    if token.spec.expires_at <= now {
+        return refuse(
+            "TokenExpired",
+            format!("the token ended at {}; create a new one with `crossdock token create`", token.spec.expires_at),
+        );
+    }
+    let used = token.status.used_by.len();
+    if known || used >= token.spec.uses as usize {
+        return refuse(
+            "TokenUsedUp",
+            format!("the token admitted {used} of {} boxes; create a new one with `crossdock token create`", token.spec.uses),
+        );
+    }
+    if token.spec.node.is_none() {
+        check_free(&name, nodes, request)?;
+    }
+    Ok(name)
+}
+
+fn name_of(request: &JoinRequest, held: Option<&Node>) -> Result<Name, Refusal> {
+    let held = held.and_then(|n| n.name().parse().ok());
+    if let Some(name) = held {
+        return Ok(name);
+    }
+    request.name.parse().or_else(|e| refuse("BadRequest", format!("{e}; choose one with --name")))
+}
+
+fn check_free(name: &Name, nodes: &[Node], request: &JoinRequest) -> Result<(), Refusal> {
+    let taken = nodes.iter().find(|n| n.name() == name.as_str()).and_then(|n| n.status.identity.as_ref());
+    match taken {
+        Some(identity) if identity.machine_id != request.machine_id => refuse(
+            "NameTaken",
+            format!(
+                "node {name} is another machine; choose another name with --name, or, if this box replaces it, \
+                 use a token for it: crossdock token create --node {name}"
+            ),
+        ),
+        _ => Ok(()),
+    }
+}
+
+async fn write_node(
+    hub: &Hub,
+    token: &JoinToken,
+    name: &Name,
+    request: &JoinRequest,
+    certificate: &NodeCertificate,
+) -> Result<(), StoreError> {
+    hub.ensure_site(&token.spec.site).await?;
+    let identity = NodeIdentity {
+        spki: certificate.spki,
+        machine_id: request.machine_id.clone(),
+        joined_at: hub.env().wall.now(),
+        not_after: certificate.not_after,
+    };
+    let (site, labels) = (token.spec.site.clone(), token.spec.labels.clone());
+    let change = move |node: &mut Node| {
+        node.spec.site = site.clone();
+        node.metadata.labels.extend(labels.clone());
+        node.status.identity = Some(identity.clone());
+    };
+    let node = match hub.store().modify(name.as_str(), change.clone()).await? {
+        Some(node) => node,
+        None => {
+            let spec = NodeSpec { site: token.spec.site.clone(), apps: Default::default() };
+            let mut node: Node = Object::new(name.clone(), spec);
+            change(&mut node);
+            hub.store().create(node).await?
+        }
+    };
+    hub.sessions().assign(&node);
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! Streams that an agent opens to ask for something: trust metadata, artifacts. One task a stream,
+//! started by `link::session`.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proto::{
+    link::{
+        CHUNK_BYTES, CloseCode,
+        frame::{self, FrameError, MAX_METADATA_BYTES, MAX_REQUEST_BYTES},
+        message::{AgentRequest, BlobHeader, BlobRequest, CHUNK_ZSTD},
+        priority,
+    },
+    object::EventType,
+};
+
+use super::{PATIENCE, budget::Budget};
+use crate::{
+    blobs::{BlobError, BlobReader},
+    events,
+    hub::Hub,
+};
+
+/// What bounds the bulk traffic of one session.
+#[derive(Clone)]
+pub(crate) struct Bounds {
+    pub(crate) node: Arc<Budget>,
+    pub(crate) site: Arc<Budget>,
+}
+
+/// Why a stream was given up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    /// The peer broke the protocol: its connection is closed.
+    #[error("a request is malformed: {0}")]
+    Protocol(FrameError),
+    /// Everything else ends the stream only.
+    #[error("{0}")]
+    Stream(String),
+}
+
+fn stream(error: impl std::fmt::Display) -> ServeError {
+    ServeError::Stream(error.to_string())
+}
+
+/// Answers one request.
+pub(crate) async fn serve(
+    hub: &Hub,
+    bounds: &Bounds,
+    mut send: quinn::SendStream,
+    mut recv: quinn::RecvStream,
+) -> Result<(), ServeError> {
+    let request = frame::read::<AgentRequest>(&mut recv, MAX_REQUEST_BYTES);
+    let request = match tokio::time::timeout(PATIENCE, request).await {
+        Ok(Ok(request)) => request,
+        Ok(Err(error @ (FrameError::TooLarge { .. } | FrameError::Malformed(_)))) => {
+            return Err(ServeError::Protocol(error));
+        }
+        Ok(Err(error)) => return Err(stream(error)),
+        Err(_) => return Err(stream("the request took too long")),
+    };
+    match request {
+        AgentRequest::Metadata(request) => {
+            let _ = send.set_priority(priority::CONTROL); // fails only on a closed stream
+            let reply = hub.trust().reply(&request);
+            frame::write(&mut send, &reply, MAX_METADATA_BYTES).await.map_err(stream)?;
+        }
+        AgentRequest::Blob(request) => {
+            let _ = send.set_priority(priority::ARTIFACTS);
+            blob(hub, bounds, &mut send, request).await?;
+        }
+        AgentRequest::Unknown => {
+            let _ = send.reset(CloseCode::ProtocolError.code());
+            return Ok(());
+        }
+    }
+    let _ = send.finish();
+    Ok(())
+}
+
+async fn blob(
+    hub: &Hub,
+    bounds: &Bounds,
+    send: &mut quinn::SendStream,
+    request: BlobRequest,
+) -> Result<(), ServeError> {
+    let (header, reader) = match open(hub, request).await {
+        Ok(reader) => (BlobHeader::Found { size: reader.size() }, Some(reader)),
+        Err(message) => (BlobHeader::NotFound { message }, None),
+    };
+    frame::write(send, &header, MAX_REQUEST_BYTES).await.map_err(stream)?;
+    let Some(reader) = reader else { return Ok(()) };
+    for number in request.offset / CHUNK_BYTES as u64..reader.chunks() {
+        if let Err(error) = chunk(bounds, send, &reader, number).await {
+            let _ = send.reset(CloseCode::Overload.code()); // the node must not take it for the end
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+async fn open(hub: &Hub, request: BlobRequest) -> Result<BlobReader, String> {
+    if !request.offset.is_multiple_of(CHUNK_BYTES as u64) {
+        return Err(format!("offset {} is no multiple of {CHUNK_BYTES}", request.offset));
+    }
+    let reader = match hub.blobs().reader(request.digest).await {
+        Ok(reader) => reader,
+        Err(error) => {
+            if let BlobError::Damaged { .. } = error {
+                let name = request.digest.to_string();
+                let text = error.to_string();
+                events::record(hub.store(), hub.env(), "Blob", &name, EventType::Warning, "Damaged", &text, "hub").await;
+            }
+            return Err(error.to_string());
+        }
+    };
+    if request.offset > reader.size() {
+        return Err(format!("offset {} lies behind the end, {} bytes", request.offset, reader.size()));
+    }
+    Ok(reader)
+}
+
+async fn chunk(
+    bounds: &Bounds,
+    send: &mut quinn::SendStream,
+    reader: &BlobReader,
+    number: u64,
+) -> Result<(), ServeError> {
+    let stored = reader.chunk(number).await.map_err(stream)?;
+    bounds.node.take(stored.content.len()).await;
+    bounds.site.take(stored.content.len()).await;
+    let flag = if stored.zstd { CHUNK_ZSTD } else { 0 };
+    // A stored chunk never has more than CHUNK_BYTES.
+    let header = u32::try_from(stored.content.len()).map_err(stream)? | flag;
+    let mut pieces = [Bytes::copy_from_slice(&header.to_be_bytes()), stored.content];
+    send.write_all_chunks(&mut pieces).await.map_err(stream)
+}

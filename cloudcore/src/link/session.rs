@@ -1,0 +1,259 @@
+//! One connection of an admitted node: control stream, reports, assignments. A task a connection,
+//! started by `link::accept_loop`.
+
+use std::sync::Arc;
+
+use proto::{
+    digest::Digest,
+    identity,
+    link::{
+        CloseCode,
+        frame::{self, FrameError, MAX_CONTROL_BYTES},
+        message::{AgentMessage, Hello, HubMessage, Report, Welcome},
+        priority,
+    },
+    name::Name,
+    object::{EventType, Node, NodePhase, NodeSpec, UpdatePhase},
+};
+use rustls_pki_types::CertificateDer;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+
+use super::{
+    PATIENCE, close, report,
+    serve::{self, Bounds, ServeError},
+    sessions::{self, Turn},
+};
+use crate::{events, hub::Hub, store::StoreError};
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    /// Not on the list.
+    #[error("{0}")]
+    NotAdmitted(String),
+    /// The peer broke the protocol.
+    #[error("{0}")]
+    Protocol(String),
+    /// The connection is over.
+    #[error("{0}")]
+    Over(String),
+    /// Ours.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<FrameError> for SessionError {
+    fn from(error: FrameError) -> SessionError {
+        match error {
+            FrameError::TooLarge { .. } | FrameError::Malformed(_) => SessionError::Protocol(error.to_string()),
+            FrameError::Ended | FrameError::Io(_) => SessionError::Over(error.to_string()),
+        }
+    }
+}
+
+/// Serves a node until its connection ends. `slot` is given back once the node is known to be admitted.
+pub(crate) async fn serve(hub: &Hub, connection: quinn::Connection, slot: OwnedSemaphorePermit) {
+    let remote = connection.remote_address();
+    let result = run(hub, &connection, slot).await;
+    match &result {
+        Ok(()) => close(&connection, CloseCode::Done, ""),
+        Err(SessionError::NotAdmitted(why)) => {
+            tracing::warn!(%remote, why, "a connection was refused");
+            close(&connection, CloseCode::NotAdmitted, why);
+        }
+        Err(SessionError::Protocol(why)) => {
+            tracing::warn!(%remote, why, "a session was closed");
+            close(&connection, CloseCode::ProtocolError, why);
+        }
+        Err(SessionError::Over(why)) => {
+            tracing::debug!(%remote, why, "a session ended");
+            close(&connection, CloseCode::Done, "");
+        }
+        Err(SessionError::Store(error)) => {
+            tracing::error!(%remote, %error, "a session could not go on");
+            close(&connection, CloseCode::Overload, "the hub could not write; come again");
+        }
+    }
+}
+
+async fn run(hub: &Hub, connection: &quinn::Connection, slot: OwnedSemaphorePermit) -> Result<(), SessionError> {
+    let (name, spki) = peer(connection)?;
+    admitted(hub, &name, spki).await?;
+    drop(slot);
+    let turn = hub.sessions().open(&name, spki, connection.clone());
+    // Again, now that a change of the list would find this session.
+    let node = admitted(hub, &name, spki).await?;
+    hub.sessions().assign(&node);
+
+    let first = tokio::time::timeout(PATIENCE, control(connection));
+    let (hello, mut send, recv) =
+        first.await.map_err(|_| SessionError::Protocol("no Hello came in time".into()))??;
+    turn.heard(Some(hello.usage.clone()));
+    let mut assignment = turn.assignment.clone();
+    let welcome = HubMessage::Welcome(welcome(hub));
+    frame::write(&mut send, &welcome, MAX_CONTROL_BYTES).await?;
+    let before = node.status.phase;
+    take(hub, &name, connection, &turn, hello.report, Some(hello.info)).await?;
+    if before != NodePhase::Ready {
+        events::record(hub.store(), hub.env(), "Node", name.as_str(), EventType::Normal, "Connected", "the agent reports", "hub")
+            .await;
+    }
+
+    let bounds =
+        Bounds { node: Arc::new(hub.sessions().budgets().node()), site: hub.sessions().budgets().site(node.spec.site.as_str()) };
+    // None of the three is dropped but with the session, so that none needs to be cancel safe.
+    tokio::select! {
+        biased;
+        ended = listen(hub, &name, connection, &turn, recv) => ended,
+        ended = tell(send, &mut assignment) => ended,
+        ended = answer(hub, connection, &bounds) => ended,
+    }
+}
+
+/// Who is there, by its certificate and by nothing else.
+fn peer(connection: &quinn::Connection) -> Result<(Name, Digest), SessionError> {
+    let refuse = |why: String| SessionError::NotAdmitted(why);
+    let identity = connection.peer_identity().and_then(|i| i.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let chain = identity.ok_or_else(|| refuse("no client certificate was shown; join first".into()))?;
+    let leaf = chain.first().ok_or_else(|| refuse("no client certificate was shown; join first".into()))?;
+    let name = identity::node_name(leaf).map_err(|e| refuse(e.to_string()))?;
+    let spki = identity::spki_digest(leaf).map_err(|e| refuse(e.to_string()))?;
+    Ok((name, spki))
+}
+
+async fn admitted(hub: &Hub, name: &Name, spki: Digest) -> Result<Node, SessionError> {
+    let node = hub.store().get::<NodeSpec>(name.as_str()).await?;
+    let node = node.ok_or_else(|| SessionError::NotAdmitted(format!("there is no node {name}; join again")))?;
+    match &node.status.identity {
+        Some(identity) if identity.spki == spki => Ok(node),
+        _ => Err(SessionError::NotAdmitted(format!("this key does not speak for node {name}; join again"))),
+    }
+}
+
+/// Takes the control stream and its first message.
+async fn control(
+    connection: &quinn::Connection,
+) -> Result<(Hello, quinn::SendStream, quinn::RecvStream), SessionError> {
+    let (send, mut recv) = connection.accept_bi().await.map_err(|e| SessionError::Over(e.to_string()))?;
+    let _ = send.set_priority(priority::CONTROL); // fails only on a closed stream
+    match frame::read::<AgentMessage>(&mut recv, MAX_CONTROL_BYTES).await? {
+        AgentMessage::Hello(hello) => Ok((*hello, send, recv)),
+        _ => Err(SessionError::Protocol("the first message must be a Hello".into())),
+    }
+}
+
+fn welcome(hub: &Hub) -> Welcome {
+    Welcome {
+        hub_version: proto::VERSION.into(),
+        fleet: hub.config().fleet.clone(),
+        clock: hub.env().wall.now(),
+        heartbeat_ms: u64::try_from(hub.config().heartbeat.get().as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+async fn listen(
+    hub: &Hub,
+    name: &Name,
+    connection: &quinn::Connection,
+    turn: &Turn,
+    mut recv: quinn::RecvStream,
+) -> Result<(), SessionError> {
+    loop {
+        match frame::read::<AgentMessage>(&mut recv, MAX_CONTROL_BYTES).await? {
+            AgentMessage::Hello(_) => return Err(SessionError::Protocol("a second Hello".into())),
+            AgentMessage::Report(report) => {
+                turn.heard(None);
+                take(hub, name, connection, turn, *report, None).await?;
+            }
+            AgentMessage::Heartbeat(beat) => {
+                turn.heard(Some(beat.usage));
+                revive(hub, name).await?;
+            }
+            AgentMessage::Unknown => turn.heard(None),
+        }
+    }
+}
+
+/// A node that was marked silent by mistake of a slow line is back with its next heartbeat.
+async fn revive(hub: &Hub, name: &Name) -> Result<(), SessionError> {
+    if !hub.sessions().is_marked(name) {
+        return Ok(());
+    }
+    let now = hub.env().wall.now();
+    let node = hub.store().modify(name.as_str(), move |node: &mut Node| report::revive(node, now)).await?;
+    if let Some(node) = node {
+        hub.sessions().assign(&node);
+    }
+    Ok(())
+}
+
+/// Writes a report into the node, when it changes anything.
+async fn take(
+    hub: &Hub,
+    name: &Name,
+    connection: &quinn::Connection,
+    turn: &Turn,
+    report: Report,
+    info: Option<proto::object::NodeInfo>,
+) -> Result<(), SessionError> {
+    let over = || SessionError::Over("a newer session took over".into());
+    if !turn.is_current() {
+        return Err(over());
+    }
+    let remote = sessions::plain(connection.remote_address()).to_string();
+    let now = hub.env().wall.now();
+    let failures = failures(&report);
+    let change = move |node: &mut Node| report::apply(node, &report, info.as_ref(), &remote, now);
+    let node = hub.store().modify(name.as_str(), change).await?.ok_or_else(over)?;
+    hub.sessions().assign(&node);
+    for (reason, message) in failures {
+        if turn.first_time(&message) {
+            events::record(hub.store(), hub.env(), "Node", name.as_str(), EventType::Warning, &reason, &message, name.as_str())
+                .await;
+        }
+    }
+    Ok(())
+}
+
+/// What of a report an operator wants to find later.
+fn failures(report: &Report) -> Vec<(String, String)> {
+    let bad = [UpdatePhase::Failed, UpdatePhase::RolledBack, UpdatePhase::Blocked];
+    let bad = report.workloads.iter().filter(|(_, w)| bad.contains(&w.phase));
+    bad.map(|(app, w)| {
+        let version = w.target.as_ref().map(|t| format!("@{}", t.version)).unwrap_or_default();
+        (w.phase.to_string(), format!("{app}{version}: {} {}", w.reason, w.message))
+    })
+    .collect()
+}
+
+/// Sends each newer assignment.
+async fn tell(
+    mut send: quinn::SendStream,
+    assignment: &mut watch::Receiver<proto::link::message::Assignment>,
+) -> Result<(), SessionError> {
+    loop {
+        let next = assignment.borrow_and_update().clone();
+        frame::write(&mut send, &HubMessage::Assignment(next), MAX_CONTROL_BYTES).await?;
+        if assignment.changed().await.is_err() {
+            return Err(SessionError::Over("a newer session took over".into()));
+        }
+    }
+}
+
+/// Answers the streams that the agent opens. Their number is bounded by the transport.
+async fn answer(hub: &Hub, connection: &quinn::Connection, bounds: &Bounds) -> Result<(), SessionError> {
+    loop {
+        let (send, recv) = connection.accept_bi().await.map_err(|e| SessionError::Over(e.to_string()))?;
+        let (hub, bounds, connection) = (hub.clone(), bounds.clone(), connection.clone());
+        tokio::spawn(async move {
+            match serve::serve(&hub, &bounds, send, recv).await {
+                Ok(()) => {}
+                Err(error @ ServeError::Protocol(_)) => {
+                    tracing::warn!(remote = %connection.remote_address(), %error, "a session is closed");
+                    close(&connection, CloseCode::ProtocolError, &error.to_string());
+                }
+                Err(error) => tracing::debug!(remote = %connection.remote_address(), %error, "a request ended early"),
+            }
+        });
+    }
+}

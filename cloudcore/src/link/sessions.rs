@@ -1,0 +1,258 @@
+//! Who is connected, and what only memory knows of each node: one session a node, the newest wins.
+//!
+//! Shared by the tasks of `crate::link`; every method is a short critical section.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use proto::{
+    digest::Digest,
+    env::{Env, WallClock},
+    link::{CloseCode, message::Assignment},
+    name::Name,
+    object::{Node, NodePhase, ReleaseRef, Usage},
+};
+use tokio::{sync::watch, time::Instant};
+
+use super::{budget::Budgets, close};
+use crate::config::HubConfig;
+
+/// Happenings that a session remembers, so as not to tell them with every report.
+const MAX_TOLD: usize = 256;
+
+/// The sessions of the hub. Cheap to clone.
+#[derive(Clone)]
+pub struct Sessions(Arc<Inner>);
+
+struct Inner {
+    wall: Arc<dyn WallClock>,
+    nodes: Mutex<BTreeMap<String, Entry>>,
+    counter: AtomicU64,
+    budgets: Budgets,
+}
+
+impl fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sessions({})", self.connected())
+    }
+}
+
+#[derive(Default)]
+struct Entry {
+    /// As the store has it.
+    phase: NodePhase,
+    live: Option<Live>,
+    heard: Option<Instant>,
+    last_seen: Option<Timestamp>,
+    usage: Option<Usage>,
+}
+
+struct Live {
+    id: u64,
+    spki: Digest,
+    connection: quinn::Connection,
+    assignment: watch::Sender<Assignment>,
+}
+
+/// A node's turn to be the connected one. Dropping it ends the turn.
+pub(crate) struct Turn {
+    sessions: Sessions,
+    name: Name,
+    id: u64,
+    pub(crate) assignment: watch::Receiver<Assignment>,
+    told: Mutex<BTreeSet<String>>,
+}
+
+impl Sessions {
+    pub(crate) fn new(env: &Env, config: &HubConfig) -> Sessions {
+        Sessions(Arc::new(Inner {
+            wall: env.wall.clone(),
+            nodes: Mutex::default(),
+            counter: AtomicU64::new(0),
+            budgets: Budgets::new(config.bulk_bytes_per_s_node),
+        }))
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.0.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nodes with a session.
+    #[must_use]
+    pub fn connected(&self) -> usize {
+        self.nodes().values().filter(|e| e.live.is_some()).count()
+    }
+
+    pub(crate) fn budgets(&self) -> &Budgets {
+        &self.0.budgets
+    }
+
+    /// Makes `connection` the session of `name`; the one before is closed.
+    pub(crate) fn open(&self, name: &Name, spki: Digest, connection: quinn::Connection) -> Turn {
+        let id = self.0.counter.fetch_add(1, Ordering::Relaxed);
+        let (sender, assignment) = watch::channel(Assignment::default());
+        let live = Live { id, spki, connection, assignment: sender };
+        let old = {
+            let mut nodes = self.nodes();
+            let entry = nodes.entry(name.to_string()).or_default();
+            entry.heard = Some(Instant::now());
+            entry.last_seen = Some(self.0.wall.now());
+            entry.live.replace(live)
+        };
+        if let Some(old) = old {
+            close(&old.connection, CloseCode::Replaced, "a newer session of this node took its place");
+        }
+        Turn { sessions: self.clone(), name: name.clone(), id, assignment, told: Mutex::default() }
+    }
+
+    /// Takes note of a node as the store has it: new assignment, other key, other phase.
+    pub(crate) fn assign(&self, node: &Node) {
+        let mut nodes = self.nodes();
+        let entry = nodes.entry(node.name().to_owned()).or_default();
+        entry.phase = node.status.phase;
+        let Some(live) = &entry.live else { return };
+        if node.status.identity.as_ref().map(|i| i.spki) != Some(live.spki) {
+            close(&live.connection, CloseCode::NotAdmitted, "another key speaks for this node now");
+            return;
+        }
+        let next = assignment_of(node);
+        live.assignment.send_if_modified(|current| {
+            let newer = next.generation > current.generation;
+            if newer {
+                *current = next;
+            }
+            newer
+        });
+    }
+
+    /// The node is gone from the store.
+    pub(crate) fn forget(&self, name: &str) {
+        let entry = self.nodes().remove(name);
+        if let Some(live) = entry.and_then(|e| e.live) {
+            close(&live.connection, CloseCode::NotAdmitted, "the node was deleted");
+        }
+    }
+
+    /// Forgets all nodes but these.
+    pub(crate) fn keep_only(&self, known: &BTreeMap<String, Node>) {
+        let gone: Vec<String> = self.nodes().keys().filter(|name| !known.contains_key(*name)).cloned().collect();
+        gone.iter().for_each(|name| self.forget(name));
+    }
+
+    pub(crate) fn revoke(&self, name: &Name) {
+        if let Some(live) = self.nodes().get(name.as_str()).and_then(|e| e.live.as_ref()) {
+            close(&live.connection, CloseCode::NotAdmitted, "the node was revoked");
+        }
+    }
+
+    pub(crate) fn close_all(&self, code: CloseCode) {
+        for entry in self.nodes().values() {
+            if let Some(live) = &entry.live {
+                close(&live.connection, code, "the hub is shutting down");
+            }
+        }
+    }
+
+    pub(crate) fn connection(&self, name: &Name) -> Option<quinn::Connection> {
+        self.nodes().get(name.as_str()).and_then(|e| e.live.as_ref()).map(|l| l.connection.clone())
+    }
+
+    pub(crate) fn last_seen(&self, name: &str) -> Option<Timestamp> {
+        self.nodes().get(name).and_then(|e| e.last_seen)
+    }
+
+    /// Nodes that the store has as heard from and that were not, for `patience`.
+    pub(crate) fn silent(&self, started: Instant, patience: Duration) -> Vec<String> {
+        let nodes = self.nodes();
+        nodes.iter().filter(|(_, e)| e.is_silent(started, patience)).map(|(name, _)| name.clone()).collect()
+    }
+
+    pub(crate) fn is_silent(&self, name: &str, started: Instant, patience: Duration) -> bool {
+        self.nodes().get(name).is_some_and(|e| e.is_silent(started, patience))
+    }
+
+    /// Whether the store has the node as silent.
+    pub(crate) fn is_marked(&self, name: &Name) -> bool {
+        self.nodes().get(name.as_str()).is_some_and(|e| e.phase == NodePhase::Unknown)
+    }
+
+    /// Overlays what only memory has.
+    pub(crate) fn view(&self, mut node: Node) -> Node {
+        let nodes = self.nodes();
+        let Some(entry) = nodes.get(node.name()) else { return node };
+        let status = &mut node.status;
+        status.last_seen = entry.last_seen.or(status.last_seen);
+        status.usage = entry.usage.clone().or(status.usage.take());
+        if let Some(live) = &entry.live {
+            status.remote = Some(plain(live.connection.remote_address()).to_string());
+        }
+        node
+    }
+}
+
+impl Entry {
+    fn is_silent(&self, started: Instant, patience: Duration) -> bool {
+        let heard_of = matches!(self.phase, NodePhase::Ready | NodePhase::NotReady);
+        heard_of && self.heard.unwrap_or(started).elapsed() >= patience
+    }
+}
+
+impl Turn {
+    /// A word of the node arrived.
+    pub(crate) fn heard(&self, usage: Option<Usage>) {
+        let mut nodes = self.sessions.nodes();
+        let Some(entry) = nodes.get_mut(self.name.as_str()) else { return };
+        if entry.live.as_ref().is_some_and(|l| l.id == self.id) {
+            entry.heard = Some(Instant::now());
+            entry.last_seen = Some(self.sessions.0.wall.now());
+            entry.usage = usage.or(entry.usage.take());
+        }
+    }
+
+    /// Whether this happening was not told before in this session.
+    pub(crate) fn first_time(&self, happening: &str) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() >= MAX_TOLD {
+            told.clear();
+        }
+        told.insert(happening.to_owned())
+    }
+
+    /// Whether no newer session took over.
+    pub(crate) fn is_current(&self) -> bool {
+        let nodes = self.sessions.nodes();
+        nodes.get(self.name.as_str()).and_then(|e| e.live.as_ref()).is_some_and(|l| l.id == self.id)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut nodes = self.sessions.nodes();
+        if let Some(entry) = nodes.get_mut(self.name.as_str())
+            && entry.live.as_ref().is_some_and(|l| l.id == self.id)
+        {
+            entry.live = None;
+        }
+    }
+}
+
+/// All that a node should run.
+pub(crate) fn assignment_of(node: &Node) -> Assignment {
+    let release = |app: &proto::object::AssignedApp| ReleaseRef { version: app.version.clone(), digest: app.digest };
+    let apps = node.spec.apps.iter().map(|(name, app)| (name.clone(), release(app))).collect();
+    Assignment { generation: node.metadata.generation, apps }
+}
+
+/// IPv4 as IPv4, whatever the socket is.
+pub(crate) fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
