@@ -165,7 +165,8 @@ impl Blobs {
     pub async fn put(&self, digest: Digest, mut reader: impl AsyncRead + Unpin) -> Result<u64, BlobError> {
         let number = self.0.counter.fetch_add(1, Ordering::Relaxed);
         let temp = self.0.folder.join("tmp").join(format!("{}.{number}", digest.hex()));
-        let mut sink = Sink { writer: Writer::create(&temp).map_err(during("create", &temp))?, done: false, path: temp };
+        let mut sink =
+            Sink { writer: Writer::create(&temp).map_err(during("create", &temp))?, done: false, path: temp };
         let mut hasher = Hasher::default();
         let mut total = 0_u64;
         loop {
@@ -323,7 +324,9 @@ impl BlobReader {
         let (blobs, digest) = (self.blobs.clone(), self.digest);
         let decompressed = move || zstd::bulk::decompress(&chunk.content, CHUNK_BYTES);
         let content = self.blobs.0.env.blocking.run(decompressed).await;
-        content.map(Bytes::from).map_err(|e| blobs.set_aside(digest, format!("chunk {number} does not decompress: {e}")))
+        content
+            .map(Bytes::from)
+            .map_err(|e| blobs.set_aside(digest, format!("chunk {number} does not decompress: {e}")))
     }
 }
 

@@ -254,17 +254,14 @@ impl Ca {
         };
         let Ok(pair) = key_from_pem(key, &key_pem) else { return Ok(None) };
         let [leaf, ca] = certificates.as_slice() else { return Ok(None) };
-        let same_key = identity::spki_digest(leaf).ok()
-            == Some(Digest::of(&rcgen::PublicKeyData::subject_public_key_info(&pair)));
+        let same_key =
+            identity::spki_digest(leaf).ok() == Some(Digest::of(&rcgen::PublicKeyData::subject_public_key_info(&pair)));
         let renew_at = identity::validity(leaf)
             .ok()
             .and_then(|(_, end)| Timestamp::from_second(end).ok())
             .and_then(|end| end.checked_sub(SERVER_LIFETIME / 2).ok());
         let Some(renew_at) = renew_at else { return Ok(None) };
-        let fits = same_key
-            && *ca == self.0.certificate
-            && same_names(leaf, names)
-            && self.0.env.wall.now() < renew_at;
+        let fits = same_key && *ca == self.0.certificate && same_names(leaf, names) && self.0.env.wall.now() < renew_at;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pair.serialize_der()));
         let (chain_path, key_path) = (chain.to_owned(), key_path_of(chain));
         Ok(fits.then_some(ServerIdentity { chain: certificates, key, chain_path, key_path, renew_at }))
@@ -367,7 +364,8 @@ fn same_names(leaf: &CertificateDer<'_>, names: &[String]) -> bool {
     let Ok((_, parsed)) = x509_parser::certificate::X509Certificate::from_der(leaf) else { return false };
     let Ok(Some(found)) = parsed.subject_alternative_name() else { return names.is_empty() };
     let mut found: Vec<String> = found.value.general_names.iter().filter_map(name_text).collect();
-    let mut wanted: Vec<String> = names.iter().map(|n| n.parse().map_or(n.clone(), |ip: IpAddr| ip.to_string())).collect();
+    let mut wanted: Vec<String> =
+        names.iter().map(|n| n.parse().map_or(n.clone(), |ip: IpAddr| ip.to_string())).collect();
     found.sort();
     wanted.sort();
     found == wanted

@@ -90,7 +90,9 @@ pub enum HubError {
         source: std::io::Error,
     },
     /// A token without a release repository would admit boxes that trust nobody.
-    #[error("the hub has no release repository yet, and boxes learn from their token whose releases to trust; publish first: crossdock release publish")]
+    #[error(
+        "the hub has no release repository yet, and boxes learn from their token whose releases to trust; publish first: crossdock release publish"
+    )]
     NoTrustRoot,
     /// A token's bounds are out of range.
     #[error("a token needs 1 to {MAX_TOKEN_USES} uses and a life of 1 second to 366 days")]
@@ -252,8 +254,7 @@ impl Hub {
         let expires_at = self.0.env.wall.now().checked_add(ttl).unwrap_or(Timestamp::MAX);
         self.ensure_site(&site).await?;
         let (id, secret) = self.draw_token();
-        let spec =
-            JoinTokenSpec { site, node, uses, expires_at, secret_hash: Token::secret_hash(&secret), labels };
+        let spec = JoinTokenSpec { site, node, uses, expires_at, secret_hash: Token::secret_hash(&secret), labels };
         let name: ObjectName = id.parse()?;
         let object = self.0.store.create(Object::new(name, spec)).await?;
         Ok((object, Token { id, secret, ca: self.0.ca.spki(), root }))

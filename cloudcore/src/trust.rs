@@ -42,7 +42,9 @@ pub enum TrustError {
     #[error("the metadata is refused: {0}")]
     Refused(#[from] TufError),
     /// The first publication brings no root.
-    #[error("the hub has no trust root yet and the publication brings none; publish from the repository that has 1.root.json")]
+    #[error(
+        "the hub has no trust root yet and the publication brings none; publish from the repository that has 1.root.json"
+    )]
     NoRoot,
     /// Artifacts are not there yet.
     #[error("{release} is not complete: {missing}; upload them first, as `crossdock release publish` does")]
@@ -64,7 +66,9 @@ pub enum TrustError {
     #[error("target {0:?} is not a release's manifest; its path must be APP/VERSION.json")]
     Path(String),
     /// The name was used for other content.
-    #[error("{release} was published before with digest {before}, now {now}; a version is never reused: choose a new one")]
+    #[error(
+        "{release} was published before with digest {before}, now {now}; a version is never reused: choose a new one"
+    )]
     Changed {
         /// Which release.
         release: ReleaseName,

@@ -16,10 +16,11 @@ use proto::{
     link::{ALPN, ALPN_JOIN},
 };
 use quinn::{
-    ConnectionId, ConnectionIdGenerator, EndpointConfig, InvalidCid, TransportConfig, VarInt,
+    ConnectionId, ConnectionIdGenerator, EndpointConfig, TransportConfig, VarInt,
     congestion::{BbrConfig, CubicConfig},
     crypto::rustls::QuicServerConfig,
 };
+use quinn_proto::InvalidCid; // quinn forgot to pass it on
 use rand::Rng as _;
 use rand_chacha::ChaCha12Rng;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
@@ -86,9 +87,7 @@ pub(crate) fn bind(config: &HubConfig, env: &Env, ca: &Ca) -> Result<quinn::Endp
     endpoint.rng_seed(Some(env.seed.bytes(&format!("quic endpoint at {started}"))));
     let random = Arc::new(Mutex::new(env.seed.stream(&format!("quic connection ids at {started}"))));
     let id_key = keys.connection_ids();
-    endpoint.cid_generator(move || {
-        Box::new(SignedIds { key: id_key.clone(), random: Arc::clone(&random) })
-    });
+    endpoint.cid_generator(move || Box::new(SignedIds { key: id_key.clone(), random: Arc::clone(&random) }));
     let server = server_config(config, env, ca)?;
     let bind_failed = |source| HubError::Bind { address: config.link_listen, source };
     let socket = env.network.bind(config.link_listen).map_err(bind_failed)?;
@@ -197,4 +196,3 @@ impl ConnectionIdGenerator for SignedIds {
         None
     }
 }
-

@@ -106,7 +106,8 @@ pub(crate) async fn admit(hub: &Hub, request: JoinRequest) -> Result<Result<Join
         Err(refusal) => {
             let text = format!("{} wanted to join as {:?}: {}", request.machine_id, request.name, refusal.message);
             let id = token.name();
-            events::record(hub.store(), hub.env(), "JoinToken", id, EventType::Warning, refusal.code, &text, "hub").await;
+            events::record(hub.store(), hub.env(), "JoinToken", id, EventType::Warning, refusal.code, &text, "hub")
+                .await;
             return Ok(Err(refusal));
         }
     };
@@ -115,7 +116,10 @@ pub(crate) async fn admit(hub: &Hub, request: JoinRequest) -> Result<Result<Join
         Err(error) => return Ok(refuse("BadRequest", error.to_string())),
     };
     let Some((root, _)) = hub.trust().first_root() else {
-        return Ok(refuse("BadRequest", "the hub has no release repository yet; publish first: crossdock release publish"));
+        return Ok(refuse(
+            "BadRequest",
+            "the hub has no release repository yet; publish first: crossdock release publish",
+        ));
     };
     // The node first: a crash in between lets the box ask again, and it is the same box then.
     write_node(hub, &token, &name, &request, &certificate).await?;
@@ -149,7 +153,8 @@ fn key_of(request: &JoinRequest) -> Result<(Digest, Vec<u8>), Refusal> {
 
 /// The token, when the secret is right. A wrong secret and an unknown token look alike.
 async fn token_of(hub: &Hub, request: &JoinRequest) -> Result<Result<JoinToken, Refusal>, StoreError> {
-    let unknown = || refuse("TokenUnknown", "the hub does not know this token; create one with `crossdock token create`");
+    let unknown =
+        || refuse("TokenUnknown", "the hub does not know this token; create one with `crossdock token create`");
     let Ok(id) = request.token_id.parse::<ObjectName>() else { return Ok(unknown()) };
     let Some(token) = hub.store().get::<JoinTokenSpec>(id.as_str()).await? else { return Ok(unknown()) };
     let given = Token::secret_hash(&request.secret);
@@ -191,7 +196,10 @@ pub(crate) fn decide(
     if known || used >= token.spec.uses as usize {
         return refuse(
             "TokenUsedUp",
-            format!("the token admitted {used} of {} boxes; create a new one with `crossdock token create`", token.spec.uses),
+            format!(
+                "the token admitted {used} of {} boxes; create a new one with `crossdock token create`",
+                token.spec.uses
+            ),
         );
     }
     if token.spec.node.is_none() {

@@ -109,7 +109,8 @@ async fn open(hub: &Hub, request: BlobRequest) -> Result<BlobReader, String> {
             if let BlobError::Damaged { .. } = error {
                 let name = request.digest.to_string();
                 let text = error.to_string();
-                events::record(hub.store(), hub.env(), "Blob", &name, EventType::Warning, "Damaged", &text, "hub").await;
+                events::record(hub.store(), hub.env(), "Blob", &name, EventType::Warning, "Damaged", &text, "hub")
+                    .await;
             }
             return Err(error.to_string());
         }

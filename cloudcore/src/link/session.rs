@@ -86,8 +86,7 @@ async fn run(hub: &Hub, connection: &quinn::Connection, slot: OwnedSemaphorePerm
     hub.sessions().assign(&node);
 
     let first = tokio::time::timeout(PATIENCE, control(connection));
-    let (hello, mut send, recv) =
-        first.await.map_err(|_| SessionError::Protocol("no Hello came in time".into()))??;
+    let (hello, mut send, recv) = first.await.map_err(|_| SessionError::Protocol("no Hello came in time".into()))??;
     turn.heard(Some(hello.usage.clone()));
     let mut assignment = turn.assignment.clone();
     let welcome = HubMessage::Welcome(welcome(hub));
@@ -95,12 +94,23 @@ async fn run(hub: &Hub, connection: &quinn::Connection, slot: OwnedSemaphorePerm
     let before = node.status.phase;
     take(hub, &name, connection, &turn, hello.report, Some(hello.info)).await?;
     if before != NodePhase::Ready {
-        events::record(hub.store(), hub.env(), "Node", name.as_str(), EventType::Normal, "Connected", "the agent reports", "hub")
-            .await;
+        events::record(
+            hub.store(),
+            hub.env(),
+            "Node",
+            name.as_str(),
+            EventType::Normal,
+            "Connected",
+            "the agent reports",
+            "hub",
+        )
+        .await;
     }
 
-    let bounds =
-        Bounds { node: Arc::new(hub.sessions().budgets().node()), site: hub.sessions().budgets().site(node.spec.site.as_str()) };
+    let bounds = Bounds {
+        node: Arc::new(hub.sessions().budgets().node()),
+        site: hub.sessions().budgets().site(node.spec.site.as_str()),
+    };
     // None of the three is dropped but with the session, so that none needs to be cancel safe.
     tokio::select! {
         biased;
@@ -208,8 +218,17 @@ async fn take(
     hub.sessions().assign(&node);
     for (reason, message) in failures {
         if turn.first_time(&message) {
-            events::record(hub.store(), hub.env(), "Node", name.as_str(), EventType::Warning, &reason, &message, name.as_str())
-                .await;
+            events::record(
+                hub.store(),
+                hub.env(),
+                "Node",
+                name.as_str(),
+                EventType::Warning,
+                &reason,
+                &message,
+                name.as_str(),
+            )
+            .await;
         }
     }
     Ok(())

@@ -7,9 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use proto::{
     name::{Name, ReleaseName},
-    object::{
-        EventType, Kind, Node, NodeSpec, Object, ReleaseSpec, Rollout, RolloutPhase, RolloutSpec, RolloutStatus,
-    },
+    object::{EventType, Kind, Node, NodeSpec, Object, ReleaseSpec, Rollout, RolloutPhase, RolloutSpec, RolloutStatus},
 };
 use tokio::sync::watch;
 
@@ -103,9 +101,8 @@ fn snapshot(
     releases: &BTreeMap<String, Object<ReleaseSpec>>,
 ) -> Snapshot {
     let node = |n: &Node| Some((n.name().parse::<Name>().ok()?, n.clone()));
-    let release = |r: &Object<ReleaseSpec>| {
-        (ReleaseName { app: r.spec.app.clone(), version: r.spec.version.clone() }, r.clone())
-    };
+    let release =
+        |r: &Object<ReleaseSpec>| (ReleaseName { app: r.spec.app.clone(), version: r.spec.version.clone() }, r.clone());
     Snapshot {
         nodes: nodes.values().filter_map(node).collect(),
         rollouts: rollouts.values().cloned().collect(),

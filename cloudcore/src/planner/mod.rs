@@ -70,7 +70,10 @@ pub fn validate(spec: &RolloutSpec, snapshot: &Snapshot) -> Result<(), String> {
         return Err(format!("there is no release {release}; `crossdock get releases` lists what was published"));
     }
     if !snapshot.nodes.values().any(|node| node.matches(&spec.selector)) {
-        return Err(format!("selector {} names no node; `crossdock get nodes` lists them with their labels", spec.selector));
+        return Err(format!(
+            "selector {} names no node; `crossdock get nodes` lists them with their labels",
+            spec.selector
+        ));
     }
     Ok(())
 }

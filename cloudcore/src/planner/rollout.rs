@@ -106,7 +106,9 @@ fn node_state(node: &Node, app: &Name, digest: Digest, rollout: &str, before: &R
         NodePhase::Ready | NodePhase::NotReady => state,
         // What it proved while it was there stays proven.
         _ if is_done(state.phase) && state.phase == before.phase => state,
-        NodePhase::Pending => waiting(UpdatePhase::Deferred, "NeverConnected", "the node never connected; it goes on when it does"),
+        NodePhase::Pending => {
+            waiting(UpdatePhase::Deferred, "NeverConnected", "the node never connected; it goes on when it does")
+        }
         NodePhase::Unknown => {
             let since = node.status.last_seen.map(|at| format!(" since {at}")).unwrap_or_default();
             waiting(UpdatePhase::Deferred, "Offline", format!("not heard from{since}; it goes on when it is back"))
@@ -132,7 +134,8 @@ fn verdict(status: &RolloutStatus) -> (RolloutPhase, String) {
     let deferred = count(|p| p == UpdatePhase::Deferred);
     let blocked = count(|p| p == UpdatePhase::Blocked);
     let mut message = format!("{healthy} of {all} healthy");
-    for (number, word) in [(failed, "failed"), (deferred, "offline"), (blocked, "blocked"), (taken.len(), "superseded")] {
+    for (number, word) in [(failed, "failed"), (deferred, "offline"), (blocked, "blocked"), (taken.len(), "superseded")]
+    {
         if number > 0 {
             message.push_str(&format!(", {number} {word}"));
         }
