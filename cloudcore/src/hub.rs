@@ -12,6 +12,9 @@
 //! [`Hub::open`] binds the link, [`Hub::run`] serves until told to stop. Opened by `cloudcore serve`, by
 //! the simulator and by tests; all of them hand in an [`Env`].
 
+#[cfg(test)]
+pub(crate) mod fixture;
+
 use std::{
     collections::BTreeMap,
     fmt,

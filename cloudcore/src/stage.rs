@@ -402,6 +402,39 @@ fn shims_below(folder: &Path) -> Vec<Pid> {
     pids.filter(ours).filter_map(Pid::from_raw).collect()
 }
 
+/// The folder with the programs `cloudcore`, `crossdock` and `edgecore`: where this one lies. Under cargo
+/// they are built first, since `cargo run --bin crossdock` builds only the one.
+///
+/// # Errors
+/// When cargo cannot build them.
+pub async fn programs() -> anyhow::Result<PathBuf> {
+    let this = std::env::current_exe().context("find this program")?;
+    let mut folder = this.parent().context("find the folder of this program")?;
+    if folder.ends_with("deps") {
+        folder = folder.parent().unwrap_or(folder); // a test
+    }
+    if let Some(cargo) = std::env::var_os("CARGO") {
+        let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("find the workspace")?;
+        let mut build = Command::new(cargo);
+        build.args([
+            "build",
+            "--quiet",
+            "--profile",
+            profile,
+            "--package",
+            "cloudcore",
+            "--package",
+            "edgecore",
+            "--bins",
+        ]);
+        if !build.current_dir(workspace).status().await?.success() {
+            bail!("cargo could not build the programs; see above");
+        }
+    }
+    Ok(folder.to_owned())
+}
+
 fn shorten(text: &str) -> String {
     match text.char_indices().nth(160) {
         Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),

@@ -1,3 +1,127 @@
-//! cli
+//! `crossdock`, the command of release engineers and operators.
+//!
+//! The habits are kubectl's: `get`, `describe`, `apply`, `delete`, `logs`, `-o`, `-l`, `-w`. On a terminal
+//! long work shows progress; in a pipeline it prints plain lines. Exit codes: see [`exit`].
+
+pub mod apply;
+pub mod client;
+pub mod contexts;
 pub mod demo;
 pub mod demo_app;
+pub mod describe;
+pub mod exit;
+pub mod get;
+pub mod keys;
+pub mod kinds;
+pub mod logs;
+pub mod output;
+pub mod release;
+pub mod rollout;
+pub mod token;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+use client::Client;
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 refused or conflict, 5 rollout failed, \
+                          6 timed out, 7 hub unreachable, 8 not logged in or not allowed.";
+
+/// Releases for the edge: signed here, run there.
+#[derive(Debug, Parser)]
+#[command(name = "crossdock", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// Context to use for this command.
+    #[arg(long, global = true, env = "CROSSDOCK_CONTEXT")]
+    context: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show objects: nodes, sites, releases, rollouts, jointokens, events
+    Get(get::GetArgs),
+    /// Show one object in full, with what happened to it
+    Describe(describe::DescribeArgs),
+    /// Create or update objects from YAML or JSON
+    Apply(apply::ApplyArgs),
+    /// Delete objects
+    Delete(apply::DeleteArgs),
+    /// Print what a workload wrote
+    Logs(logs::LogsArgs),
+    /// Log in to a hub and remember it as a context
+    Login(contexts::LoginArgs),
+    /// Choose among several hubs
+    #[command(subcommand)]
+    Context(contexts::ContextCommand),
+    /// Admit boxes to the fleet
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+    /// Make signing keys
+    Keys(keys::KeysArgs),
+    /// Build, sign, publish and verify releases
+    Release(release::ReleaseArgs),
+    /// Take releases to nodes
+    #[command(subcommand)]
+    Rollout(rollout::RolloutCommand),
+    /// Watch a hub and three agents do the main job on this machine
+    Demo(demo::DemoArgs),
+    /// The program that the demo releases
+    #[command(hide = true)]
+    DemoApp(demo_app::DemoAppArgs),
+    /// Print completions for a shell
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What commands need besides their own arguments.
+#[derive(Debug, Clone, Default)]
+pub struct Context {
+    /// Context named on the command line.
+    pub name: Option<String>,
+}
+
+impl Context {
+    /// A client of the hub in use.
+    ///
+    /// # Errors
+    /// When nobody logged in, with what to do.
+    pub fn client(&self) -> anyhow::Result<Client> {
+        contexts::client(self.name.as_deref())
+    }
+}
+
+/// Runs one command and returns its exit code. Errors are printed with their whole chain.
+pub async fn main(cli: Cli) -> u8 {
+    match run(cli).await {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            exit::code(&error)
+        }
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    let context = Context { name: cli.context };
+    match cli.command {
+        Command::Get(args) => get::run(args, &context).await,
+        Command::Describe(args) => describe::run(args, &context).await,
+        Command::Apply(args) => apply::apply(args, &context).await,
+        Command::Delete(args) => apply::delete(args, &context).await,
+        Command::Logs(args) => logs::run(args, &context).await,
+        Command::Login(args) => contexts::login(args).await,
+        Command::Context(command) => contexts::run(command),
+        Command::Token(command) => token::run(command, &context).await,
+        Command::Keys(args) => keys::run(args, &context).await,
+        Command::Release(args) => release::run(args, &context).await,
+        Command::Rollout(command) => rollout::run(command, &context).await,
+        Command::Demo(args) => demo::run(args).await,
+        Command::DemoApp(args) => demo_app::run(args).await,
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "crossdock", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use proto::{
     durable,
-    tuf::{PublicKey, SecretKey},
+    tuf::{PublicKey, RoleName, SecretKey},
 };
 
-use super::{ReleaseError, read_text};
+use super::{ReleaseError, read_text, repository::Repository};
 
 const MAX_KEY_BYTES: u64 = 16 << 10;
 
@@ -76,4 +76,27 @@ pub fn read_public(path: &Path) -> Result<PublicKey, ReleaseError> {
         Ok(_) => refuse("it is not an ed25519 key".into()),
         Err(problem) => refuse(problem),
     }
+}
+
+/// The keys of a small team that are listed for what is staged.
+///
+/// # Errors
+/// When the repository holds none of them.
+pub fn own(repository: &Repository) -> Result<Vec<SecretKey>, ReleaseError> {
+    let (staged, root) = (repository.staged()?, repository.next_root()?);
+    let mut keys = vec![];
+    for (role, wanted) in [(RoleName::Root, staged.root.is_some()), (RoleName::Targets, staged.targets.is_some())] {
+        let path = repository.keys_dir().join(format!("{role}.pem"));
+        if !wanted || !path.exists() {
+            continue;
+        }
+        let key = read_secret(&path)?;
+        if root.roles.get(role.as_str()).is_some_and(|listed| listed.keyids.contains(&key.id())) {
+            keys.push(key);
+        }
+    }
+    if keys.is_empty() && (staged.root.is_some() || staged.targets.is_some()) {
+        return repository.refuse("it holds no key that may sign what is staged; name yours with --key FILE");
+    }
+    Ok(keys)
 }

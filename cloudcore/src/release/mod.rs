@@ -14,6 +14,8 @@
 //! | [`describe`] | what a staged change adds and removes, in words |
 //! | [`keys`] | key files |
 //! | [`publish`] | to a hub, through its API |
+//! | [`staging`] | staged changes, which collect signatures |
+//! | [`verify`] | the repository checked without a hub |
 //!
 //! Plain functions over a folder, time and keys as arguments: the command line, the simulator and tests
 //! use them alike.
@@ -25,6 +27,7 @@ pub mod publish;
 pub mod repository;
 pub mod staging;
 pub mod tree;
+pub mod verify;
 
 #[cfg(test)]
 mod tests;

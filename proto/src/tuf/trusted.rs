@@ -157,9 +157,8 @@ impl TrustedSet {
         let expected = snapshot_of(&timestamp.signed)?;
         let Some(text) = text else { return kept(self.snapshot.as_ref(), expected) };
         let offered = Offered::<SnapshotMeta>::parse(text)?;
-        fits::<SnapshotMeta>(expected, text, None)?; // 5.5.2
-        offered.verify(&self.root.signed)?; // 5.5.3
-        fits::<SnapshotMeta>(expected, text, Some(offered.signed.version))?; // 5.5.4
+        offered.verify(&self.root.signed)?; // 5.5.3; first, so that a changed byte is named as what it is
+        fits::<SnapshotMeta>(expected, text, offered.signed.version)?; // 5.5.2, 5.5.4
         // 5.5.5
         for (name, old) in self.snapshot.iter().flat_map(|trusted| &trusted.signed.meta) {
             let new = offered.signed.meta.get(name).map_or(0, |file| file.version);
@@ -176,9 +175,8 @@ impl TrustedSet {
         let expected = targets_of(&snapshot.signed)?;
         let Some(text) = text else { return kept(self.targets.as_ref(), expected) };
         let offered = Offered::<TargetsMeta>::parse(text)?;
-        fits::<TargetsMeta>(expected, text, None)?; // 5.6.2
-        offered.verify(&self.root.signed)?; // 5.6.3
-        fits::<TargetsMeta>(expected, text, Some(offered.signed.version))?; // 5.6.4
+        offered.verify(&self.root.signed)?; // 5.6.3; first, so that a changed byte is named as what it is
+        fits::<TargetsMeta>(expected, text, offered.signed.version)?; // 5.6.2, 5.6.4
         let held = hold(offered); // 5.6.6
         self.releases = releases(Some(&held.signed));
         self.targets = Some(held.clone());
@@ -337,22 +335,17 @@ fn targets_of(snapshot: &SnapshotMeta) -> Result<&MetaFile, TufError> {
 }
 
 /// Whether a document is the one that another names.
-fn fits<T: Role>(expected: &MetaFile, text: &str, version: Option<u64>) -> Result<(), TufError> {
+fn fits<T: Role>(expected: &MetaFile, text: &str, version: u64) -> Result<(), TufError> {
     let refuse = |problem| Err(TufError::MixAndMatch { role: T::NAME, problem });
-    if let Err(problem) = expected.check(text) {
-        return refuse(problem);
+    if version != expected.version {
+        return refuse(format!("has version {version} where version {} is announced", expected.version));
     }
-    match version {
-        Some(version) if version != expected.version => {
-            refuse(format!("has version {version} where version {} is announced", expected.version))
-        }
-        _ => Ok(()),
-    }
+    expected.check(text).or_else(refuse)
 }
 
 /// The document that is trusted already, if it is the one that is wanted now.
 fn kept<T: Role>(held: Option<&Arc<Held<T>>>, expected: &MetaFile) -> Result<Arc<Held<T>>, TufError> {
     let held = held.ok_or(TufError::Missing { role: T::NAME })?;
-    fits::<T>(expected, &held.text, Some(held.signed.version()))?;
+    fits::<T>(expected, &held.text, held.signed.version())?;
     Ok(held.clone())
 }

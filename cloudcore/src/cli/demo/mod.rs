@@ -6,15 +6,12 @@
 
 mod scenes;
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
-use anyhow::{Context as _, bail};
-use tokio::{process::Command, time::Instant};
+use anyhow::Context as _;
+use tokio::time::Instant;
 
-use crate::stage::Stage;
+use crate::stage::{self, Stage};
 
 /// `crossdock demo`.
 #[derive(Debug, clap::Args)]
@@ -40,7 +37,7 @@ struct Scene {
 /// The first scene that did not show what it must, with where to read on.
 pub async fn run(args: DemoArgs) -> anyhow::Result<()> {
     let started = Instant::now();
-    let mut stage = Stage::open(args.dir, programs().await?, true)?;
+    let mut stage = Stage::open(args.dir, stage::programs().await?, true)?;
     println!("working in {}", stage.path("").display());
     let outcome = play(&mut stage).await;
     match outcome {
@@ -91,22 +88,4 @@ fn print_summary(scenes: &[Scene], total: Duration) {
         println!("  {:>6.2} s  {:<55} {}", scene.took.as_secs_f64(), scene.what, scene.saw);
     }
     println!("  {:>6.2} s  in all", total.as_secs_f64());
-}
-
-/// The folder with `cloudcore`, `crossdock` and `edgecore`. Under cargo they are built first, since
-/// `cargo run --bin crossdock` builds only the one.
-async fn programs() -> anyhow::Result<PathBuf> {
-    let this = std::env::current_exe().context("find this program")?;
-    let folder = this.parent().context("find the folder of this program")?.to_owned();
-    if let Some(cargo) = std::env::var_os("CARGO") {
-        let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
-        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("find the workspace")?;
-        println!("building the hub and the agent ...");
-        let mut build = Command::new(cargo);
-        build.args(["build", "--quiet", "--profile", profile, "--bin", "cloudcore", "--bin", "edgecore"]);
-        if !build.current_dir(workspace).status().await?.success() {
-            bail!("cargo could not build cloudcore and edgecore; see above");
-        }
-    }
-    Ok(folder)
 }

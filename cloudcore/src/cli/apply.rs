@@ -1,0 +1,191 @@
+//! `crossdock apply` and `crossdock delete`.
+
+use std::{
+    io::Read as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+use proto::selector::Selector;
+use serde_json::Value;
+
+use super::{
+    Context,
+    client::Client,
+    exit::{CliError, Exit},
+    kinds::{KindInfo, text},
+};
+
+/// Largest file accepted, in bytes.
+const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// `crossdock apply`.
+#[derive(Debug, clap::Args)]
+pub struct ApplyArgs {
+    /// File, folder (its *.yaml, *.yml and *.json), or - for standard input. Repeatable.
+    #[arg(short, long = "filename", required = true)]
+    files: Vec<PathBuf>,
+}
+
+/// `crossdock delete`.
+#[derive(Debug, clap::Args)]
+pub struct DeleteArgs {
+    /// Kind of the objects.
+    kind: String,
+    /// Their names.
+    names: Vec<String>,
+    /// Delete all that this selector names, instead of names.
+    #[arg(short = 'l', long, conflicts_with = "names")]
+    selector: Option<Selector>,
+}
+
+/// Creates or updates objects. All files are read and checked before the first is sent.
+///
+/// # Errors
+/// Names the file and the document that is wrong.
+pub async fn apply(args: ApplyArgs, context: &Context) -> anyhow::Result<()> {
+    let mut objects = vec![];
+    for path in &args.files {
+        for (origin, text) in read_all(path)? {
+            objects.extend(parse(&text).with_context(|| format!("read {origin}"))?);
+        }
+    }
+    if objects.is_empty() {
+        return Err(CliError::new(Exit::Usage, "there is no object in what was given").into());
+    }
+    let client = context.client()?;
+    for (kind, object) in objects {
+        apply_one(&client, kind, object).await?;
+    }
+    Ok(())
+}
+
+async fn apply_one(client: &Client, kind: &KindInfo, mut object: Value) -> anyhow::Result<()> {
+    let name = text(&object, "/metadata/name");
+    if let Some(map) = object.as_object_mut() {
+        map.remove("status"); // the hub's to write
+    }
+    let verb = match client.get_value(kind.plural, &name).await {
+        Ok(old) => {
+            // Fields of metadata that the file does not state stay; a stated resourceVersion is a condition.
+            if let (Some(new), Some(old)) =
+                (object.pointer_mut("/metadata").and_then(Value::as_object_mut), old.pointer("/metadata"))
+            {
+                for key in ["labels", "annotations", "uid"] {
+                    if let (None, Some(kept)) = (new.get(key), old.get(key)) {
+                        new.insert(key.to_owned(), kept.clone());
+                    }
+                }
+            }
+            let new = client.put(kind.plural, &name, &object).await?;
+            if text(&new, "/metadata/resourceVersion") == text(&old, "/metadata/resourceVersion") {
+                "unchanged"
+            } else {
+                "configured"
+            }
+        }
+        Err(e) if e.downcast_ref::<CliError>().is_some_and(|e| e.exit == Exit::NotFound) => {
+            client.post::<Value>(kind.plural, &object).await?;
+            "created"
+        }
+        Err(e) => return Err(e),
+    };
+    println!("{}/{name} {verb}", kind.plural);
+    Ok(())
+}
+
+/// Deletes by name or selector.
+///
+/// # Errors
+/// The first that could not be deleted.
+pub async fn delete(args: DeleteArgs, context: &Context) -> anyhow::Result<()> {
+    let kind = KindInfo::find(&args.kind)?;
+    let client = context.client()?;
+    let names = match &args.selector {
+        Some(selector) => {
+            let items = client.list(kind.plural, Some(selector)).await?.items;
+            items.iter().map(|o| text(o, "/metadata/name")).collect()
+        }
+        None if args.names.is_empty() => {
+            return Err(CliError::new(Exit::Usage, "name the objects, or select them with -l").into());
+        }
+        None => args.names,
+    };
+    for name in names {
+        let name = name.replacen('@', ".", 1);
+        client.delete(kind.plural, &name).await?;
+        println!("{}/{name} deleted", kind.plural);
+    }
+    Ok(())
+}
+
+fn read_all(path: &Path) -> anyhow::Result<Vec<(String, String)>> {
+    if path == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().take(MAX_FILE_BYTES).read_to_string(&mut text).context("read standard input")?;
+        return Ok(vec![("standard input".into(), text)]);
+    }
+    let origin = path.display().to_string();
+    let meta = std::fs::metadata(path).with_context(|| format!("read {origin}"))?;
+    if !meta.is_dir() {
+        if meta.len() > MAX_FILE_BYTES {
+            bail!("{origin} has {} bytes, more than the {MAX_FILE_BYTES} allowed", meta.len());
+        }
+        let text = std::fs::read_to_string(path).with_context(|| format!("read {origin}"))?;
+        return Ok(vec![(origin, text)]);
+    }
+    let mut files: Vec<PathBuf> = std::fs::read_dir(path)?.flatten().map(|e| e.path()).collect();
+    files.retain(|f| f.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json"));
+    files.sort();
+    let texts = files.iter().map(|f| read_all(f)).collect::<anyhow::Result<Vec<_>>>()?;
+    Ok(texts.into_iter().flatten().collect())
+}
+
+/// The objects of a text with one or several YAML (or JSON) documents.
+fn parse(text: &str) -> anyhow::Result<Vec<(&'static KindInfo, Value)>> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(text)?;
+    let mut objects = vec![];
+    for (i, mut document) in documents.into_iter().enumerate() {
+        let items = match document.get_mut("items").map(Value::take) {
+            Some(Value::Array(items)) => items,
+            _ if document.is_null() => continue,
+            _ => vec![document],
+        };
+        for object in items {
+            let place = format!("document {}", i + 1);
+            let kind = text_of(&object, "/kind").with_context(|| format!("{place} has no kind"))?;
+            text_of(&object, "/metadata/name").with_context(|| format!("{place} has no metadata.name"))?;
+            objects.push((KindInfo::find(&kind).context(place)?, object));
+        }
+    }
+    Ok(objects)
+}
+
+fn text_of(object: &Value, pointer: &str) -> Option<String> {
+    Some(text(object, pointer)).filter(|t| !t.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_documents_and_lists_are_read() {
+        let text = "kind: Site\nmetadata: {name: a}\nspec: {}\n---\nkind: SiteList\nitems:\n- kind: Site\n  metadata: {name: b}\n";
+        let names: Vec<_> = parse(text).unwrap().iter().map(|(_, o)| super::text(o, "/metadata/name")).collect();
+        assert_eq!(names, ["a", "b"]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, word) in [
+            ("a: [", ""),
+            ("metadata: {name: x}", "no kind"),
+            ("kind: Site", "metadata.name"),
+            ("kind: Pod\nmetadata: {name: x}", "Pod"),
+        ] {
+            let error = format!("{:#}", parse(text).unwrap_err());
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Which hub the commands talk to: a file of contexts, and `crossdock login`.
+//!
+//! The file is `$CROSSDOCK_CONFIG`, else `~/.config/crossdock/contexts.yaml`, readable by its owner
+//! alone. `CROSSDOCK_SERVER`, `CROSSDOCK_TOKEN` and `CROSSDOCK_CA` (a path) override it, for pipelines.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    client::Client,
+    exit::{CliError, Exit},
+};
+
+/// Largest contexts file, in bytes.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// The file.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Contexts {
+    /// The one in use.
+    #[serde(default)]
+    current: String,
+    /// All, by name.
+    #[serde(default)]
+    contexts: BTreeMap<String, HubContext>,
+}
+
+/// One hub.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct HubContext {
+    server: String,
+    token: String,
+    /// PEM.
+    ca: String,
+}
+
+/// `crossdock login`.
+#[derive(Debug, clap::Args)]
+pub struct LoginArgs {
+    /// URL of the hub's API, such as https://hub.example.com:8443
+    url: String,
+    /// Bearer token.
+    #[arg(long, env = "CROSSDOCK_TOKEN", hide_env_values = true, conflicts_with = "token_file")]
+    token: Option<String>,
+    /// File with the bearer token, such as admin.token of the hub's data folder.
+    #[arg(long)]
+    token_file: Option<PathBuf>,
+    /// The hub's CA, ca.pem of its data folder.
+    #[arg(long)]
+    ca: PathBuf,
+    /// Name of the context. Default: the host of the URL.
+    #[arg(long)]
+    name: Option<String>,
+}
+
+/// `crossdock context`.
+#[derive(Debug, clap::Subcommand)]
+pub enum ContextCommand {
+    /// Show all; the one in use has a star.
+    List,
+    /// Use another from now on.
+    Use {
+        /// Its name.
+        name: String,
+    },
+    /// Forget one.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// Where the file is.
+fn file() -> anyhow::Result<PathBuf> {
+    if let Some(path) = std::env::var_os("CROSSDOCK_CONFIG") {
+        return Ok(path.into());
+    }
+    let config = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
+    let config = config.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".config")));
+    Ok(config
+        .context("neither HOME nor CROSSDOCK_CONFIG is set: set one, so contexts have a place")?
+        .join("crossdock/contexts.yaml"))
+}
+
+impl Contexts {
+    fn load() -> anyhow::Result<Contexts> {
+        let path = file()?;
+        match std::fs::metadata(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Contexts::default()),
+            Ok(meta) if meta.len() > MAX_FILE_BYTES => {
+                anyhow::bail!("{} is over {MAX_FILE_BYTES} bytes", path.display())
+            }
+            _ => {}
+        }
+        let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        serde_saphyr::from_str(&text)
+            .with_context(|| format!("understand {}; mend it or remove it and log in again", path.display()))
+    }
+
+    fn save(&self) -> anyhow::Result<()> {
+        let path = file()?;
+        if let Some(folder) = path.parent() {
+            proto::durable::create_dir_all(folder)?;
+        }
+        Ok(proto::durable::write(&path, serde_saphyr::to_string(self)?.as_bytes(), 0o600)?)
+    }
+}
+
+/// Logs in: tries the token, and remembers the hub as a context, which is in use from then on.
+///
+/// # Errors
+/// When the hub cannot be reached or the token is refused; nothing is remembered then.
+pub async fn login(args: LoginArgs) -> anyhow::Result<()> {
+    let token = match (&args.token, &args.token_file) {
+        (Some(token), _) => token.clone(),
+        (None, Some(path)) => read(path)?,
+        (None, None) => {
+            return Err(CliError::new(Exit::Usage, "give --token-file FILE, --token T or CROSSDOCK_TOKEN").into());
+        }
+    };
+    let ca = read(&args.ca)?;
+    let client = Client::new(&args.url, &token, ca.as_bytes())?;
+    client.list("sites", None).await.context("try the token")?;
+    let host = client.server().trim_start_matches("https://").to_owned();
+    let name = args.name.unwrap_or(host);
+    let mut contexts = Contexts::load()?;
+    let context = HubContext { server: client.server().to_owned(), token: token.trim().to_owned(), ca };
+    contexts.contexts.insert(name.clone(), context);
+    contexts.current.clone_from(&name);
+    contexts.save()?;
+    println!("Logged in to {}; context {name} is in use.", client.server());
+    Ok(())
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
+}
+
+/// Shows or changes contexts.
+///
+/// # Errors
+/// When the file cannot be used or a name is unknown.
+pub fn run(command: ContextCommand) -> anyhow::Result<()> {
+    let mut contexts = Contexts::load()?;
+    match command {
+        ContextCommand::List => {
+            for (name, context) in &contexts.contexts {
+                let star = if *name == contexts.current { "*" } else { " " };
+                println!("{star} {name:<30} {}", context.server);
+            }
+            return Ok(());
+        }
+        ContextCommand::Use { name } => {
+            contexts.find(&name)?;
+            contexts.current = name;
+        }
+        ContextCommand::Remove { name } => {
+            contexts.find(&name)?;
+            contexts.contexts.remove(&name);
+        }
+    }
+    contexts.save()
+}
+
+impl Contexts {
+    fn find(&self, name: &str) -> anyhow::Result<&HubContext> {
+        self.contexts.get(name).ok_or_else(|| {
+            let known: Vec<_> = self.contexts.keys().map(String::as_str).collect();
+            let message = if known.is_empty() {
+                "no hub is known; log in first: crossdock login URL --token-file FILE --ca ca.pem".to_owned()
+            } else {
+                format!("context {name:?} is not known; there are {}", known.join(", "))
+            };
+            CliError::new(Exit::Unauthorized, message).into()
+        })
+    }
+}
+
+/// A client for the context in use, or for `wanted`.
+///
+/// # Errors
+/// When nobody logged in, or the context is unknown.
+pub fn client(wanted: Option<&str>) -> anyhow::Result<Client> {
+    let env = |name| std::env::var(name).ok().filter(|v: &String| !v.is_empty());
+    let (server, token, ca) = (env("CROSSDOCK_SERVER"), env("CROSSDOCK_TOKEN"), env("CROSSDOCK_CA"));
+    let ca = ca.map(|path| read(Path::new(&path))).transpose()?;
+    if let (Some(server), Some(token), Some(ca)) = (&server, &token, &ca) {
+        return Client::new(server, token, ca.as_bytes());
+    }
+    let contexts = Contexts::load()?;
+    let context = contexts.find(wanted.unwrap_or(&contexts.current))?;
+    let server = server.unwrap_or_else(|| context.server.clone());
+    let token = token.unwrap_or_else(|| context.token.clone());
+    Client::new(&server, &token, ca.unwrap_or_else(|| context.ca.clone()).as_bytes())
+}

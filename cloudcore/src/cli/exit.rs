@@ -1,0 +1,68 @@
+//! Exit codes, for pipelines to branch on.
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | failed for a reason that has no code of its own |
+//! | 2 | the command line is wrong |
+//! | 3 | not found |
+//! | 4 | refused: it conflicts, or the hub does not accept it |
+//! | 5 | the rollout failed |
+//! | 6 | timed out |
+//! | 7 | the hub cannot be reached |
+//! | 8 | not logged in, or not allowed |
+
+use std::fmt;
+
+/// Why the program ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// 1
+    Failed = 1,
+    /// 2
+    Usage = 2,
+    /// 3
+    NotFound = 3,
+    /// 4
+    Refused = 4,
+    /// 5
+    RolloutFailed = 5,
+    /// 6
+    TimedOut = 6,
+    /// 7
+    Unreachable = 7,
+    /// 8
+    Unauthorized = 8,
+}
+
+/// An error that knows its exit code. Wrap it in context freely; [`code`] finds it again.
+#[derive(Debug)]
+pub struct CliError {
+    /// The code.
+    pub exit: Exit,
+    /// What was attempted, what is wrong, how to mend it.
+    pub message: String,
+}
+
+impl CliError {
+    /// An error with a code.
+    #[must_use]
+    pub fn new(exit: Exit, message: impl Into<String>) -> CliError {
+        CliError { exit, message: message.into() }
+    }
+}
+
+impl fmt::Display for CliError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for CliError {}
+
+/// The exit code of an error, whatever it was wrapped in.
+#[must_use]
+pub fn code(error: &anyhow::Error) -> u8 {
+    error.downcast_ref::<CliError>().map_or(Exit::Failed, |e| e.exit) as u8
+}

@@ -1,0 +1,42 @@
+//! `crossdock logs NODE/APP`.
+
+use futures_util::{StreamExt as _, pin_mut};
+use tokio::io::AsyncWriteExt as _;
+
+use super::{
+    Context,
+    exit::{CliError, Exit},
+};
+
+/// `crossdock logs`.
+#[derive(Debug, clap::Args)]
+pub struct LogsArgs {
+    /// NODE/APP
+    workload: String,
+    /// Go on with new lines.
+    #[arg(short, long)]
+    follow: bool,
+    /// Lines from the end.
+    #[arg(long)]
+    tail: Option<u32>,
+}
+
+/// Prints the output of a workload.
+///
+/// # Errors
+/// When the node is not connected or has no such app.
+pub async fn run(args: LogsArgs, context: &Context) -> anyhow::Result<()> {
+    let Some((node, app)) = args.workload.split_once('/') else {
+        return Err(CliError::new(Exit::Usage, format!("{:?}: write NODE/APP", args.workload)).into());
+    };
+    let stream = context.client()?.logs(node, app, args.tail, args.follow).await?;
+    pin_mut!(stream);
+    let mut out = tokio::io::stdout();
+    while let Some(bytes) = stream.next().await {
+        if out.write_all(&bytes?).await.is_err() {
+            return Ok(()); // the reader has seen enough
+        }
+    }
+    let _ = out.flush().await; // likewise
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! How objects are printed: aligned columns, names, JSON, YAML.
+
+use std::io::Write as _;
+
+use clap::ValueEnum;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::kinds::{KindInfo, text};
+
+/// `-o`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Columns.
+    Table,
+    /// More columns.
+    Wide,
+    /// JSON; a list has `items`.
+    Json,
+    /// YAML.
+    Yaml,
+    /// `kind/name`, a line each.
+    Name,
+}
+
+/// Prints to standard output; a closed pipe ends the program quietly, as `head` expects it.
+pub fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// Prints many objects of one kind.
+///
+/// # Errors
+/// When a value cannot be written as YAML.
+pub fn list(format: Format, kind: &KindInfo, objects: &[Value], now: Timestamp) -> anyhow::Result<()> {
+    match format {
+        Format::Table | Format::Wide => {
+            if objects.is_empty() {
+                eprintln!("No {} found.", kind.plural);
+            } else {
+                print(&table(kind, objects, format == Format::Wide, true, now));
+            }
+            Ok(())
+        }
+        Format::Name => {
+            objects.iter().for_each(|o| print(&format!("{}/{}\n", kind.plural, text(o, "/metadata/name"))));
+            Ok(())
+        }
+        Format::Json | Format::Yaml => structured(
+            format,
+            &json!({"apiVersion": proto::API_VERSION, "kind": format!("{}List", kind.kind), "items": objects}),
+        ),
+    }
+}
+
+/// Prints one value as JSON or YAML.
+///
+/// # Errors
+/// When it cannot be written so.
+pub fn structured(format: Format, value: &Value) -> anyhow::Result<()> {
+    if format == Format::Yaml {
+        print(&serde_saphyr::to_string(value)?);
+    } else {
+        print(&format!("{}\n", serde_json::to_string_pretty(value)?));
+    }
+    Ok(())
+}
+
+/// Columns as kubectl aligns them: three blanks between, the last one ragged.
+#[must_use]
+pub fn table(kind: &KindInfo, objects: &[Value], wide: bool, heads: bool, now: Timestamp) -> String {
+    let mut rows: Vec<Vec<String>> = vec![];
+    if heads {
+        rows.push(kind.heads.iter().map(|h| (*h).to_owned()).collect());
+    }
+    rows.extend(objects.iter().map(|o| kind.cells(o, now)));
+    if !wide {
+        rows.iter_mut().for_each(|row| row.truncate(kind.wide_from));
+    }
+    align(&rows)
+}
+
+/// Aligns rows of cells.
+#[must_use]
+pub fn align(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let cell = |row: &Vec<String>, i: usize| row.get(i).map_or("", String::as_str).replace(['\n', '\r', '\t'], " ");
+    let widths: Vec<usize> =
+        (0..columns).map(|i| rows.iter().map(|r| cell(r, i).chars().count()).max().unwrap_or(0)).collect();
+    let mut out = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (i, width) in widths.iter().enumerate() {
+            line.push_str(&format!("{:<width$}   ", cell(row, i)));
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_align_and_control_characters_do_not_break_rows() {
+        let rows = [vec!["NAME".into(), "X".into()], vec!["a\nb".into(), String::new()]];
+        assert_eq!(align(&rows), "NAME   X\na b\n");
+    }
+}

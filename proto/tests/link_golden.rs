@@ -1,0 +1,183 @@
+//! Golden messages of the link: one example of each, and what newer peers may send, which is skipped.
+//!
+//! `CROSSDOCK_WRITE_GOLDEN=1 cargo test -p proto --test link_golden` writes the examples anew: do that
+//! only for a change of form that old peers understand. Files named `*-newer.json` are written by hand.
+
+use std::{fmt::Debug, fs, path::PathBuf};
+
+use jiff::Timestamp;
+use proto::{
+    digest::Digest,
+    link::message::*,
+    object::{
+        Condition, ConditionStatus, DiskUsage, LastExit, NodeAddress, NodeInfo, Progress, ReleaseRef, RunState,
+        Running, UpdatePhase, Usage, WorkloadStatus,
+    },
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+fn path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/link").join(name)
+}
+
+fn read<T: DeserializeOwned>(name: &str) -> T {
+    let text = fs::read_to_string(path(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+/// The message is written as the golden file has it, and the golden file reads as the message.
+fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, message: &T) {
+    let text = serde_json::to_string_pretty(message).unwrap() + "\n";
+    if std::env::var_os("CROSSDOCK_WRITE_GOLDEN").is_some() {
+        fs::create_dir_all(path("")).unwrap();
+        fs::write(path(name), &text).unwrap();
+    }
+    assert_eq!(fs::read_to_string(path(name)).unwrap_or_default(), text, "{name}");
+    assert_eq!(&read::<T>(name), message, "{name}");
+}
+
+fn time(second: i64) -> Timestamp {
+    Timestamp::from_second(1_900_000_000 + second).unwrap()
+}
+
+fn release() -> ReleaseRef {
+    ReleaseRef { version: "1.4.0".parse().unwrap(), digest: Digest::of(b"manifest") }
+}
+
+fn usage() -> Usage {
+    Usage {
+        uptime_s: 86_400,
+        cpu_permille: 125,
+        memory_used_bytes: 1 << 30,
+        load1_centi: 75,
+        disks: vec![DiskUsage { path: "/var/lib/crossdock".into(), total_bytes: 1 << 36, free_bytes: 1 << 35 }],
+        temperature_milli_c: Some(48_500),
+    }
+}
+
+fn report() -> Report {
+    let status = WorkloadStatus {
+        target: Some(release()),
+        phase: UpdatePhase::Downloading,
+        reason: "Fetching".into(),
+        message: "2 of 3 files are here".into(),
+        since: time(1),
+        progress: Some(Progress { done_bytes: 10, total_bytes: 30 }),
+        running: Some(Running {
+            release: ReleaseRef { version: "1.3.0".parse().unwrap(), digest: Digest::of(b"older") },
+            state: RunState::Running,
+            ready: true,
+            restarts: 1,
+            started_at: Some(time(-60)),
+            last_exit: Some(LastExit { code: None, signal: Some(11), at: time(-61), message: "core dumped".into() }),
+        }),
+    };
+    Report {
+        observed_generation: 4,
+        conditions: vec![Condition {
+            r#type: "DiskPressure".into(),
+            status: ConditionStatus::False,
+            reason: "Enough".into(),
+            message: String::new(),
+            last_transition_time: time(0),
+        }],
+        workloads: [("scan-uploader".parse().unwrap(), status)].into(),
+    }
+}
+
+fn info() -> NodeInfo {
+    NodeInfo {
+        agent_version: "0.1.0".into(),
+        boot_id: "3f1c".into(),
+        architecture: "x86_64".into(),
+        os_image: "Debian GNU/Linux 12".into(),
+        kernel: "6.1.0".into(),
+        cpus: 4,
+        memory_bytes: 8 << 30,
+        hostname: "box-hz-1".into(),
+        addresses: vec![NodeAddress { interface: "eth0".into(), address: "10.1.2.3".into() }],
+        hardware: vec!["x86_64".into()],
+    }
+}
+
+#[test]
+fn agent_messages() {
+    let hello = Hello { info: info(), report: report(), usage: usage(), clock: time(2) };
+    golden("agent-hello.json", &AgentMessage::Hello(Box::new(hello.clone())));
+    golden("agent-report.json", &AgentMessage::Report(Box::new(report())));
+    golden("agent-heartbeat.json", &AgentMessage::Heartbeat(Box::new(Heartbeat { usage: usage(), clock: time(3) })));
+    // Fields that we do not know are skipped, words that we do not know read as the cautious one.
+    let AgentMessage::Hello(newer) = read("agent-hello-newer.json") else { panic!("not a hello") };
+    assert_eq!(newer.info, info());
+    assert_eq!(newer.report.observed_generation, 4);
+    let status = newer.report.workloads.values().next().unwrap();
+    assert_eq!((status.phase, status.running.as_ref().unwrap().state), (UpdatePhase::Blocked, RunState::Stopped));
+    assert_eq!(read::<AgentMessage>("agent-message-newer.json"), AgentMessage::Unknown);
+}
+
+#[test]
+fn hub_messages() {
+    let fleet = "parcel".parse().unwrap();
+    let welcome = Welcome { hub_version: "0.1.0".into(), fleet, clock: time(0), heartbeat_ms: 10_000 };
+    golden("hub-welcome.json", &HubMessage::Welcome(welcome));
+    let assignment = Assignment { generation: 5, apps: [("scan-uploader".parse().unwrap(), release())].into() };
+    golden("hub-assignment.json", &HubMessage::Assignment(assignment.clone()));
+    assert_eq!(read::<HubMessage>("hub-assignment-newer.json"), HubMessage::Assignment(assignment));
+    assert_eq!(read::<HubMessage>("hub-message-newer.json"), HubMessage::Unknown);
+}
+
+#[test]
+fn requests_of_the_agent() {
+    let have = MetadataRequest { root: 1, timestamp: 4, snapshot: 3, targets: 2 };
+    golden("request-metadata.json", &AgentRequest::Metadata(have));
+    let text = |text: &str| Some(text.to_owned());
+    let reply = MetadataReply {
+        roots: vec!["{\"signed\": \"root\"}\n".into()],
+        timestamp: text("{\"signed\": \"timestamp\"}\n"),
+        snapshot: None,
+        targets: text("{\"signed\": \"targets\"}\n"),
+    };
+    golden("reply-metadata.json", &reply);
+    golden("request-blob.json", &AgentRequest::Blob(BlobRequest { digest: Digest::of(b"blob"), offset: 262_144 }));
+    golden("reply-blob-found.json", &BlobHeader::Found { size: 1_000_000 });
+    golden("reply-blob-not-found.json", &BlobHeader::NotFound { message: "no such blob".into() });
+    assert_eq!(read::<AgentRequest>("request-newer.json"), AgentRequest::Unknown);
+    assert_eq!(
+        read::<MetadataReply>("reply-metadata-newer.json"),
+        MetadataReply { snapshot: text("s"), ..MetadataReply::default() }
+    );
+}
+
+#[test]
+fn requests_of_the_hub() {
+    let app = "scan-uploader".parse().unwrap();
+    golden("request-logs.json", &HubRequest::Logs(LogsRequest { app, tail: Some(100), follow: true }));
+    golden("reply-logs-found.json", &LogsHeader::Found);
+    golden("reply-logs-not-found.json", &LogsHeader::NotFound { message: "no such app".into() });
+    assert_eq!(read::<HubRequest>("hub-request-newer.json"), HubRequest::Unknown);
+}
+
+#[test]
+fn joining() {
+    let request = JoinRequest {
+        token_id: "t-1".into(),
+        secret: "c2VjcmV0".into(),
+        csr: "MIIB".into(),
+        name: "box-hz-1".into(),
+        machine_id: "4c4c4544".into(),
+        agent_version: "0.1.0".into(),
+    };
+    golden("join-request.json", &request);
+    let accepted = JoinReply::Accepted {
+        node: "box-hz-1".parse().unwrap(),
+        site: "hz-01".parse().unwrap(),
+        fleet: "parcel".parse().unwrap(),
+        certificates: "-----BEGIN CERTIFICATE-----\n".into(),
+        root: "{\"signed\": \"root\"}\n".into(),
+        hubs: vec!["hub.example:7443".into()],
+    };
+    golden("join-accepted.json", &accepted);
+    let refused = JoinReply::Refused { code: "TokenExpired".into(), message: "ask for a new token".into() };
+    golden("join-refused.json", &refused);
+    assert_eq!(read::<JoinRequest>("join-request-newer.json"), request);
+}

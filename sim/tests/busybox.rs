@@ -1,0 +1,130 @@
+//! Software that nobody here wrote, end to end: Debian's `busybox-static` httpd with an http probe.
+//!
+//! Real hub, real agent, real sockets; every step is a command that a release engineer could type.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+
+use anyhow::{Context as _, ensure};
+use cloudcore::stage::{self, Stage};
+use proto::object::{Node, UpdatePhase};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+const NODE: &str = "box-1";
+
+/// Writes a release of busybox httpd that serves `content`; without content, its probe finds nothing.
+fn write_release(folder: &Path, version: &str, port: u16, content: Option<&str>) -> anyhow::Result<()> {
+    fs::create_dir_all(folder.join("bin"))?;
+    fs::create_dir_all(folder.join("www"))?;
+    fs::copy("/bin/busybox", folder.join("bin/busybox")).context("busybox-static is not installed")?;
+    fs::set_permissions(folder.join("bin/busybox"), fs::Permissions::from_mode(0o755))?;
+    fs::write(folder.join("www/about.txt"), version)?;
+    if let Some(content) = content {
+        fs::write(folder.join("www/index.html"), content)?;
+    }
+    let yaml = format!(
+        "apiVersion: crossdock.io/v1
+app: www
+version: {version}
+artifacts:
+  - {{ source: bin, target: bin }}
+  - {{ source: www, target: www }}
+workload:
+  command: bin/busybox
+  args: [httpd, -f, -p, '127.0.0.1:{port}', -h, www]
+  ports: [{{ name: http, port: {port} }}]
+  limits: {{ memory: 64Mi, pids: 32 }}
+  probes:
+    startup:   {{ http: {{ path: /index.html, port: {port} }}, period: 100ms, failureThreshold: 30 }}
+    liveness:  {{ http: {{ path: /index.html, port: {port} }}, period: 1s }}
+    readiness: {{ http: {{ path: /index.html, port: {port} }}, period: 200ms }}
+  soak: 500ms
+  deadline: 10s
+  stopGrace: 2s
+"
+    );
+    Ok(fs::write(folder.join("release.yaml"), yaml)?)
+}
+
+async fn publish(stage: &Stage, folder: &str) -> anyhow::Result<()> {
+    stage.crossdock(&["release", "build", &format!("{folder}/release.yaml"), "--repo", "repo"]).await?;
+    stage.crossdock(&["release", "sign", "--repo", "repo"]).await?;
+    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    Ok(())
+}
+
+/// What a browser on the box sees.
+async fn get(port: u16) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    stream.write_all(b"GET /index.html HTTP/1.0\r\n\r\n").await?;
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).await?;
+    Ok(reply)
+}
+
+fn runs(node: &Node, version: &str, phase: UpdatePhase) -> bool {
+    node.status.workloads.get("www").is_some_and(|w| {
+        w.phase == phase && w.running.as_ref().is_some_and(|r| r.release.version.as_str() == version && r.ready)
+    })
+}
+
+#[tokio::test]
+async fn busybox_httpd_is_released_upgraded_and_reverted() -> anyhow::Result<()> {
+    let mut stage = Stage::open(None, stage::programs().await?, false)?;
+    stage.init_hub().await?;
+    stage.crossdock(&["release", "init", "repo"]).await?;
+    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    stage.join(NODE, "hz-01").await?;
+    stage.start_agent(NODE)?;
+
+    let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+    let roll_out = ["rollout", "start"];
+
+    write_release(&stage.path("v1"), "1.0.0", port, Some("parcels: first"))?;
+    publish(&stage, "v1").await?;
+    stage.crossdock(&[&roll_out[..], &["www@1.0.0", "--to", "site=hz-01", "--wait"]].concat()).await?;
+    ensure!(get(port).await?.contains("parcels: first"));
+
+    write_release(&stage.path("v2"), "2.0.0", port, Some("parcels: second"))?;
+    publish(&stage, "v2").await?;
+    stage.crossdock(&[&roll_out[..], &["www@2.0.0", "--to", "site=hz-01", "--wait"]].concat()).await?;
+    ensure!(get(port).await?.contains("parcels: second"));
+
+    // Its probe finds no page: the node goes back by itself, and the rollout says so.
+    write_release(&stage.path("v3"), "3.0.0", port, None)?;
+    publish(&stage, "v3").await?;
+    let (code, text) =
+        stage.try_run("crossdock", &[&roll_out[..], &["www@3.0.0", "--to", "all", "--wait"]].concat()).await?;
+    ensure!(code == 5, "a failed rollout ends with exit code 5, this one with {code}: {text}");
+    stage.wait_for_nodes("2.0.0 is back", |n| runs(n, "2.0.0", UpdatePhase::RolledBack)).await?;
+    ensure!(get(port).await?.contains("parcels: second"));
+
+    // The operator goes back on purpose: the same content, published again under a higher counter.
+    publish(&stage, "v1").await?;
+    stage.crossdock(&[&roll_out[..], &["www@1.0.0", "--to", "all", "--wait"]].concat()).await?;
+    ensure!(get(port).await?.contains("parcels: first"));
+
+    // The agent restarts: the workload is the same process before and after.
+    let pid_of = |port: u16| -> Option<String> {
+        let output = std::process::Command::new("pidof").arg("busybox").output().ok()?;
+        let pids = String::from_utf8(output.stdout).ok()?;
+        pids.split_whitespace()
+            .find(|pid| {
+                let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                String::from_utf8_lossy(&line).contains(&format!("127.0.0.1:{port}"))
+            })
+            .map(str::to_owned)
+    };
+    let before = pid_of(port).context("httpd does not run")?;
+    stage.kill_agent(NODE).await?;
+    ensure!(get(port).await?.contains("parcels: first"), "the workload must not notice");
+    stage.start_agent(NODE)?;
+    stage.wait_for_nodes("it is Ready again", |n| runs(n, "1.0.0", UpdatePhase::Succeeded)).await?;
+    ensure!(pid_of(port).as_ref() == Some(&before), "the workload was restarted with its agent");
+
+    let logs = stage.crossdock(&["get", "events"]).await?;
+    ensure!(!logs.trim().is_empty(), "nothing of all this became an event");
+    stage.close().await
+}
