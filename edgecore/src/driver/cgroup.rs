@@ -300,7 +300,7 @@ mod tests {
         let (root, layout) = fake_v2("cpuset cpu io memory pids\n");
         let group = layout.create("app-1", &limits()).unwrap();
         let folder = root.path().join("crossdock/app-1");
-        assert_eq!(group.folders(), [folder.clone()]);
+        assert_eq!(group.folders(), std::slice::from_ref(&folder));
         let read = |file: &str| fs::read_to_string(folder.join(file)).unwrap();
         assert_eq!(read("memory.max"), (64 << 20).to_string());
         assert_eq!(read("memory.swap.max"), "0");

@@ -10,7 +10,7 @@ use std::{
     env, error,
     ffi::{OsStr, OsString},
     fs::{self, File},
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
     os::unix::{
         fs::{MetadataExt as _, PermissionsExt as _},
         process::CommandExt as _,
@@ -143,6 +143,12 @@ fn program(request: &Request, launch: &Launch) -> Result<(PathBuf, Vec<OsString>
     if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 {
         return Err(format!("command {shown:?} is not an executable file; set its executable bit").into());
     }
+    // execvp would hand anything else to a shell, line by line.
+    let mut magic = [0; 4];
+    let readable = File::open(&path).and_then(|mut file| file.read(&mut magic)).is_ok(); // or may only be run
+    if readable && !magic.starts_with(b"#!") && magic != *b"\x7fELF" {
+        return Err(format!("command {shown:?} is no program: it starts with neither #! nor the mark of ELF").into());
+    }
     Ok((path, args))
 }
 
@@ -154,9 +160,6 @@ fn describe_exec(request: &Request, error: &io::Error) -> String {
     let mend = match error.kind() {
         io::ErrorKind::NotFound => "; its interpreter (the #! line, or the ELF loader) is missing on this box",
         io::ErrorKind::PermissionDenied => "; its user may not read it, or its file system is mounted noexec",
-        _ if error.raw_os_error() == Some(nix::libc::ENOEXEC) => {
-            "; it is no program for this machine (wrong architecture, or a script without #! line)"
-        }
         _ => "",
     };
     format!("command {what:?} cannot be run: {error}{mend}")

@@ -25,14 +25,14 @@ struct Cursor {
 }
 
 /// Streams the last `tail` lines of the logs in `folder` and, with `follow`, what comes after.
-pub fn stream(folder: PathBuf, tail: Option<u32>, follow: bool, env: Env) -> mpsc::Receiver<Bytes> {
+pub async fn stream(folder: PathBuf, tail: Option<u32>, follow: bool, env: Env) -> mpsc::Receiver<Bytes> {
     let (sender, receiver) = mpsc::channel(4);
+    let at = folder.clone();
+    let mut cursor = match tail {
+        None => None,
+        Some(lines) => env.blocking.run(move || tail_start(&at, lines)).await,
+    };
     tokio::spawn(async move {
-        let at = folder.clone();
-        let mut cursor = match tail {
-            None => None,
-            Some(lines) => env.blocking.run(move || tail_start(&at, lines)).await,
-        };
         loop {
             let at = folder.clone();
             let (chunk, next) = env.blocking.run(move || read_more(&at, cursor)).await;
@@ -175,7 +175,7 @@ mod tests {
     }
 
     async fn collect(folder: &Path, tail: Option<u32>) -> Vec<u32> {
-        let mut receiver = stream(folder.to_owned(), tail, false, Env::real().unwrap());
+        let mut receiver = stream(folder.to_owned(), tail, false, Env::real().unwrap()).await;
         let mut all = vec![];
         while let Some(chunk) = receiver.recv().await {
             all.extend(numbers(&chunk));
@@ -202,7 +202,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut files = LogFiles::open(folder.path(), 64 << 10).unwrap();
         write(&mut files, 0, 10);
-        let mut receiver = stream(folder.path().to_owned(), Some(5), true, Env::real().unwrap());
+        let mut receiver = stream(folder.path().to_owned(), Some(5), true, Env::real().unwrap()).await;
         let mut seen = vec![];
         for round in 1..20 {
             write(&mut files, round * 100, round * 100 + 100);

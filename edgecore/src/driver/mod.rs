@@ -25,6 +25,9 @@ use proto::{
 };
 use tokio::sync::mpsc;
 
+/// [`LastExit::message`] of an instance that ended because [`Driver::stop`] asked.
+pub const STOPPED_ON_REQUEST: &str = "stopped on request";
+
 /// What to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstanceSpec {

@@ -223,7 +223,7 @@ enum Seen {
     Nothing,
     Starting,
     Instance(Instance),
-    ShimGone(Launch),
+    ShimGone(Box<Launch>),
 }
 
 fn see(folder: &Folder) -> io::Result<Seen> {
@@ -238,7 +238,7 @@ fn see(folder: &Folder) -> io::Result<Seen> {
     Ok(match (running, exit, alive) {
         (None, None, true) => Seen::Starting,
         (None, None, false) => Seen::Nothing,
-        (Some(_), None, false) => Seen::ShimGone(launch),
+        (Some(_), None, false) => Seen::ShimGone(Box::new(launch)),
         (running, exit, _) => {
             let started_at = running.map(|r| r.started_at).or_else(|| exit.as_ref().map(|e| e.at)).unwrap_or_default();
             Seen::Instance(Instance { release: launch.release, started_at, exit })
@@ -382,6 +382,11 @@ impl Driver for ProcessDriver {
         follow: bool,
     ) -> BoxFuture<'a, Option<mpsc::Receiver<Bytes>>> {
         let folder = self.folder(app).logs();
-        Box::pin(async move { logs::exist(&folder).then(|| logs::stream(folder, tail, follow, self.env.clone())) })
+        Box::pin(async move {
+            match logs::exist(&folder) {
+                true => Some(logs::stream(folder, tail, follow, self.env.clone()).await),
+                false => None,
+            }
+        })
     }
 }

@@ -40,6 +40,7 @@ use rustix::{
 use tokio::time::Instant;
 
 use super::{
+    STOPPED_ON_REQUEST,
     cgroup::{Group, Layout},
     output::{DEFAULT_TOTAL_BYTES, LogFiles, Stream},
     procs,
@@ -236,7 +237,7 @@ impl Shim {
     fn describe(&self, exit: &LastExit) -> String {
         let [out, err] = &self.outputs;
         let how = match (exit.code, exit.signal) {
-            _ if self.asked => "stopped on request".to_owned(),
+            _ if self.asked => STOPPED_ON_REQUEST.to_owned(),
             (_, Some(9)) if self.group.oom_kills() > 0 => match self.launch.workload.limits.memory {
                 Some(limit) => format!("killed by the kernel: it needs more memory than its limit of {limit}"),
                 None => "killed by the kernel for want of memory".to_owned(),

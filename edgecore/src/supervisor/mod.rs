@@ -1,15 +1,30 @@
 //! Keeps one workload running: probes, restarts with back-off. The app's task owns it.
+//!
+//! [`machine`] decides; the task here carries out what it says through the [`Driver`] and publishes a
+//! [`Health`]. A supervisor that is dropped or detached leaves the workload running, to be adopted by
+//! the next one.
 
-use std::sync::Arc;
+pub mod machine;
+#[cfg(test)]
+mod tests;
 
+use std::{pin::Pin, sync::Arc};
+
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use jiff::Timestamp;
 use proto::{
-    env::Env,
+    env::{BoxFuture, Env},
     object::{LastExit, RunState},
 };
-use tokio::{sync::watch, time::Instant};
+use rand_chacha::ChaCha12Rng;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::{Instant, sleep_until},
+};
 
-use crate::driver::{Driver, DriverError, InstanceSpec};
+use crate::driver::{Driver, DriverError, InstanceSpec, ProbeOutcome, STOPPED_ON_REQUEST};
+use machine::{Action, Machine, ProbeKind};
 
 /// How a workload is, as its supervisor sees it.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,13 +33,13 @@ pub struct Health {
     pub state: RunState,
     /// Whether its readiness probe (or, without one, mere running) says yes.
     pub ready: bool,
-    /// Whether its liveness probe (or, without one, mere running) says yes.
+    /// Whether it runs and its liveness probe, if any, has not given up.
     pub live: bool,
     /// Since when it is started, live and ready without a restart; absent while it is not.
     pub healthy_since: Option<Instant>,
     /// Restarts since this supervisor began.
     pub restarts: u32,
-    /// When the current process started.
+    /// When the current process started; absent while there is none.
     pub started_at: Option<Timestamp>,
     /// How the last one ended.
     pub last_exit: Option<LastExit>,
@@ -32,17 +47,11 @@ pub struct Health {
     pub message: String,
 }
 
-/// Keeps one instance running until it is stopped or detached. Dropping it detaches.
-#[derive(Debug)]
-pub struct Supervisor {
-    health: watch::Receiver<Health>,
-}
-
-impl Supervisor {
-    /// Adopts a running instance of the same release, or starts one.
+impl Health {
+    /// Nothing is known yet.
     #[must_use]
-    pub fn start(_env: Env, _driver: Arc<dyn Driver>, _spec: InstanceSpec) -> Supervisor {
-        let health = Health {
+    pub fn starting() -> Health {
+        Health {
             state: RunState::Starting,
             ready: false,
             live: false,
@@ -51,8 +60,37 @@ impl Supervisor {
             started_at: None,
             last_exit: None,
             message: String::new(),
-        };
-        Supervisor { health: watch::channel(health).1 }
+        }
+    }
+}
+
+/// Keeps one instance running until it is stopped or detached. Dropping it detaches.
+#[derive(Debug)]
+pub struct Supervisor {
+    driver: Arc<dyn Driver>,
+    spec: Arc<InstanceSpec>,
+    health: watch::Receiver<Health>,
+    stop: mpsc::Sender<oneshot::Sender<Result<(), DriverError>>>,
+    task: JoinHandle<()>,
+}
+
+impl Supervisor {
+    /// Adopts a running instance of the same release, or starts one.
+    #[must_use]
+    pub fn start(env: Env, driver: Arc<dyn Driver>, spec: InstanceSpec) -> Supervisor {
+        let (publish, health) = watch::channel(Health::starting());
+        let (stop, stops) = mpsc::channel(1);
+        let spec = Arc::new(spec);
+        let jitter = env.seed.stream(&format!("restarts of {}", spec.app));
+        let machine = Machine::new(&spec.workload, jitter, Instant::now());
+        let task = Task { env, driver: driver.clone(), spec: spec.clone(), machine, publish };
+        Supervisor { driver, spec, health, stop, task: tokio::spawn(task.run(stops)) }
+    }
+
+    /// What it runs.
+    #[must_use]
+    pub fn spec(&self) -> &InstanceSpec {
+        &self.spec
     }
 
     /// Its health, as it changes.
@@ -66,9 +104,155 @@ impl Supervisor {
     /// # Errors
     /// When something of it does not end.
     pub async fn stop(self) -> Result<(), DriverError> {
-        Ok(())
+        let (reply, answer) = oneshot::channel();
+        if self.stop.send(reply).await.is_ok()
+            && let Ok(result) = answer.await
+        {
+            return result;
+        }
+        self.driver.stop(&self.spec.app, self.spec.workload.stop_grace.get()).await // its task is gone
     }
 
     /// Leaves the workload running and unwatched: the agent is shutting down.
     pub fn detach(self) {}
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Task {
+    env: Env,
+    driver: Arc<dyn Driver>,
+    spec: Arc<InstanceSpec>,
+    machine: Machine<ChaCha12Rng>,
+    publish: watch::Sender<Health>,
+}
+
+type Wait<'a> = Pin<Box<dyn Future<Output = Result<LastExit, DriverError>> + Send + 'a>>;
+
+impl Task {
+    async fn run(mut self, mut stops: mpsc::Receiver<oneshot::Sender<Result<(), DriverError>>>) {
+        let (driver, spec) = (self.driver.clone(), self.spec.clone());
+        self.adopt().await;
+        let mut wait: Option<Wait<'_>> = None;
+        let mut probes: FuturesUnordered<BoxFuture<'_, (ProbeKind, ProbeOutcome)>> = FuturesUnordered::new();
+        loop {
+            while let Some(action) = self.machine.poll(Instant::now()) {
+                self.publish();
+                match action {
+                    Action::Probe(kind) => probes.push(attempt(&*driver, &spec, kind)),
+                    Action::Start => self.start().await,
+                    Action::Kill => self.kill().await,
+                }
+            }
+            if !self.machine.is_up() {
+                probes.clear(); // what they would say is about a program that is gone
+                wait = None;
+            } else if wait.is_none() {
+                wait = Some(driver.wait(&spec.app));
+            }
+            self.publish();
+            let wake_at = self.machine.wake_at();
+            // Every arm is cancel safe: a probe goes on in `probes`, the driver's wait says so of itself.
+            tokio::select! {
+                biased;
+                stop = stops.recv() => {
+                    let Some(reply) = stop else { return };
+                    drop((wait, probes));
+                    let result = driver.stop(&spec.app, spec.workload.stop_grace.get()).await;
+                    self.publish.send_modify(stopped);
+                    let _ = reply.send(result); // whoever asked may have gone
+                    return;
+                }
+                exit = async { Some(wait.as_mut()?.await) }, if wait.is_some() => {
+                    wait = None;
+                    if let Some(exit) = exit {
+                        self.ended(exit);
+                    }
+                }
+                Some((kind, outcome)) = probes.next() => self.machine.probed(Instant::now(), kind, &outcome),
+                () = async { sleep_until(wake_at.unwrap_or_else(Instant::now)).await }, if wake_at.is_some() => {}
+            }
+        }
+    }
+
+    async fn adopt(&mut self) {
+        match self.driver.inspect(&self.spec.app).await {
+            Ok(Some(found)) if found.release == self.spec.release => match found.exit {
+                None => self.machine.adopt(Instant::now(), found.started_at),
+                Some(exit) if exit.message != STOPPED_ON_REQUEST => self.machine.found_ended(Instant::now(), exit),
+                Some(_) => {}
+            },
+            Ok(_) => {}
+            Err(e) => tracing::warn!(app = %self.spec.app, error = %e, "a new instance is started"),
+        }
+    }
+
+    async fn start(&mut self) {
+        match self.driver.start(&self.spec).await {
+            Ok(()) => self.machine.started(Instant::now(), self.env.wall.now()),
+            Err(e) => {
+                tracing::warn!(app = %self.spec.app, error = %e, "start failed");
+                self.machine.start_failed(Instant::now(), &e.to_string());
+            }
+        }
+    }
+
+    async fn kill(&mut self) {
+        tracing::warn!(app = %self.spec.app, reason = self.machine.health().message, "restarting");
+        let app = &self.spec.app;
+        if let Err(e) = self.driver.stop(app, self.spec.workload.stop_grace.get()).await {
+            tracing::warn!(app = %app, error = %e, "the next start tries again");
+        }
+        let exit = self.driver.inspect(app).await.ok().flatten().and_then(|instance| instance.exit);
+        let unknown = LastExit { code: None, signal: None, at: self.env.wall.now(), message: String::new() };
+        self.machine.killed(Instant::now(), exit.unwrap_or(unknown));
+    }
+
+    fn ended(&mut self, exit: Result<LastExit, DriverError>) {
+        let exit = exit.unwrap_or_else(|e| {
+            let at = self.env.wall.now();
+            LastExit { code: None, signal: None, at, message: e.to_string() }
+        });
+        tracing::info!(app = %self.spec.app, how = exit.message, "ended");
+        self.machine.ended(Instant::now(), exit);
+    }
+
+    fn publish(&self) {
+        self.publish.send_if_modified(|health| {
+            let changed = health != self.machine.health();
+            if changed {
+                health.clone_from(self.machine.health());
+            }
+            changed
+        });
+    }
+}
+
+fn attempt<'a>(
+    driver: &'a dyn Driver,
+    spec: &'a InstanceSpec,
+    kind: ProbeKind,
+) -> BoxFuture<'a, (ProbeKind, ProbeOutcome)> {
+    let probes = &spec.workload.probes;
+    let probe = match kind {
+        ProbeKind::Startup => &probes.startup,
+        ProbeKind::Liveness => &probes.liveness,
+        ProbeKind::Readiness => &probes.readiness,
+    };
+    Box::pin(async move {
+        match probe {
+            Some(probe) => (kind, driver.probe(spec, probe).await),
+            None => (kind, ProbeOutcome::Success),
+        }
+    })
+}
+
+fn stopped(health: &mut Health) {
+    health.state = RunState::Stopped;
+    (health.ready, health.live, health.healthy_since, health.started_at) = (false, false, None, None);
+    health.message.clear();
 }
