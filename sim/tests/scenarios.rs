@@ -9,7 +9,11 @@ use sim::scenario::{Report, run_seed};
 const SCENARIO: &str = "cut_mid_download";
 
 fn run(seed: u64) -> Report {
-    run_seed(SCENARIO, seed, None).unwrap_or_else(|error| panic!("seed {seed}: {error:#}"))
+    run_scenario(SCENARIO, seed)
+}
+
+fn run_scenario(scenario: &str, seed: u64) -> Report {
+    run_seed(scenario, seed, None).unwrap_or_else(|error| panic!("{scenario} seed {seed}: {error:#}"))
 }
 
 #[test]
@@ -17,6 +21,14 @@ fn a_cut_line_costs_time_and_nothing_else() {
     for seed in 1..=6 {
         run(seed);
     }
+}
+
+#[test]
+fn crashes_at_any_moment_leave_a_version_to_run() {
+    for seed in 1..=10 {
+        run_scenario("crash_mid_install", seed);
+    }
+    assert_eq!(run_scenario("crash_mid_install", 11), run_scenario("crash_mid_install", 11));
 }
 
 #[test]

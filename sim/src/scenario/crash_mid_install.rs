@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use proto::object::RolloutPhase;
 use rand::RngExt as _;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::world::World;
 
@@ -30,7 +30,7 @@ pub(super) async fn play(world: &mut World) -> anyhow::Result<Vec<String>> {
 
     world.publish(APP, "2.0.0", 3, 400_000, &[]).await?;
     world.roll_out(APP, "2.0.0").await?;
-    let mut saw = vec![];
+    let (mut saw, begin) = (vec![], Instant::now());
     for _ in 0..CRASHES {
         let after = choice.random_range(0..INSTALL_MS);
         sleep(Duration::from_millis(after)).await; // the moment of the crash
@@ -40,7 +40,7 @@ pub(super) async fn play(world: &mut World) -> anyhow::Result<Vec<String>> {
             2 => both_crash(world).await?,
             _ => box_reboots_without_hub(world).await?,
         };
-        saw.push(format!("{what} {after} ms into the upgrade or after the crash before"));
+        saw.push(format!("{what} after {} ms", begin.elapsed().as_millis()));
         world.check()?;
     }
     world.until_done("the upgrade is done", APP, &[NODE], Duration::from_secs(180)).await?;
