@@ -39,8 +39,11 @@ pub(crate) struct Fixture {
     pub(crate) hub: Hub,
     pub(crate) repository: Repository,
     keys: [SecretKey; 3],
-    running: Option<(oneshot::Sender<()>, JoinHandle<Result<(), HubError>>)>,
+    running: Option<Running>,
 }
+
+/// How to stop the hub, and its task.
+type Running = (oneshot::Sender<()>, JoinHandle<Result<(), HubError>>);
 
 pub(crate) fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -92,7 +95,7 @@ impl Fixture {
         fs::create_dir_all(folder.join("tree")).unwrap();
         fs::write(folder.join("tree/data"), content).unwrap();
         let yaml = format!(
-            "apiVersion: crossdock.io/v1\nkind: Release\napp: {app}\nversion: \"{version}\"\nartifacts: [{{source: tree}}]\nworkload: {{command: /bin/true}}\n"
+            "apiVersion: crossdock.io/v1\napp: {app}\nversion: \"{version}\"\nartifacts: [{{source: tree}}]\nworkload: {{command: /bin/true}}\n"
         );
         fs::write(folder.join("release.yaml"), yaml).unwrap();
         let built = build(&folder.join("release.yaml")).unwrap();
