@@ -1,19 +1,65 @@
 //! The agent put together: what it owns, how it starts and drains.
+//!
+//! ```text
+//! Link  --assignment (on disk first)--> Apps --one task an app--> Supervisor --> Driver
+//!   ^                                     |
+//!   +------------- board (the report) ----+        status socket reads the board too
+//! ```
+//!
+//! Local state alone is enough to start: what is active runs at once, hub or not. The caller is the
+//! program (`edgecore run`) or the simulator; everything from outside comes through [`Env`].
 
-use std::{future::Future, path::Path, sync::Arc};
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    future::Future,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use proto::env::Env;
+use proto::{
+    durable::DurableError,
+    env::Env,
+    identity,
+    link::message::Report,
+    object::{Condition, ConditionStatus},
+};
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinSet},
+    time::{MissedTickBehavior, interval},
+};
 
 use crate::{
-    config::{AgentConfig, ConfigError},
+    apps::{
+        Apps,
+        stage::{Stage, Stager},
+        task::Context,
+    },
+    config::{self, AgentConfig, ConfigError, Identity, Paths},
     driver::Driver,
     facts::Facts,
+    fetch::{Fetcher, Source, Space},
+    link::{Link, Shared, assignment::Assignments},
+    status::StatusView,
+    trust::{Trust, TrustState},
 };
+
+/// Between two looks at disk, memory and clock.
+const CONDITIONS_EVERY: Duration = Duration::from_secs(10);
 
 /// An agent that is ready to run.
 #[derive(Debug)]
 pub struct Agent {
     config: AgentConfig,
+    shared: Arc<Shared>,
+    trust: Arc<Trust>,
+    link: Arc<Link>,
+    apps: Apps,
+    status: StatusView,
+    /// Held while the agent lives: two agents in one folder would undo each other.
+    _lock: File,
 }
 
 /// The agent could not start or go on.
@@ -22,20 +68,59 @@ pub enum AgentError {
     /// Its data folder is not usable.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Another agent runs there.
+    #[error("another agent runs in {}: stop that one first (systemctl stop crossdock-edge)", .0.display())]
+    AlreadyRunning(PathBuf),
+    /// The lock could not be taken.
+    #[error("could not lock {}: {source}", path.display())]
+    Lock {
+        /// The lock file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A record could not be read.
+    #[error(transparent)]
+    Durable(#[from] DurableError),
+    /// A part of the agent ended although it never should.
+    #[error("a part of the agent broke down: {0}")]
+    Broken(#[from] JoinError),
 }
 
 impl Agent {
     /// Reads the state of `data_dir`; touches no network.
     ///
     /// # Errors
-    /// When nobody joined there, the state is damaged, or another agent runs there.
-    pub async fn open(
-        data_dir: &Path,
-        _env: Env,
-        _driver: Arc<dyn Driver>,
-        _facts: Facts,
-    ) -> Result<Agent, AgentError> {
-        Ok(Agent { config: AgentConfig::load(data_dir)? })
+    /// When nobody joined there, the state is not readable, or another agent runs there.
+    pub async fn open(data_dir: &Path, env: Env, driver: Arc<dyn Driver>, facts: Facts) -> Result<Agent, AgentError> {
+        let paths = Paths::new(data_dir);
+        let config = AgentConfig::load(data_dir)?;
+        check_identity(&config, &paths)?;
+        config::create_folders(&paths)?;
+        let lock = lock(&paths)?;
+
+        let assignments = Assignments::open(paths.assignment(), env.clone())?;
+        let assignment = assignments.subscribe();
+        let board = watch::channel(Report { observed_generation: assignments.generation(), ..Report::default() }).0;
+        let trust = Arc::new(Trust::open(paths.trust(), env.clone())?);
+        let shared = Arc::new(Shared {
+            env: env.clone(),
+            paths: paths.clone(),
+            facts: facts.clone(),
+            driver: driver.clone(),
+            board: board.clone(),
+            assignments,
+        });
+        let link = Arc::new(Link::new(shared.clone()));
+        let source: Arc<dyn Source> = Arc::new(link.source());
+        let fetcher = Fetcher::new(env.clone(), source.clone(), Space::of_disk());
+        let stage: Arc<dyn Stage> = Arc::new(Stager::new(trust.clone(), fetcher, source, facts.info().hardware));
+        let boot_id = facts.boot_id();
+        let status = StatusView::new(&config, &env, board.subscribe(), link.state(), trust.state());
+        let online = link.online();
+        let context = Context { env, driver, stage, boot_id, board, online };
+        let apps = Apps::new(Arc::new(context), paths.apps(), assignment);
+        Ok(Agent { config, shared, trust, link, apps, status, _lock: lock })
     }
 
     /// Who this node is.
@@ -44,12 +129,95 @@ impl Agent {
         &self.config
     }
 
+    /// What the status socket tells, as it changes.
+    #[must_use]
+    pub fn status(&self) -> StatusView {
+        self.status.clone()
+    }
+
     /// Runs until `shutdown`. Workloads are left running.
     ///
+    /// Dropping the future is a crash: all tasks end where they are and state on disk stays whole.
+    ///
     /// # Errors
-    /// When local state can no longer be written or read.
+    /// When a part of it broke down.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
-        shutdown.await;
-        Ok(())
+        let mut tasks = JoinSet::new();
+        tasks.spawn(self.apps.run());
+        let link = self.link.clone();
+        tasks.spawn(async move { link.run().await });
+        tasks.spawn(watch_conditions(self.shared.clone(), self.trust.state()));
+        // Neither arm loses anything: whichever ends, the agent does.
+        let ended = tokio::select! {
+            biased;
+            () = shutdown => Ok(()),
+            Some(joined) = tasks.join_next() => joined,
+        };
+        self.link.farewell().await;
+        tasks.shutdown().await;
+        Ok(ended?)
+    }
+}
+
+fn lock(paths: &Paths) -> Result<File, AgentError> {
+    let path = paths.lock();
+    let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let failed = |source| AgentError::Lock { path: path.clone(), source };
+    let file = opened.map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(AgentError::AlreadyRunning(paths.data_dir().to_owned())),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+/// Key and certificates are there and are this node's.
+fn check_identity(config: &AgentConfig, paths: &Paths) -> Result<(), ConfigError> {
+    let identity = Identity::load(paths)?;
+    let named = identity.chain.first().map(identity::node_name);
+    if named == Some(Ok(config.node.clone())) {
+        return Ok(());
+    }
+    let problem = format!("its certificate is not for node {}", config.node);
+    Err(ConfigError::Identity { path: paths.identity(), problem })
+}
+
+/// Keeps the conditions of the report.
+async fn watch_conditions(shared: Arc<Shared>, trust: watch::Receiver<TrustState>) {
+    let mut ticks = interval(CONDITIONS_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let now = shared.env.wall.now();
+        let usage = shared.facts.usage();
+        let mut conditions = vec![ready(&trust.borrow(), now)];
+        conditions.extend(shared.facts.conditions(&usage, now));
+        shared.board.send_if_modified(|board| {
+            for condition in &mut conditions {
+                // A condition's time is that of its last change of status.
+                let before = board.conditions.iter().find(|b| b.r#type == condition.r#type);
+                if let Some(before) = before.filter(|b| b.status == condition.status) {
+                    condition.last_transition_time = before.last_transition_time;
+                }
+            }
+            let changed = board.conditions != conditions;
+            board.conditions = conditions;
+            changed
+        });
+    }
+}
+
+fn ready(trust: &TrustState, now: jiff::Timestamp) -> Condition {
+    let lost = trust.versions.root == 0;
+    let (status, reason) = match lost {
+        true => (ConditionStatus::False, "TrustLost"),
+        false => (ConditionStatus::True, "AgentReady"),
+    };
+    Condition {
+        r#type: "Ready".into(),
+        status,
+        reason: reason.into(),
+        message: trust.problem.clone(),
+        last_transition_time: now,
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <data>/agent.json      who this node is and where its hub listens (this module's record)
-//! <data>/identity/       node.key (PKCS#8 PEM), node.pem (own certificate, then the CA's), root.json
+//! <data>/identity/       node.pem (private key, own certificate, the CA's), root.json (first trust root)
 //! <data>/trust           the verified metadata ([`crate::trust`])
 //! <data>/assignment      the newest assignment ([`crate::agent`])
 //! <data>/apps/<app>/     slot, releases/<digest>/, data/ ([`crate::apps`])
@@ -15,6 +15,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -90,15 +91,15 @@ impl Paths {
     pub fn config(&self) -> Record {
         Record::at(self.0.join("agent.json"))
     }
-    /// The node's private key.
+    /// The node's private key, its certificate and the CA's, in one file so that they always fit.
     #[must_use]
-    pub fn key(&self) -> PathBuf {
-        self.0.join("identity/node.key")
-    }
-    /// The node's certificate, then the CA's.
-    #[must_use]
-    pub fn certificates(&self) -> PathBuf {
+    pub fn identity(&self) -> PathBuf {
         self.0.join("identity/node.pem")
+    }
+    /// A key that asks to be admitted and has no answer yet.
+    #[must_use]
+    pub fn joining_key(&self) -> PathBuf {
+        self.0.join("identity/joining.key")
     }
     /// The first trust root, as the token pinned it.
     #[must_use]
@@ -180,22 +181,21 @@ impl Identity {
     /// # Errors
     /// When a file is missing or not what it must be.
     pub fn load(paths: &Paths) -> Result<Identity, ConfigError> {
-        let wrong = |path: PathBuf, problem: String| ConfigError::Identity { path, problem };
-        let read = |path: PathBuf| fs::read(&path).map_err(|e| wrong(path, e.to_string()));
-        let key =
-            PrivatePkcs8KeyDer::from_pem_slice(&read(paths.key())?).map_err(|e| wrong(paths.key(), e.to_string()))?;
-        let chain = CertificateDer::pem_slice_iter(&read(paths.certificates())?)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| wrong(paths.certificates(), e.to_string()))?;
+        let path = paths.identity();
+        let wrong = |problem: String| ConfigError::Identity { path: path.clone(), problem };
+        let pem = fs::read(&path).map_err(|e| wrong(e.to_string()))?;
+        let key = PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|e| wrong(e.to_string()))?;
+        let chain =
+            CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>().map_err(|e| wrong(e.to_string()))?;
         if chain.len() < 2 {
-            let problem = format!("it holds {} certificates, the node's and the CA's are needed", chain.len());
-            return Err(wrong(paths.certificates(), problem));
+            return Err(wrong(format!("it holds {} certificates, the node's and the CA's are needed", chain.len())));
         }
         Ok(Identity { key: key.into(), chain })
     }
 }
 
-/// Creates the data folder and its parts, readable by nobody else.
+/// Creates the data folder and its parts. Workloads of other users read their trees below it; secrets
+/// lie in `identity/`, which is closed to them.
 ///
 /// # Errors
 /// When a folder cannot be made.
@@ -203,5 +203,7 @@ pub fn create_folders(paths: &Paths) -> Result<(), DurableError> {
     for folder in [paths.data_dir().to_owned(), paths.data_dir().join("identity"), paths.apps()] {
         durable::create_dir_all(&folder)?;
     }
+    // Best effort beyond the files' own permissions, such as on a file system without any.
+    fs::set_permissions(paths.data_dir().join("identity"), fs::Permissions::from_mode(0o700)).ok();
     Ok(())
 }

@@ -1,8 +1,45 @@
 //! `edgecore join`: keys made here, certificate from the hub, identity written durably.
+//!
+//! ```text
+//! key on disk -> ask (TLS to the CA that the token pins) -> check the answer -> trust, identity, agent.json
+//! ```
+//!
+//! Until the answer is checked nothing of an identity that is there is touched. A cut at any point is
+//! mended by the same command: the hub knows the key and answers again without using the token up. On a
+//! box that had joined before it yields the same node with a new key; what the box trusts is kept when
+//! it is whole and descends from the root that the token pins.
 
-use std::path::PathBuf;
+use std::{fs, io, path::PathBuf, time::Duration};
 
-use proto::{env::Env, name::Name, token::Token};
+use data_encoding::BASE64;
+use proto::{
+    digest::Digest,
+    durable::{self, DurableError},
+    env::Env,
+    identity::{self, PinnedCa},
+    link::{
+        ALPN_JOIN, CloseCode, DEFAULT_PORT,
+        frame::{self, MAX_CONTROL_BYTES, MAX_REQUEST_BYTES},
+        message::{JoinReply, JoinRequest},
+    },
+    name::Name,
+    token::Token,
+};
+use rcgen::{CertificateParams, KeyPair, PKCS_ED25519, PublicKeyData as _};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, pem::PemObject as _};
+use tokio::time::timeout;
+
+use crate::{
+    apps,
+    config::{self, AgentConfig, ConfigError, Paths},
+    link::{problem::Problem, quic},
+    trust::{self, Refusal},
+};
+
+/// How long the hub may take to answer.
+const ANSWER: Duration = Duration::from_secs(20);
+/// Rounds over all addresses before it counts as unreachable.
+const ROUNDS: usize = 2;
 
 /// What joining needs.
 #[derive(Debug, Clone)]
@@ -30,18 +67,290 @@ pub struct Joined {
     pub fleet: Name,
 }
 
-/// Joining failed; the data folder is as before.
+/// Joining failed; an identity that was there before is untouched.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
+    /// No address was given.
+    #[error("no hub was named: edgecore join HOST[:PORT] --token TOKEN")]
+    NoHub,
     /// No hub answered.
     #[error("no hub answered: {0}")]
     Unreachable(String),
+    /// The hub is not the one that the token is from.
+    #[error(
+        "{hub} is not the hub that this token is from: its CA is another. Check the address; \
+         if the hub was set up anew, ask for a new token (crossdock token create)"
+    )]
+    WrongHub {
+        /// The address.
+        hub: String,
+    },
+    /// Hub and agent have no protocol in common, or the clock is wrong, or the like.
+    #[error("{}", .0.message)]
+    Link(Problem),
+    /// The hub refused.
+    #[error("the hub refused: {message} ({code})")]
+    Refused {
+        /// One word for programs.
+        code: String,
+        /// For people, with what to do.
+        message: String,
+    },
+    /// The answer contradicts the token or itself.
+    #[error("the hub's answer is refused: {0}")]
+    Answer(String),
+    /// The first trust root is none.
+    #[error(transparent)]
+    Trust(#[from] Refusal),
+    /// State could not be written.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A file could not be written.
+    #[error(transparent)]
+    Durable(#[from] DurableError),
+    /// A file could not be read or removed.
+    #[error("could not use {}: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No key or request could be made.
+    #[error("no certificate request could be made: {0}")]
+    Key(#[from] rcgen::Error),
+}
+
+impl JoinError {
+    /// Whether trying again later may help.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, JoinError::Unreachable(_))
+    }
 }
 
 /// Joins the fleet that the token is for.
 ///
 /// # Errors
 /// What was refused or failed, with the mend.
-pub async fn join(_options: JoinOptions, _env: &Env) -> Result<Joined, JoinError> {
-    Err(JoinError::Unreachable("not tried".into()))
+pub async fn join(options: JoinOptions, env: &Env) -> Result<Joined, JoinError> {
+    let paths = Paths::new(&options.data_dir);
+    config::create_folders(&paths)?;
+    let key = joining_key(&paths, env)?;
+    let name = wanted_name(options.name.as_deref());
+    let csr = CertificateParams::new(vec![])?.serialize_request(&key)?;
+    let request = JoinRequest {
+        token_id: options.token.id.clone(),
+        secret: options.token.secret.clone(),
+        csr: BASE64.encode(csr.der()),
+        name,
+        machine_id: options.machine_id.clone(),
+        agent_version: proto::VERSION.into(),
+    };
+    let hubs: Vec<String> = options.hub.iter().map(|h| with_port(h)).collect();
+    match ask_all(env, &hubs, &options.token, &request).await? {
+        JoinReply::Refused { code, message } => Err(JoinError::Refused { code, message }),
+        JoinReply::Accepted { node, site, fleet, certificates, root, hubs: more } => {
+            check(&options.token, &key, &node, &certificates, &root)?;
+            let mut config = AgentConfig { data_dir: options.data_dir, node, site, fleet, hubs };
+            for hub in more.iter().map(|h| with_port(h)) {
+                if !config.hubs.contains(&hub) {
+                    config.hubs.push(hub);
+                }
+            }
+            keep(&paths, &config, &key, &certificates, &root)?;
+            Ok(Joined { node: config.node, site: config.site, fleet: config.fleet })
+        }
+    }
+}
+
+/// The key that asks: on disk before it is used, so that a lost answer can be asked for again.
+fn joining_key(paths: &Paths, env: &Env) -> Result<KeyPair, JoinError> {
+    let path = paths.joining_key();
+    if let Ok(pem) = fs::read(&path)
+        && let Ok(der) = PrivatePkcs8KeyDer::from_pem_slice(&pem)
+        && let Ok(key) = KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ED25519)
+    {
+        return Ok(key);
+    }
+    // PKCS#8 version 1 (RFC 8410, section 7): the form that every tool reads.
+    let mut der = vec![0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+    der.extend_from_slice(&env.seed.bytes::<32>("node key"));
+    let key = KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(der), &PKCS_ED25519)?;
+    durable::write(&path, key.serialize_pem().as_bytes(), 0o600)?;
+    Ok(key)
+}
+
+/// `name`, or the host's name made to fit the rules of names.
+fn wanted_name(name: Option<&str>) -> String {
+    if let Some(name) = name {
+        return name.to_owned();
+    }
+    let host = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
+    let label = host.split('.').next().unwrap_or_default();
+    let clean: String = label.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
+    match clean.trim_matches('-') {
+        "" => "node".into(),
+        clean => clean.to_owned(),
+    }
+}
+
+/// An address with its port; a scheme before it is cut off.
+fn with_port(hub: &str) -> String {
+    let hub = hub.split_once("://").map_or(hub, |(_, rest)| rest).trim_end_matches('/');
+    let has_port = match hub.rsplit_once(':') {
+        Some((host, port)) => port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']')),
+        None => false,
+    };
+    match has_port {
+        true => hub.to_owned(),
+        false if hub.contains(':') && !hub.starts_with('[') => format!("[{hub}]:{DEFAULT_PORT}"),
+        false => format!("{hub}:{DEFAULT_PORT}"),
+    }
+}
+
+/// Asks the hubs in turn until one answers.
+async fn ask_all(env: &Env, hubs: &[String], token: &Token, request: &JoinRequest) -> Result<JoinReply, JoinError> {
+    let mut problems = vec![];
+    for round in 0..ROUNDS {
+        for (i, hub) in hubs.iter().enumerate() {
+            let problem = match ask(env, hub, round, i, token, request).await {
+                Ok(reply) => return Ok(reply),
+                Err(problem) => problem,
+            };
+            match problem.reason.as_str() {
+                "WrongCa" => return Err(JoinError::WrongHub { hub: hub.clone() }),
+                "WrongProtocol" | "ClockWrong" | "Local" => return Err(JoinError::Link(problem)),
+                _ if round == 0 => problems.push(problem.message),
+                _ => {}
+            }
+        }
+    }
+    if problems.is_empty() { Err(JoinError::NoHub) } else { Err(JoinError::Unreachable(problems.join("; "))) }
+}
+
+async fn ask(
+    env: &Env,
+    hub: &str,
+    round: usize,
+    number: usize,
+    token: &Token,
+    request: &JoinRequest,
+) -> Result<JoinReply, Problem> {
+    let local = |e: rustls::Error| Problem::new("Local", e.to_string());
+    let builder = quic::tls(env).map_err(local)?;
+    // Not the verifier of the web's names: the token pins the CA itself.
+    let pinned = builder.dangerous().with_custom_certificate_verifier(PinnedCa::new(token.ca));
+    let mut tls = pinned.with_no_client_auth();
+    tls.alpn_protocols = vec![ALPN_JOIN.to_vec()];
+    let seed = env.seed.child(&format!("join {round} {number}"));
+    let (endpoint, connection) = quic::connect(env, hub, round, tls, &seed).await?;
+    let answered = timeout(ANSWER, async {
+        let (mut send, mut receive) = connection.open_bi().await.map_err(|e| frame::FrameError::Io(e.into()))?;
+        frame::write(&mut send, request, MAX_REQUEST_BYTES).await?;
+        send.finish().ok(); // a stream that is gone shows in the read
+        frame::read(&mut receive, MAX_CONTROL_BYTES).await
+    });
+    let answered = answered.await;
+    let reply = match answered {
+        Ok(Ok(reply)) => Ok(reply),
+        Ok(Err(error)) => Err(match connection.close_reason() {
+            Some(reason) => Problem::of(&reason, hub, true),
+            None => Problem::unreachable(hub, error),
+        }),
+        Err(_) => Err(Problem::unreachable(hub, "it connected and did not answer")),
+    };
+    connection.close(CloseCode::Done.code(), b"");
+    // Late is no harm: the hub notices the silence.
+    timeout(Duration::from_secs(1), endpoint.wait_idle()).await.ok();
+    reply
+}
+
+/// What the hub answered fits the token, the key and itself.
+fn check(token: &Token, key: &KeyPair, node: &Name, certificates: &str, root: &str) -> Result<(), JoinError> {
+    let wrong = |text: &str| Err(JoinError::Answer(text.into()));
+    let found = Digest::of(root.as_bytes());
+    if found != token.root {
+        return wrong("its first trust root is not the one that the token pins; ask for a new token");
+    }
+    let chain: Vec<CertificateDer<'_>> = CertificateDer::pem_slice_iter(certificates.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|e| JoinError::Answer(format!("its certificates are unreadable: {e}")))?;
+    let [own, .., ca] = chain.as_slice() else {
+        return wrong("it lacks the node's certificate or the CA's");
+    };
+    if identity::spki_digest(own) != Ok(Digest::of(&key.subject_public_key_info())) {
+        return wrong("its certificate is for another key");
+    }
+    if identity::node_name(own).as_ref() != Ok(node) {
+        return wrong("its certificate is for another node than it says");
+    }
+    if identity::spki_digest(ca) != Ok(token.ca) {
+        return wrong("its CA is not the one that the token pins");
+    }
+    Ok(())
+}
+
+/// Writes all of it; `agent.json` last.
+fn keep(paths: &Paths, config: &AgentConfig, key: &KeyPair, certificates: &str, root: &str) -> Result<(), JoinError> {
+    let first_root = paths.first_root();
+    let same_root = fs::read(&first_root).is_ok_and(|bytes| bytes == root.as_bytes());
+    if !same_root || !trust::is_whole(&paths.trust())? {
+        forget(&paths.trust())?;
+        trust::begin(&paths.trust(), root)?;
+        durable::write(&first_root, root.as_bytes(), 0o600)?;
+    }
+    let bundle = format!("{}{certificates}", key.serialize_pem());
+    durable::write(&paths.identity(), bundle.as_bytes(), 0o600)?;
+    config.store()?;
+    apps::forget_lost(&paths.apps()).map_err(|source| JoinError::Io { path: paths.apps(), source })?;
+    let joining = paths.joining_key();
+    match fs::remove_file(&joining) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(JoinError::Io { path: joining, source }),
+        _ => Ok(()),
+    }
+}
+
+/// Removes both copies of a record that no longer counts.
+fn forget(record: &durable::Record) -> Result<(), JoinError> {
+    let mut second = record.path().as_os_str().to_owned();
+    second.push(".bak");
+    for path in [record.path().to_owned(), second.into()] {
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(JoinError::Io { path, source }),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_get_the_default_port() {
+        for (given, address) in [
+            ("hub", "hub:7443"),
+            ("hub:1", "hub:1"),
+            ("https://hub.example/", "hub.example:7443"),
+            ("192.0.2.1", "192.0.2.1:7443"),
+            ("2001:db8::1", "[2001:db8::1]:7443"),
+            ("[2001:db8::1]", "[2001:db8::1]:7443"),
+            ("[2001:db8::1]:9", "[2001:db8::1]:9"),
+        ] {
+            assert_eq!(with_port(given), address, "{given}");
+        }
+    }
+
+    #[test]
+    fn the_joining_key_stays_until_the_answer_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let env = Env { seed: proto::env::Seed::from_u64(1), ..Env::real().unwrap() };
+        let paths = Paths::new(folder.path());
+        config::create_folders(&paths).unwrap();
+        let first = joining_key(&paths, &env).unwrap();
+        let again = joining_key(&paths, &Env { seed: proto::env::Seed::from_u64(2), ..env }).unwrap();
+        assert_eq!(first.serialize_der(), again.serialize_der());
+    }
 }

@@ -1,14 +1,218 @@
 //! Crossdock's edge agent: the program.
+//!
+//! Exit codes: 0 done, 1 error, 2 usage, 3 no node here or its state is not usable, 4 the hub refused,
+//! 7 hub unreachable.
 
-use std::process::ExitCode;
+use std::{future::Future, io, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use edgecore::{
+    agent::{Agent, AgentError},
+    config::{DEFAULT_DATA_DIR, Paths},
+    driver::{self, process::ProcessDriver},
+    facts::Facts,
+    join::{self, JoinError, JoinOptions},
+    status::{self, StatusError},
+    unit,
+};
+use proto::{env::Env, token::Token};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Crossdock's edge agent: runs the releases that its hub assigns, and goes on without it.
+#[derive(Debug, Parser)]
+#[command(version, after_help = "Exit codes: 0 done, 1 error, 2 usage, 3 no node here, 4 refused, 7 hub unreachable")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Admit this box to a fleet; again after a reinstall
+    Join(JoinArgs),
+    /// Run the agent
+    Run(DataArgs),
+    /// Say what runs here and why it does not, hub or not
+    Status(StatusArgs),
+    /// Write the systemd unit and start it
+    Install(InstallArgs),
+}
+
+#[derive(Debug, Args)]
+struct DataArgs {
+    /// Folder of the agent's state
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_DIR, env = "CROSSDOCK_DATA_DIR")]
+    data: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct JoinArgs {
+    /// Addresses of the hub, HOST or HOST:PORT
+    #[arg(required = true, value_name = "HUB")]
+    hub: Vec<String>,
+    /// Token of `crossdock token create`
+    #[arg(long, env = "CROSSDOCK_TOKEN", hide_env_values = true, required_unless_present = "token_file")]
+    token: Option<String>,
+    /// File that holds the token
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    token_file: Option<PathBuf>,
+    /// Name to ask for (default: the host name)
+    #[arg(long)]
+    name: Option<String>,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    /// How to print it
+    #[arg(short, long, default_value = "text")]
+    output: Output,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Args)]
+struct InstallArgs {
+    /// Print the unit instead of installing it
+    #[arg(long)]
+    print: bool,
+    #[command(flatten)]
+    data: DataArgs,
+}
 
 fn main() -> ExitCode {
     // The hidden helpers come first: they must stay small and must not start a runtime.
     let mut args = std::env::args_os().skip(1);
     match args.next().as_ref().and_then(|a| a.to_str()) {
-        Some("shim") => return edgecore::driver::shim::main(args),
-        Some("exec") => return edgecore::driver::exec::main(args),
+        Some("shim") => return driver::shim::main(args),
+        Some("exec") => return driver::exec::main(args),
         _ => {}
     }
-    ExitCode::FAILURE
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("CROSSDOCK_LOG").unwrap_or_else(|_| "info".into()))
+        .with_writer(io::stderr)
+        .init();
+    match execute(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("edgecore: {error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match (error.downcast_ref::<AgentError>(), error.downcast_ref::<JoinError>()) {
+        (Some(AgentError::Config(_)), _) => 3,
+        (_, Some(JoinError::Refused { .. })) => 4,
+        (_, Some(e)) if e.is_unreachable() => 7,
+        _ if matches!(error.downcast_ref::<StatusError>(), Some(StatusError::Config(_))) => 3,
+        _ => 1,
+    }
+}
+
+/// One thread for everything, a few for what blocks: the agent is to stay small.
+fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        .thread_stack_size(1 << 20)
+        .thread_keep_alive(Duration::from_secs(2))
+        .build()?;
+    let result = runtime.block_on(future);
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    result
+}
+
+fn execute(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Join(args) => block_on(join(args)),
+        Command::Run(args) => block_on(run(args.data)),
+        Command::Status(args) => block_on(status(args)),
+        Command::Install(args) => install(args),
+    }
+}
+
+async fn join(args: JoinArgs) -> anyhow::Result<()> {
+    let text = match (args.token, args.token_file) {
+        (Some(text), _) => text,
+        (None, Some(file)) => std::fs::read_to_string(&file)
+            .map_err(|e| anyhow::anyhow!("could not read the token file {}: {e}", file.display()))?,
+        (None, None) => anyhow::bail!("no token: give --token or --token-file"),
+    };
+    let token: Token = text.parse()?;
+    let env = Env::real()?;
+    let data_dir = args.data.data;
+    let machine_id = Facts::new(env.clone(), data_dir.clone()).machine_id();
+    let options = JoinOptions { data_dir: data_dir.clone(), hub: args.hub, token, name: args.name, machine_id };
+    let joined = join::join(options, &env).await?;
+    println!("joined: this box is node {} of site {}, fleet {}", joined.node, joined.site, joined.fleet);
+    let running = status::read(&data_dir, &env).await.is_ok_and(|s| s.running);
+    match running {
+        true => {
+            println!("the agent runs: restart it to make it act on what changed (systemctl restart crossdock-edge)")
+        }
+        false => println!("next: edgecore install (a systemd unit), or edgecore run --data {}", data_dir.display()),
+    }
+    Ok(())
+}
+
+async fn run(data_dir: PathBuf) -> anyhow::Result<()> {
+    let env = Env::real()?;
+    let paths = Paths::new(&data_dir);
+    let driver = Arc::new(ProcessDriver::new(paths.driver(), env.clone()));
+    let facts = Facts::new(env.clone(), data_dir.clone());
+    let agent = Agent::open(&data_dir, env, driver, facts).await?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tracing::info!(node = %agent.config().node, version = proto::VERSION, "ready");
+    let status = status::serve(agent.status(), &paths);
+    let running = agent.run(async move {
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("shutting down, workloads go on");
+    });
+    tokio::pin!(running);
+    // Without its status the agent still does its work.
+    let result = tokio::select! {
+        biased;
+        result = &mut running => result,
+        Err(error) = status => {
+            tracing::warn!(%error, "no status is served");
+            running.await
+        }
+    };
+    Ok(result?)
+}
+
+async fn status(args: StatusArgs) -> anyhow::Result<()> {
+    let status = status::read(&args.data.data, &Env::real()?).await?;
+    match args.output {
+        Output::Text => print!("{}", status::explain(&status)),
+        Output::Json => println!("{}", serde_json::to_string_pretty(&status)?),
+    }
+    Ok(())
+}
+
+fn install(args: InstallArgs) -> anyhow::Result<()> {
+    let data_dir = std::path::absolute(&args.data.data)?;
+    if args.print {
+        print!("{}", unit::text(&std::env::current_exe()?, &data_dir)?);
+        return Ok(());
+    }
+    for line in unit::install(&data_dir)? {
+        println!("{line}");
+    }
+    Ok(())
 }

@@ -1,1 +1,288 @@
-//! status
+//! The agent explains itself without a hub: one JSON document over a Unix socket, or off the records.
+//!
+//! `edgecore run` serves it beside the agent; `edgecore status` reads it. Whoever connects gets one
+//! document and the end of the stream; there is nothing to ask.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use proto::{
+    durable::{Loaded, Record},
+    env::{Env, WallClock},
+    link::message::{Assignment, Report},
+    name::Name,
+    object::{ConditionStatus, UpdatePhase},
+};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{UnixListener, UnixStream},
+    sync::watch,
+    time::timeout,
+};
+
+use crate::{
+    apps::slot::{self, Slot},
+    config::{AgentConfig, ConfigError, Paths},
+    link::LinkState,
+    trust::TrustState,
+};
+
+/// A reader that is slower is dropped.
+const PATIENCE: Duration = Duration::from_secs(2);
+const MAX_STATUS_BYTES: u64 = 16 << 20;
+
+/// What the agent says about itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Whether the agent runs; otherwise this is from its records.
+    pub running: bool,
+    /// Version of the agent.
+    pub version: String,
+    /// The node.
+    pub node: Name,
+    /// Its site.
+    pub site: Name,
+    /// Its fleet.
+    pub fleet: Name,
+    /// Addresses of the hub.
+    pub hubs: Vec<String>,
+    /// Process of the agent.
+    #[serde(default)]
+    pub pid: Option<u32>,
+    /// When it started.
+    #[serde(default)]
+    pub started_at: Option<Timestamp>,
+    /// The time at which it said this.
+    pub now: Timestamp,
+    /// The link.
+    #[serde(default)]
+    pub link: Option<LinkState>,
+    /// The trust in releases.
+    #[serde(default)]
+    pub trust: Option<TrustState>,
+    /// Conditions and apps.
+    pub report: Report,
+    /// What is durably known of each app; only from the records.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub slots: BTreeMap<Name, Slot>,
+}
+
+/// No status could be had.
+#[derive(Debug, thiserror::Error)]
+pub enum StatusError {
+    /// The data folder holds no node.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The socket could not be made.
+    #[error("could not listen on {}: {source}", path.display())]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Everything that the status is made of, as it changes.
+#[derive(Debug, Clone)]
+pub struct StatusView {
+    config: Arc<AgentConfig>,
+    wall: Arc<dyn WallClock>,
+    started_at: Timestamp,
+    board: watch::Receiver<Report>,
+    link: watch::Receiver<LinkState>,
+    trust: watch::Receiver<TrustState>,
+}
+
+impl StatusView {
+    pub(crate) fn new(
+        config: &AgentConfig,
+        env: &Env,
+        board: watch::Receiver<Report>,
+        link: watch::Receiver<LinkState>,
+        trust: watch::Receiver<TrustState>,
+    ) -> StatusView {
+        let started_at = env.wall.now();
+        StatusView { config: Arc::new(config.clone()), wall: env.wall.clone(), started_at, board, link, trust }
+    }
+
+    /// The status now.
+    #[must_use]
+    pub fn now(&self) -> Status {
+        Status {
+            running: true,
+            version: proto::VERSION.into(),
+            node: self.config.node.clone(),
+            site: self.config.site.clone(),
+            fleet: self.config.fleet.clone(),
+            hubs: self.config.hubs.clone(),
+            pid: Some(std::process::id()),
+            started_at: Some(self.started_at),
+            now: self.wall.now(),
+            link: Some(self.link.borrow().clone()),
+            trust: Some(self.trust.borrow().clone()),
+            report: self.board.borrow().clone(),
+            slots: BTreeMap::new(),
+        }
+    }
+}
+
+/// Serves the status until it is dropped.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub async fn serve(view: StatusView, paths: &Paths) -> Result<std::convert::Infallible, StatusError> {
+    let path = paths.socket();
+    let bind = || {
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o660))?;
+        Ok(listener)
+    };
+    let listener = bind().map_err(|source| StatusError::Listen { path: path.clone(), source })?;
+    loop {
+        let Ok((mut stream, _)) = listener.accept().await else {
+            // Out of descriptors, most likely: not worth ending the agent, and no reason to spin.
+            tokio::time::sleep(PATIENCE).await;
+            continue;
+        };
+        let document = serde_json::to_vec(&view.now()).unwrap_or_default();
+        // One at a time: the time-out bounds how long one reader keeps the others waiting.
+        let sent = timeout(PATIENCE, async {
+            stream.write_all(&document).await?;
+            stream.shutdown().await
+        });
+        sent.await.ok();
+    }
+}
+
+/// The status of the agent in `data_dir`: its own word, or its records when it does not answer.
+///
+/// # Errors
+/// When nobody joined there.
+pub async fn read(data_dir: &Path, env: &Env) -> Result<Status, StatusError> {
+    let paths = Paths::new(data_dir);
+    match timeout(PATIENCE, ask(&paths.socket())).await {
+        Ok(Ok(status)) => Ok(status),
+        _ => from_records(data_dir, &paths, env),
+    }
+}
+
+async fn ask(socket: &Path) -> io::Result<Status> {
+    let mut bytes = vec![];
+    UnixStream::connect(socket).await?.take(MAX_STATUS_BYTES).read_to_end(&mut bytes).await?;
+    Ok(serde_json::from_slice(&bytes)?)
+}
+
+fn from_records(data_dir: &Path, paths: &Paths, env: &Env) -> Result<Status, StatusError> {
+    let config = AgentConfig::load(data_dir)?;
+    let assignment: Option<Assignment> = match paths.assignment().load() {
+        Ok(Loaded::Good(content) | Loaded::Fallback(content)) => serde_json::from_slice(&content).ok(),
+        _ => None,
+    };
+    let mut slots = BTreeMap::new();
+    for entry in fs::read_dir(paths.apps()).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_str().and_then(|n| n.parse::<Name>().ok());
+        if let (Some(name), Ok(slot)) = (name, slot::load(&Record::at(entry.path().join("slot"))))
+            && !slot.is_cleared()
+        {
+            slots.insert(name, slot);
+        }
+    }
+    Ok(Status {
+        running: false,
+        version: proto::VERSION.into(),
+        node: config.node,
+        site: config.site,
+        fleet: config.fleet,
+        hubs: config.hubs,
+        pid: None,
+        started_at: None,
+        now: env.wall.now(),
+        link: None,
+        trust: None,
+        report: Report { observed_generation: assignment.map_or(0, |a| a.generation), ..Report::default() },
+        slots,
+    })
+}
+
+/// The status in words.
+#[must_use]
+pub fn explain(status: &Status) -> String {
+    let mut out = String::new();
+    let mut line = |text: String| {
+        let _ = writeln!(out, "{text}"); // writing to a String cannot fail
+    };
+    line(format!("node {} of site {}, fleet {}", status.node, status.site, status.fleet));
+    match (&status.started_at, status.pid) {
+        (Some(since), Some(pid)) => line(format!("agent {} runs as process {pid} since {since:.0}", status.version)),
+        _ => line("agent does not run: what follows is from its records (start it: edgecore run)".into()),
+    }
+    match &status.link {
+        Some(link) if link.connected => line(format!("hub {} connected since {:.0}", link.hub, link.since)),
+        Some(LinkState { problem: Some(problem), hub, since, failures, .. }) => {
+            line(format!("hub {hub} NOT connected since {since:.0}, {failures} attempts: {}", problem.message));
+        }
+        Some(link) => line(format!("hub {} not connected yet", link.hub)),
+        None => line(format!("hub {}", status.hubs.join(", "))),
+    }
+    if let Some(trust) = status.trust.as_ref().filter(|t| !t.problem.is_empty()) {
+        line(format!("trust {}", trust.problem));
+    }
+    for condition in &status.report.conditions {
+        let expected = if condition.r#type == "Ready" { ConditionStatus::True } else { ConditionStatus::False };
+        if condition.status != expected {
+            line(format!("{} {}: {} {}", condition.r#type, condition.status, condition.reason, condition.message));
+        }
+    }
+    line(format!("assignment generation {}", status.report.observed_generation));
+    for text in apps(status) {
+        line(text);
+    }
+    out
+}
+
+fn apps(status: &Status) -> Vec<String> {
+    let mut lines = vec![];
+    for (app, workload) in &status.report.workloads {
+        let target = workload.target.as_ref().map_or("(to be removed)".into(), |t| t.version.to_string());
+        let mut text = format!("app {app} {target} {}", workload.phase);
+        if workload.phase != UpdatePhase::Succeeded || !workload.message.is_empty() {
+            let _ = write!(text, " since {:.0} {} {}", workload.since, workload.reason, workload.message);
+        }
+        if let Some(progress) = workload.progress {
+            let _ = write!(text, " {} of {} bytes", progress.done_bytes, progress.total_bytes);
+        }
+        match &workload.running {
+            Some(running) => {
+                let ready = if running.ready { "ready" } else { "not ready" };
+                let _ = write!(text, "; {} {}, {ready}", running.release.version, running.state);
+                let _ = write!(text, ", {} restarts", running.restarts);
+            }
+            None => text.push_str("; nothing runs"),
+        }
+        lines.push(text);
+    }
+    for (app, slot) in &status.slots {
+        let active = slot.active.as_ref().map_or("none".into(), |i| i.release.version.to_string());
+        let trial = slot.trial.as_ref().map(|t| format!(", {} on trial", t.installed.release.version));
+        lines.push(format!("app {app} active {active}{}", trial.unwrap_or_default()));
+    }
+    if lines.is_empty() {
+        lines.push("no apps".into());
+    }
+    lines
+}

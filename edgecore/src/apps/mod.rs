@@ -1,1 +1,186 @@
-//! apps
+//! The apps of a node: one task each, and who starts them.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`slot`] | what is durably known of an app |
+//! | [`plan`] | the pure planner: what to do next |
+//! | [`stage`] | acceptance and fetch of a release |
+//! | [`task`] | carries the planned steps out |
+//! | [`report`] | what is said about it |
+//!
+//! [`Apps::run`] keeps a task for every app that is assigned, or left on the box. Without an assignment
+//! whatever is active goes on.
+
+pub mod plan;
+pub mod report;
+pub mod slot;
+pub mod stage;
+pub mod task;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use proto::{
+    durable::{Loaded, Record},
+    link::message::Assignment,
+    name::Name,
+    object::{UpdatePhase, WorkloadStatus},
+};
+use tokio::{sync::watch, task::JoinSet, time::timeout};
+
+use self::{
+    plan::Wanted,
+    task::{App, Context},
+};
+
+/// How often an app that could not be opened is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// All apps of a node.
+#[derive(Debug)]
+pub struct Apps {
+    shared: Arc<Context>,
+    folder: PathBuf,
+    assignment: watch::Receiver<Option<Assignment>>,
+    wanted: BTreeMap<Name, watch::Sender<Wanted>>,
+    tasks: JoinSet<Name>,
+}
+
+impl Apps {
+    /// The apps below `folder`, as `assignment` wants them.
+    #[must_use]
+    pub fn new(shared: Arc<Context>, folder: PathBuf, assignment: watch::Receiver<Option<Assignment>>) -> Apps {
+        Apps { shared, folder, assignment, wanted: BTreeMap::new(), tasks: JoinSet::new() }
+    }
+
+    /// Works until it is dropped; workloads are left running then.
+    pub async fn run(mut self) {
+        let found = self.found().await;
+        for app in found {
+            self.direct(&app);
+        }
+        loop {
+            self.reconcile();
+            // Both arms are cancel safe: a watch, and a set that hands out a task or nothing.
+            tokio::select! {
+                biased;
+                changed = self.assignment.changed() => if changed.is_err() {
+                    std::future::pending::<()>().await; // the agent is going away and drops this
+                },
+                Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => {
+                    if let Ok(app) = ended {
+                        self.wanted.remove(&app);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Apps of which anything is left on the box.
+    async fn found(&self) -> BTreeSet<Name> {
+        let folder = self.folder.clone();
+        let on_disk = self.shared.env.blocking.run(move || {
+            let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+            entries.filter_map(|e| e.file_name().to_str().and_then(|n| n.parse().ok())).collect::<BTreeSet<Name>>()
+        });
+        let mut found = on_disk.await;
+        match self.shared.driver.list().await {
+            Ok(running) => found.extend(running),
+            Err(error) => tracing::warn!(%error, "could not ask what runs"),
+        }
+        found
+    }
+
+    fn reconcile(&mut self) {
+        let assigned = self.assignment.borrow_and_update().iter().flat_map(|a| a.apps.keys().cloned()).collect();
+        let known: BTreeSet<Name> = self.wanted.keys().cloned().collect();
+        for app in known.union(&assigned) {
+            self.direct(app);
+        }
+    }
+
+    /// Tells an app's task what is wanted; makes one when there is none.
+    fn direct(&mut self, app: &Name) {
+        let wanted = match &*self.assignment.borrow() {
+            None => Wanted::Keep,
+            Some(assignment) => assignment.apps.get(app).map_or(Wanted::Remove, |r| Wanted::Run(r.clone())),
+        };
+        match self.wanted.get(app) {
+            Some(sender) => {
+                sender.send_if_modified(|before| std::mem::replace(before, wanted.clone()) != wanted);
+            }
+            None => {
+                let (sender, receiver) = watch::channel(wanted);
+                self.wanted.insert(app.clone(), sender);
+                self.tasks.spawn(work(self.shared.clone(), app.clone(), self.folder.join(app.as_str()), receiver));
+            }
+        }
+    }
+}
+
+/// One app from opening to removal.
+async fn work(shared: Arc<Context>, name: Name, folder: PathBuf, mut wanted: watch::Receiver<Wanted>) -> Name {
+    loop {
+        match App::open(shared.clone(), name.clone(), folder.clone(), wanted.clone()).await {
+            Ok(app) => {
+                app.work().await;
+                return name;
+            }
+            // Whatever runs goes on untouched; nothing is installed without knowing the floor.
+            Err(error) => {
+                tracing::error!(app = %name, %error, "the app is left as it is");
+                let target = match &*wanted.borrow_and_update() {
+                    Wanted::Run(release) => Some(release.clone()),
+                    Wanted::Keep | Wanted::Remove => None,
+                };
+                let status = WorkloadStatus {
+                    target,
+                    phase: UpdatePhase::Blocked,
+                    reason: "StateLost".into(),
+                    message: error.to_string(),
+                    since: shared.env.wall.now(),
+                    progress: None,
+                    running: None,
+                };
+                shared.board.send_if_modified(|report| {
+                    let before = report.workloads.get(&name);
+                    if before.is_some_and(|b| b.message == status.message && b.target == status.target) {
+                        return false;
+                    }
+                    report.workloads.insert(name.clone(), status);
+                    true
+                });
+                if let Ok(Err(_)) = timeout(LOOK_AGAIN, wanted.changed()).await {
+                    return std::future::pending().await; // the agent is going away
+                }
+            }
+        }
+    }
+}
+
+/// Clears away slots of which both copies are damaged: whoever joins the box again vouches for it.
+///
+/// # Errors
+/// When a file cannot be removed.
+pub fn forget_lost(folder: &std::path::Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let record = Record::at(entry.path().join("slot"));
+        if matches!(record.load(), Ok(Loaded::Lost)) {
+            for name in ["slot", "slot.bak"] {
+                match fs::remove_file(entry.path().join(name)) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+                    _ => {}
+                }
+            }
+        }
+    }
+    Ok(())
+}

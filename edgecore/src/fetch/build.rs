@@ -179,7 +179,11 @@ pub(super) fn place(job: &Job, blob: &Download) -> Result<(), FetchError> {
                 fs::create_dir_all(parent)?;
             }
             let mode = if entry.executable { 0o755 } else { 0o644 };
-            if last { fs::rename(&part, &path)? } else { fs::copy(&part, &path).map(drop)? }
+            if last {
+                fs::rename(&part, &path)?
+            } else {
+                fs::copy(&part, &path).map(drop)?
+            }
             fs::set_permissions(&path, fs::Permissions::from_mode(mode))
         })();
         placed.map_err(io_in(&path))?;

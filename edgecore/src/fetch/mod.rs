@@ -22,7 +22,7 @@ use std::{fmt, fs, io, path::PathBuf, sync::Arc};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use proto::{
     digest::Digest,
-    durable::{self, DurableError},
+    durable::DurableError,
     env::{BoxFuture, Env},
     link::message::{BlobRequest, MetadataReply, MetadataRequest},
     name::ReleaseName,
@@ -266,6 +266,7 @@ fn whole(job: &Job) -> Result<Option<Manifest>, FetchError> {
     }
     match tree::verify(&folder, job.digest, &job.release) {
         Ok(manifest) => Ok(Some(manifest)),
+        Err(TreeError::Manifest(error)) => Err(error.into()),
         Err(damage) => {
             tracing::warn!(folder = %folder.display(), %damage, "a release is damaged, fetching it again");
             fs::remove_dir_all(&folder).map_err(|source| FetchError::Io { path: folder, source })?;

@@ -1,1 +1,201 @@
-//! link
+//! The link to the hub: connect, hold a session, come back.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`quic`] | endpoint and TLS of one connection |
+//! | [`session`] | one session: control stream, reports, heartbeats, logs |
+//! | [`source`] | metadata and blobs over the current connection |
+//! | [`assignment`] | the newest assignment, on disk before anybody acts on it |
+//! | [`backoff`] | how long to wait before the next attempt |
+//! | [`problem`] | why there is no session |
+//!
+//! [`crate::agent`] runs one [`Link`]. Nothing here decides what runs.
+
+pub mod assignment;
+pub mod backoff;
+pub mod problem;
+pub(crate) mod quic;
+mod session;
+pub mod source;
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use proto::{
+    env::Env,
+    link::{ALPN, CloseCode, message::Report},
+};
+use quinn::{Connection, Endpoint};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+
+use self::{assignment::Assignments, backoff::Backoff, problem::Problem, session::Session, source::HubSource};
+use crate::{
+    config::{AgentConfig, Identity, Paths},
+    driver::Driver,
+    facts::Facts,
+};
+
+/// First bound of the wait between attempts.
+const RECONNECT_BASE: Duration = Duration::from_millis(250);
+/// Last bound of it.
+const RECONNECT_CAP: Duration = Duration::from_secs(30);
+/// How long a polite end may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How the link stands, for the status.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LinkState {
+    /// Whether there is a session.
+    pub connected: bool,
+    /// Address of the hub that was tried or reached last.
+    #[serde(default)]
+    pub hub: String,
+    /// Since when there is, or is not, a session.
+    pub since: Timestamp,
+    /// Why there is none.
+    #[serde(default)]
+    pub problem: Option<Problem>,
+    /// Attempts that failed in a row.
+    #[serde(default)]
+    pub failures: u32,
+}
+
+/// The current connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Live {
+    endpoint: Endpoint,
+    connection: Connection,
+}
+
+/// What the link shares with the rest of the agent.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub env: Env,
+    pub paths: Paths,
+    pub facts: Facts,
+    pub driver: Arc<dyn Driver>,
+    pub board: watch::Sender<Report>,
+    pub assignments: Assignments,
+}
+
+/// The link.
+#[derive(Debug)]
+pub(crate) struct Link {
+    shared: Arc<Shared>,
+    state: watch::Sender<LinkState>,
+    live: watch::Sender<Option<Live>>,
+    online: watch::Sender<bool>,
+}
+
+impl Link {
+    pub fn new(shared: Arc<Shared>) -> Link {
+        let since = shared.env.wall.now();
+        let state = LinkState { connected: false, hub: String::new(), since, problem: None, failures: 0 };
+        Link { shared, state: watch::channel(state).0, live: watch::channel(None).0, online: watch::channel(false).0 }
+    }
+
+    /// How it stands.
+    pub fn state(&self) -> watch::Receiver<LinkState> {
+        self.state.subscribe()
+    }
+
+    /// Whether there is a session.
+    pub fn online(&self) -> watch::Receiver<bool> {
+        self.online.subscribe()
+    }
+
+    /// Metadata and blobs over whichever connection is there.
+    pub fn source(&self) -> HubSource {
+        HubSource::new(self.live.subscribe())
+    }
+
+    /// Connects and comes back until it is dropped.
+    pub async fn run(&self) {
+        let mut backoff = Backoff::new(RECONNECT_BASE, RECONNECT_CAP);
+        let mut rng = self.shared.env.seed.stream("reconnect");
+        for attempt in 0.. {
+            let (problem, lived) = self.attempt(attempt).await;
+            self.live.send_replace(None);
+            self.online.send_replace(false);
+            backoff.ended(lived);
+            let wait = backoff.failed(&mut rng);
+            tracing::info!(reason = %problem.reason, ?wait, "no session: {}", problem.message);
+            let now = self.shared.env.wall.now();
+            self.state.send_modify(|state| {
+                if std::mem::take(&mut state.connected) {
+                    state.since = now;
+                }
+                state.problem = Some(problem);
+                state.failures = backoff.failures();
+            });
+            sleep(wait).await;
+        }
+    }
+
+    /// One attempt and the session that follows; why it ended and how long the session lived.
+    async fn attempt(&self, attempt: usize) -> (Problem, Duration) {
+        // Read anew: joining again replaces identity and addresses under a running agent.
+        let config = AgentConfig::load(self.shared.paths.data_dir());
+        let prepared = config.and_then(|config| Ok((config, Identity::load(&self.shared.paths)?)));
+        let (config, identity) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => return (Problem::new("Local", error.to_string()), Duration::ZERO),
+        };
+        let hubs = config.hubs.len().max(1);
+        let Some(hub) = config.hubs.get(attempt % hubs) else {
+            let message = "agent.json names no hub: run `edgecore join HUB --token TOKEN` again";
+            return (Problem::new("Local", message), Duration::ZERO);
+        };
+        self.state.send_modify(|state| state.hub.clone_from(hub));
+        let tls = match tls(&self.shared.env, identity) {
+            Ok(tls) => tls,
+            Err(error) => return (Problem::new("Local", error.to_string()), Duration::ZERO),
+        };
+        let seed = self.shared.env.seed.child(&format!("connection {attempt}"));
+        let (endpoint, connection) = match quic::connect(&self.shared.env, hub, attempt / hubs, tls, &seed).await {
+            Ok(connected) => connected,
+            Err(problem) => return (problem, Duration::ZERO),
+        };
+        let session = match Session::begin(self.shared.clone(), hub, connection.clone()).await {
+            Ok(session) => session,
+            Err(problem) => return (problem, Duration::ZERO),
+        };
+        let began = Instant::now();
+        let now = self.shared.env.wall.now();
+        self.live.send_replace(Some(Live { endpoint, connection }));
+        self.online.send_replace(true);
+        self.state.send_replace(LinkState {
+            connected: true,
+            hub: hub.clone(),
+            since: now,
+            problem: None,
+            failures: 0,
+        });
+        (session.run().await, began.elapsed())
+    }
+
+    /// Ends the session politely: the hub need not wait for silence.
+    pub async fn farewell(&self) {
+        let Some(live) = self.live.send_replace(None) else { return };
+        live.connection.close(CloseCode::Done.code(), b"the agent is shutting down");
+        // Late is no harm: the hub notices the silence.
+        timeout(FAREWELL, live.endpoint.wait_idle()).await.ok();
+    }
+}
+
+/// Mutual TLS: the hub by the fleet's CA, the node by its certificate.
+fn tls(env: &Env, identity: Identity) -> Result<rustls::ClientConfig, rustls::Error> {
+    let mut roots = rustls::RootCertStore::empty();
+    if let Some(ca) = identity.chain.last() {
+        roots.add(ca.clone())?;
+    }
+    let builder = quic::tls(env)?.with_root_certificates(roots);
+    let mut config = builder.with_client_auth_cert(identity.chain, identity.key)?;
+    config.alpn_protocols = ALPN.iter().map(|name| name.to_vec()).collect();
+    Ok(config)
+}

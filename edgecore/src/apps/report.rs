@@ -1,0 +1,130 @@
+//! What the agent says about one app: from the planner's view to [`WorkloadStatus`]. Pure.
+
+use jiff::Timestamp;
+use proto::object::{Progress, ReleaseRef, Running, UpdatePhase, WorkloadStatus};
+
+use super::{
+    plan::{View, Wanted},
+    stage::Hindrance,
+};
+use crate::supervisor::Health;
+
+/// Longest message: the reports of all apps must fit one frame.
+const MAX_MESSAGE_CHARS: usize = 1_000;
+
+/// How a fetch stands.
+#[derive(Debug, Clone, PartialEq)]
+pub enum FetchView<'a> {
+    /// None is needed.
+    Idle,
+    /// Under way.
+    Active(Progress),
+    /// It will be tried again.
+    Hindered(&'a Hindrance),
+}
+
+/// What is said besides the view.
+#[derive(Debug)]
+pub struct Extra<'a> {
+    /// How the fetch stands.
+    pub fetch: FetchView<'a>,
+    /// What runs, and how it is.
+    pub running: Option<(&'a ReleaseRef, Health)>,
+    /// Why the last step could not be carried out.
+    pub trouble: Option<&'a str>,
+}
+
+struct Verdict {
+    phase: UpdatePhase,
+    reason: String,
+    message: String,
+}
+
+fn verdict(phase: UpdatePhase, reason: &str, message: impl Into<String>) -> Verdict {
+    Verdict { phase, reason: reason.into(), message: message.into() }
+}
+
+/// The report; `before` is the last one, whose time stays while its phase does. `None`: nothing to say.
+#[must_use]
+pub fn report(
+    view: &View<'_>,
+    extra: &Extra<'_>,
+    before: Option<&WorkloadStatus>,
+    now: Timestamp,
+) -> Option<WorkloadStatus> {
+    let target = target(view);
+    let said = match (&target, extra.trouble) {
+        (_, Some(trouble)) => verdict(UpdatePhase::Blocked, "StepFailed", trouble),
+        (None, None) if *view.wanted == Wanted::Keep => return None,
+        (None, None) => verdict(UpdatePhase::Applying, "Removing", "no longer assigned: it is stopped and removed"),
+        (Some(target), None) => judge(view, extra, target),
+    };
+    let since = before.filter(|b| b.phase == said.phase && b.target == target).map_or(now, |b| b.since);
+    let progress = match extra.fetch {
+        FetchView::Active(progress) if said.phase == UpdatePhase::Downloading => Some(progress),
+        _ => None,
+    };
+    let Verdict { phase, reason, message } = said;
+    let message = message.chars().take(MAX_MESSAGE_CHARS).collect();
+    let running = extra.running.as_ref().map(|(release, health)| running(release, health));
+    Some(WorkloadStatus { target, phase, reason, message, since, progress, running })
+}
+
+fn target(view: &View<'_>) -> Option<ReleaseRef> {
+    match view.wanted {
+        Wanted::Run(release) => Some(release.clone()),
+        Wanted::Remove => None,
+        Wanted::Keep => {
+            let trial = view.slot.trial.as_ref().map(|t| &t.installed);
+            trial.or(view.slot.active.as_ref()).map(|i| i.release.clone())
+        }
+    }
+}
+
+fn judge(view: &View<'_>, extra: &Extra<'_>, target: &ReleaseRef) -> Verdict {
+    let digest = target.digest;
+    let health = || extra.running.as_ref().map(|(_, h)| h.message.clone()).unwrap_or_default();
+    if view.slot.trial.as_ref().is_some_and(|t| t.installed.release.digest == digest) {
+        return match &view.running {
+            Some(running) if running.digest == digest => verdict(UpdatePhase::Verifying, "Trial", health()),
+            _ => verdict(UpdatePhase::Applying, "", ""),
+        };
+    }
+    if let Some(failure) = view.slot.failure(digest) {
+        let phase = if view.slot.active.is_some() { UpdatePhase::RolledBack } else { UpdatePhase::Failed };
+        return verdict(phase, &failure.reason, failure.message.clone());
+    }
+    if view.slot.active.as_ref().is_some_and(|a| a.release.digest == digest) {
+        return match (&extra.fetch, view.damaged == Some(digest)) {
+            (FetchView::Hindered(h), true) => {
+                let message = format!("its files are damaged on disk and could not be fetched again: {}", h.message);
+                verdict(UpdatePhase::Blocked, "TreeDamaged", message)
+            }
+            (_, true) => {
+                verdict(UpdatePhase::Blocked, "TreeDamaged", "its files are damaged on disk, fetching them again")
+            }
+            (_, false) => verdict(UpdatePhase::Succeeded, "", ""),
+        };
+    }
+    if view.staged.is_some_and(|s| s.release.digest == digest) {
+        let phase = if view.running.is_some() { UpdatePhase::Staged } else { UpdatePhase::Applying };
+        return verdict(phase, "", "");
+    }
+    match &extra.fetch {
+        FetchView::Idle => verdict(UpdatePhase::Pending, "", ""),
+        FetchView::Active(_) => verdict(UpdatePhase::Downloading, "", ""),
+        FetchView::Hindered(h) if h.offline => verdict(UpdatePhase::Downloading, h.reason, h.message.clone()),
+        FetchView::Hindered(h) => verdict(UpdatePhase::Blocked, h.reason, h.message.clone()),
+    }
+}
+
+fn running(release: &ReleaseRef, health: &Health) -> Running {
+    Running {
+        release: release.clone(),
+        state: health.state,
+        ready: health.ready,
+        restarts: health.restarts,
+        started_at: health.started_at,
+        last_exit: health.last_exit.clone(),
+    }
+}

@@ -1,0 +1,474 @@
+//! The task of one app: plans, carries out one step, waits for something to change.
+//!
+//! [`App::turn`] is one round of it. Every round begins from the durable slot and what runs, so a crash
+//! between any two rounds is the same as a restart. Dropping an [`App`] leaves its workload running.
+
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
+
+use proto::{
+    digest::Digest,
+    durable::{self, Record},
+    env::Env,
+    link::message::Report,
+    name::{Name, ReleaseName},
+    object::{Progress, ReleaseRef, RunState},
+};
+use rand_chacha::ChaCha12Rng;
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    plan::{Fetch, Plan, RunningView, Step, View, Wanted, plan},
+    report::{Extra, FetchView, report},
+    slot::{self, Installed, Slot, SlotError},
+    stage::{Hindrance, Order, Stage},
+};
+use crate::{
+    driver::{Driver, DriverError, InstanceSpec},
+    fetch::tree,
+    link::backoff::Backoff,
+    supervisor::{Health, Supervisor},
+};
+
+/// Grace for an instance whose manifest nobody read.
+const LEFTOVER_GRACE: Duration = Duration::from_secs(10);
+/// Wait after a step that could not be carried out.
+const TROUBLE_WAIT: Duration = Duration::from_secs(5);
+/// Between reports of a download's progress.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+const RETRY_BASE: Duration = Duration::from_secs(1);
+const RETRY_CAP: Duration = Duration::from_secs(300);
+
+/// What all apps share.
+#[derive(Debug)]
+pub struct Context {
+    /// The outside.
+    pub env: Env,
+    /// Runs workloads.
+    pub driver: Arc<dyn Driver>,
+    /// Gets releases onto the disk.
+    pub stage: Arc<dyn Stage>,
+    /// This boot.
+    pub boot_id: String,
+    /// Where each app says how it is.
+    pub board: watch::Sender<Report>,
+    /// Whether the hub is in reach.
+    pub online: watch::Receiver<bool>,
+}
+
+/// What [`App::turn`] leaves to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// A step was carried out: plan again.
+    Again,
+    /// Nothing to do before then.
+    Wait(Option<Instant>),
+    /// The app is gone.
+    Ended,
+}
+
+/// A step could not be carried out. It is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The slot could not be written.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    /// The driver could not do it.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// A folder could not be made.
+    #[error(transparent)]
+    Durable(#[from] durable::DurableError),
+    /// Old releases could not be removed.
+    #[error("could not remove old releases: {0}")]
+    Collect(std::io::Error),
+}
+
+#[derive(Debug)]
+struct Run {
+    release: ReleaseRef,
+    supervisor: Supervisor,
+    health: watch::Receiver<Health>,
+    since: Instant,
+    soak: Duration,
+    deadline: Duration,
+}
+
+#[derive(Debug)]
+enum Fetching {
+    Idle,
+    Active { fetch: Fetch, task: JoinSet<Result<Installed, Hindrance>>, progress: watch::Receiver<Progress> },
+    Hindered { fetch: Fetch, hindrance: Hindrance, retry_at: Instant },
+}
+
+/// One app.
+#[derive(Debug)]
+pub struct App {
+    shared: Arc<Context>,
+    name: Name,
+    folder: PathBuf,
+    record: Record,
+    slot: Slot,
+    wanted: watch::Receiver<Wanted>,
+    online: watch::Receiver<bool>,
+    run: Option<Run>,
+    leftover: bool,
+    begun: bool,
+    staged: Option<Installed>,
+    damaged: Option<Digest>,
+    fetching: Fetching,
+    backoff: Backoff,
+    rng: ChaCha12Rng,
+    trouble: Option<String>,
+    /// Releases may lie about that nobody needs.
+    litter: bool,
+}
+
+impl App {
+    /// Reads what is known of the app in `folder`.
+    ///
+    /// # Errors
+    /// When its slot is lost, or the driver cannot be asked.
+    pub async fn open(
+        shared: Arc<Context>,
+        name: Name,
+        folder: PathBuf,
+        wanted: watch::Receiver<Wanted>,
+    ) -> Result<App, StepError> {
+        let record = Record::at(folder.join("slot"));
+        let (made, read) = (folder.clone(), record.clone());
+        let slot = shared.env.blocking.run(move || {
+            durable::create_dir_all(&made)?;
+            Ok::<_, StepError>(slot::load(&read)?)
+        });
+        let slot = slot.await?;
+        let leftover = shared.driver.inspect(&name).await?.is_some_and(|i| i.exit.is_none());
+        let rng = shared.env.seed.stream(&format!("app {name}"));
+        let online = shared.online.clone();
+        Ok(App {
+            shared,
+            name,
+            folder,
+            record,
+            slot,
+            wanted,
+            online,
+            run: None,
+            leftover,
+            begun: false,
+            staged: None,
+            damaged: None,
+            fetching: Fetching::Idle,
+            backoff: Backoff::new(RETRY_BASE, RETRY_CAP),
+            rng,
+            trouble: None,
+            litter: true,
+        })
+    }
+
+    /// Works towards what is wanted until the app is removed.
+    pub async fn work(mut self) {
+        loop {
+            let until = match self.turn().await {
+                Ok(Turn::Again) => continue,
+                Ok(Turn::Ended) => return,
+                Ok(Turn::Wait(until)) => until,
+                Err(error) => {
+                    tracing::warn!(app = %self.name, %error, "a step could not be carried out, trying again");
+                    self.trouble = Some(error.to_string());
+                    self.publish();
+                    Some(Instant::now() + TROUBLE_WAIT)
+                }
+            };
+            self.changed(until).await;
+        }
+    }
+
+    /// Plans and carries out one step.
+    ///
+    /// # Errors
+    /// When the step could not be carried out; the next turn tries it again.
+    pub async fn turn(&mut self) -> Result<Turn, StepError> {
+        let wanted = self.wanted.borrow_and_update().clone();
+        if !matches!((&wanted, &self.staged), (Wanted::Run(r), Some(s)) if r.digest == s.release.digest) {
+            self.litter |= self.staged.take().is_some();
+        }
+        let Plan { step, fetch } = plan(&self.view(&wanted, Instant::now()));
+        self.direct_fetch(fetch, &wanted);
+        self.publish();
+        if !matches!(step, Step::Wait(_)) {
+            tracing::debug!(app = %self.name, ?step, "next step");
+        }
+        let turn = self.carry_out(step, &wanted).await?;
+        self.trouble = None;
+        self.publish();
+        Ok(turn)
+    }
+
+    fn view<'a>(&'a self, wanted: &'a Wanted, now: Instant) -> View<'a> {
+        View {
+            slot: &self.slot,
+            wanted,
+            staged: self.staged.as_ref(),
+            running: self.run.as_ref().map(Run::view),
+            leftover: self.leftover,
+            begun: self.begun,
+            damaged: self.damaged,
+            boot_id: &self.shared.boot_id,
+            now,
+        }
+    }
+
+    async fn carry_out(&mut self, step: Step, wanted: &Wanted) -> Result<Turn, StepError> {
+        match step {
+            Step::Wait(until) => {
+                self.sweep(wanted).await?;
+                return Ok(Turn::Wait(until));
+            }
+            Step::Stop => self.stop().await?,
+            Step::Start(installed) => self.start(&installed).await?,
+            Step::Switch(installed) => {
+                let boot_id = self.shared.boot_id.clone();
+                self.store(|slot| slot.begin(installed, &boot_id)).await?;
+                self.begun = true;
+            }
+            Step::Resume => {
+                self.store(Slot::resume).await?;
+                self.begun = true;
+            }
+            Step::Confirm => self.store(Slot::confirm).await?,
+            Step::Abandon(failure) => self.store(|slot| slot.abandon(failure)).await?,
+            Step::Withdraw => self.store(Slot::withdraw).await?,
+            Step::Remove => self.store(Slot::clear).await?,
+            Step::Done => {
+                self.shared.driver.remove(&self.name).await?;
+                self.litter = true;
+                self.sweep(wanted).await?;
+                self.shared.board.send_if_modified(|report| report.workloads.remove(&self.name).is_some());
+                return Ok(Turn::Ended);
+            }
+        }
+        Ok(Turn::Again)
+    }
+
+    /// One durable change of the slot.
+    async fn store(&mut self, change: impl FnOnce(&mut Slot)) -> Result<(), StepError> {
+        let mut next = self.slot.clone();
+        change(&mut next);
+        let (record, written) = (self.record.clone(), next.clone());
+        self.shared.env.blocking.run(move || slot::store(&record, &written)).await?;
+        self.begun &= next.trial.is_some();
+        self.slot = next;
+        self.litter = true;
+        Ok(())
+    }
+
+    async fn stop(&mut self) -> Result<(), StepError> {
+        // From here on nobody supervises it: were the stop to fail, the driver is asked again.
+        self.leftover = true;
+        match self.run.take() {
+            Some(run) => run.supervisor.stop().await?,
+            None => self.shared.driver.stop(&self.name, LEFTOVER_GRACE).await?,
+        }
+        self.leftover = false;
+        Ok(())
+    }
+
+    /// Verifies the tree and runs it; a damaged one is not run.
+    async fn start(&mut self, installed: &Installed) -> Result<(), StepError> {
+        let release = installed.release.clone();
+        let folder = tree::release_folder(&self.folder.join("releases"), release.digest);
+        let data = self.folder.join("data");
+        let name = ReleaseName { app: self.name.clone(), version: release.version.clone() };
+        let (checked, made) = (folder.clone(), data.clone());
+        let verified = self.shared.env.blocking.run(move || {
+            durable::create_dir_all(&made)?;
+            Ok::<_, StepError>(tree::verify(&checked, release.digest, &name))
+        });
+        let manifest = match verified.await? {
+            Ok(manifest) => manifest,
+            Err(error) => {
+                tracing::warn!(app = %self.name, %error, "not started");
+                self.damaged = Some(installed.release.digest);
+                self.staged = None;
+                return Ok(());
+            }
+        };
+        let workload = manifest.workload;
+        let (soak, deadline) = (workload.soak.get(), workload.deadline.get());
+        let release = installed.release.clone();
+        let tree = tree::tree_folder(&folder);
+        let spec = InstanceSpec { app: self.name.clone(), release: release.clone(), tree, data, workload };
+        let supervisor = Supervisor::start(self.shared.env.clone(), self.shared.driver.clone(), spec);
+        let health = supervisor.health();
+        self.leftover = false;
+        self.run = Some(Run { release, supervisor, health, since: Instant::now(), soak, deadline });
+        Ok(())
+    }
+
+    /// Removes releases that nobody needs any more.
+    async fn sweep(&mut self, wanted: &Wanted) -> Result<(), StepError> {
+        if !std::mem::take(&mut self.litter) {
+            return Ok(());
+        }
+        let mut keep: BTreeSet<Digest> = self.slot.kept().collect();
+        if let Wanted::Run(release) = wanted
+            && self.slot.failure(release.digest).is_none()
+        {
+            keep.insert(release.digest);
+        }
+        let releases = self.folder.join("releases");
+        self.shared.env.blocking.run(move || tree::collect(&releases, &keep)).await.map_err(StepError::Collect)
+    }
+
+    /// A fetch ended.
+    fn fetched(&mut self, result: Result<Installed, Hindrance>) {
+        let Fetching::Active { fetch, .. } = std::mem::replace(&mut self.fetching, Fetching::Idle) else { return };
+        match result {
+            Ok(installed) => {
+                self.backoff.succeeded();
+                if self.damaged == Some(installed.release.digest) {
+                    self.damaged = None;
+                }
+                if matches!(fetch, Fetch::New(_)) {
+                    self.staged = Some(installed);
+                }
+            }
+            Err(hindrance) => {
+                tracing::info!(app = %self.name, reason = hindrance.reason, "not staged yet: {}", hindrance.message);
+                let retry_at = Instant::now() + RETRY_BASE + self.backoff.failed(&mut self.rng);
+                self.fetching = Fetching::Hindered { fetch, hindrance, retry_at };
+            }
+        }
+    }
+
+    /// Begins, keeps or ends the fetch as planned.
+    fn direct_fetch(&mut self, planned: Option<Fetch>, wanted: &Wanted) {
+        let Some(planned) = planned else {
+            self.fetching = Fetching::Idle;
+            return;
+        };
+        match &self.fetching {
+            Fetching::Active { fetch, .. } if *fetch == planned => return,
+            Fetching::Hindered { fetch, retry_at, .. } if *fetch == planned && Instant::now() < *retry_at => return,
+            Fetching::Hindered { fetch, .. } if *fetch == planned => {}
+            _ => {
+                self.backoff.succeeded();
+                self.litter |= matches!(wanted, Wanted::Run(_));
+            }
+        }
+        let (sender, progress) = watch::channel(Progress { done_bytes: 0, total_bytes: 0 });
+        let order = Order {
+            app: self.name.clone(),
+            fetch: planned.clone(),
+            floor: self.slot.floor,
+            releases: self.folder.join("releases"),
+            reuse: self.slot.kept().collect(),
+        };
+        let stage = self.shared.stage.clone();
+        let mut task = JoinSet::new();
+        task.spawn(async move { stage.stage(order, sender).await });
+        self.fetching = Fetching::Active { fetch: planned, task, progress };
+    }
+
+    /// Waits until a turn may have something to do.
+    pub(super) async fn changed(&mut self, until: Option<Instant>) {
+        let mut wake = until;
+        let mut earlier = |at: Instant| wake = Some(wake.map_or(at, |w| w.min(at)));
+        let mut offline = false;
+        let mut fetching = None;
+        match &mut self.fetching {
+            Fetching::Idle => {}
+            Fetching::Active { task, .. } => {
+                earlier(Instant::now() + PROGRESS_EVERY);
+                fetching = Some(task);
+            }
+            Fetching::Hindered { hindrance, retry_at, .. } => {
+                earlier(*retry_at);
+                offline = hindrance.offline;
+            }
+        }
+        // Every arm is cancel safe: watches and timers hold nothing, `join_next` takes a result or nothing.
+        tokio::select! {
+            biased;
+            changed = self.wanted.changed() => {
+                if changed.is_err() {
+                    std::future::pending::<()>().await; // the agent is going away and drops this task
+                }
+                self.litter = true;
+            }
+            Ok(()) = health_changed(self.run.as_mut()) => {}
+            result = finished(fetching) => self.fetched(result),
+            Ok(()) = self.online.changed(), if offline => {
+                if *self.online.borrow_and_update()
+                    && let Fetching::Hindered { retry_at, .. } = &mut self.fetching
+                {
+                    *retry_at = Instant::now();
+                }
+            }
+            () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+        }
+    }
+
+    /// Says how the app is.
+    fn publish(&self) {
+        let wanted = self.wanted.borrow().clone();
+        let fetch = match &self.fetching {
+            Fetching::Idle => FetchView::Idle,
+            Fetching::Active { progress, .. } => FetchView::Active(*progress.borrow()),
+            Fetching::Hindered { hindrance, .. } => FetchView::Hindered(hindrance),
+        };
+        let running = self.run.as_ref().map(|run| (&run.release, run.health.borrow().clone()));
+        let extra = Extra { fetch, running, trouble: self.trouble.as_deref() };
+        let view = self.view(&wanted, Instant::now());
+        let now = self.shared.env.wall.now();
+        self.shared.board.send_if_modified(|board| {
+            let before = board.workloads.get(&self.name);
+            match report(&view, &extra, before, now) {
+                Some(status) if before == Some(&status) => false,
+                Some(status) => {
+                    board.workloads.insert(self.name.clone(), status);
+                    true
+                }
+                None => board.workloads.remove(&self.name).is_some(),
+            }
+        });
+    }
+}
+
+impl Run {
+    fn view(&self) -> RunningView {
+        let health = self.health.borrow();
+        RunningView {
+            digest: self.release.digest,
+            since: self.since,
+            healthy_since: health.healthy_since,
+            ended: health.state == RunState::Exited,
+            message: health.message.clone(),
+            soak: self.soak,
+            deadline: self.deadline,
+        }
+    }
+}
+
+async fn health_changed(run: Option<&mut Run>) -> Result<(), watch::error::RecvError> {
+    match run {
+        Some(run) => run.health.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The result of the fetch.
+async fn finished(task: Option<&mut JoinSet<Result<Installed, Hindrance>>>) -> Result<Installed, Hindrance> {
+    let Some(task) = task else { return std::future::pending().await };
+    match task.join_next().await {
+        Some(Ok(result)) => result,
+        Some(Err(e)) => {
+            Err(Hindrance { reason: "Interrupted", message: format!("the fetch broke off: {e}"), offline: false })
+        }
+        None => std::future::pending().await,
+    }
+}

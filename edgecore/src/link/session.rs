@@ -1,0 +1,254 @@
+//! One session with the hub: control stream, reports, heartbeats, and what the hub asks for.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use proto::link::{
+    CloseCode,
+    frame::{self, MAX_CONTROL_BYTES, MAX_REQUEST_BYTES},
+    message::{
+        AgentMessage, Assignment, Heartbeat, Hello, HubMessage, HubRequest, LogsHeader, LogsRequest, Report, Welcome,
+    },
+    priority,
+};
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout},
+};
+
+use super::{Shared, problem::Problem};
+use crate::driver::Driver;
+
+/// How long the hub may take to introduce itself, or to take a message.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two reports.
+const REPORT_EVERY: Duration = Duration::from_millis(250);
+/// Heartbeats stay in these bounds whatever the hub asks for.
+const HEARTBEAT_MS: std::ops::RangeInclusive<u64> = 1_000..=60_000;
+/// Messages of the hub that wait to be handled.
+const INBOX: usize = 4;
+
+/// A session that began.
+pub(super) struct Session {
+    shared: Arc<Shared>,
+    hub: String,
+    connection: Connection,
+    send: SendStream,
+    inbox: mpsc::Receiver<HubMessage>,
+    heartbeat: Duration,
+    sent: Report,
+    /// An assignment that could not be written yet.
+    unwritten: Option<Assignment>,
+    tasks: JoinSet<()>,
+}
+
+impl Session {
+    /// Opens the control stream, says hello and waits for the welcome.
+    pub async fn begin(shared: Arc<Shared>, hub: &str, connection: Connection) -> Result<Session, Problem> {
+        let begun = timeout(PATIENCE, Session::greet(shared, hub, &connection)).await;
+        match begun {
+            Ok(Ok(session)) => Ok(session),
+            Ok(Err(error)) => Err(why(&connection, hub, &error.to_string())),
+            Err(_) => Err(Problem::unreachable(hub, "it connected and then said nothing")),
+        }
+    }
+
+    async fn greet(shared: Arc<Shared>, hub: &str, connection: &Connection) -> Result<Session, frame::FrameError> {
+        let io = |e: quinn::ConnectionError| frame::FrameError::Io(e.into());
+        let (mut send, mut receive) = connection.open_bi().await.map_err(io)?;
+        // It fails only when the stream is gone, which the write below tells.
+        send.set_priority(priority::CONTROL).ok();
+        let sent = shared.board.borrow().clone();
+        let hello = Hello {
+            info: shared.facts.info(),
+            report: sent.clone(),
+            usage: shared.facts.usage(),
+            clock: shared.env.wall.now(),
+        };
+        frame::write(&mut send, &AgentMessage::Hello(Box::new(hello)), MAX_CONTROL_BYTES).await?;
+        let welcome = loop {
+            match frame::read(&mut receive, MAX_CONTROL_BYTES).await? {
+                HubMessage::Welcome(welcome) => break welcome,
+                HubMessage::Unknown => {}
+                HubMessage::Assignment(_) => {
+                    return Err(frame::FrameError::Malformed("an assignment came before the welcome".into()));
+                }
+            }
+        };
+        let heartbeat = Duration::from_millis(welcome.heartbeat_ms.clamp(*HEARTBEAT_MS.start(), *HEARTBEAT_MS.end()));
+        let (inbound, inbox) = mpsc::channel(INBOX);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(read(receive, inbound));
+        let mut session = Session {
+            shared,
+            hub: hub.to_owned(),
+            connection: connection.clone(),
+            send,
+            inbox,
+            heartbeat,
+            sent,
+            unwritten: None,
+            tasks,
+        };
+        session.welcomed(&welcome);
+        Ok(session)
+    }
+
+    fn welcomed(&mut self, welcome: &Welcome) {
+        self.shared.facts.set_hub_clock(welcome.clock, self.shared.env.wall.now());
+        tracing::info!(hub = %self.hub, version = %welcome.hub_version, fleet = %welcome.fleet, "connected");
+    }
+
+    /// Until the connection ends; tells why it did.
+    pub async fn run(mut self) -> Problem {
+        let mut board = self.shared.board.subscribe();
+        let mut heartbeat = interval_at(Instant::now() + self.heartbeat, self.heartbeat);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut report_at = Instant::now() + REPORT_EVERY;
+        let mut changed = *board.borrow_and_update() != self.sent;
+        loop {
+            // Writes happen in the arms' bodies, which run to their end; every arm itself is cancel safe.
+            let wrote = tokio::select! {
+                biased;
+                error = self.connection.closed() => return Problem::of(&error, &self.hub, true),
+                message = self.inbox.recv() => match message {
+                    Some(message) => self.handle(message).await,
+                    None => Err("the control stream ended".into()),
+                },
+                Ok((send, receive)) = self.connection.accept_bi() => {
+                    self.tasks.spawn(serve(self.shared.driver.clone(), send, receive));
+                    Ok(())
+                }
+                Ok(()) = board.changed(), if !changed => {
+                    changed = true;
+                    Ok(())
+                }
+                () = sleep_until(report_at), if changed => {
+                    changed = false;
+                    report_at = Instant::now() + REPORT_EVERY;
+                    let report = board.borrow_and_update().clone();
+                    self.report(report).await
+                }
+                _ = heartbeat.tick() => self.beat().await,
+            };
+            while self.tasks.try_join_next().is_some() {}
+            if let Err(error) = wrote {
+                let problem = why(&self.connection, &self.hub, &error);
+                self.connection.close(CloseCode::ProtocolError.code(), error.as_bytes());
+                return problem;
+            }
+        }
+    }
+
+    async fn handle(&mut self, message: HubMessage) -> Result<(), String> {
+        match message {
+            HubMessage::Assignment(assignment) => {
+                self.unwritten = Some(assignment);
+                self.take_assignment().await;
+                Ok(())
+            }
+            HubMessage::Welcome(_) => Err("the hub introduced itself twice".into()),
+            HubMessage::Unknown => Ok(()),
+        }
+    }
+
+    /// Writes and takes the newest assignment; what cannot be written now is tried with each heartbeat.
+    async fn take_assignment(&mut self) {
+        let Some(assignment) = self.unwritten.take() else { return };
+        if let Err(error) = self.shared.assignments.accept(assignment.clone(), &self.shared.board).await {
+            tracing::warn!(%error, "an assignment could not be kept, trying again");
+            self.unwritten = Some(assignment);
+        }
+    }
+
+    async fn report(&mut self, report: Report) -> Result<(), String> {
+        if report == self.sent {
+            return Ok(());
+        }
+        self.write(&AgentMessage::Report(Box::new(report.clone()))).await?;
+        self.sent = report;
+        Ok(())
+    }
+
+    async fn beat(&mut self) -> Result<(), String> {
+        self.take_assignment().await;
+        let heartbeat = Heartbeat { usage: self.shared.facts.usage(), clock: self.shared.env.wall.now() };
+        self.write(&AgentMessage::Heartbeat(Box::new(heartbeat))).await
+    }
+
+    async fn write(&mut self, message: &AgentMessage) -> Result<(), String> {
+        match timeout(PATIENCE, frame::write(&mut self.send, message, MAX_CONTROL_BYTES)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("the hub takes no messages".into()),
+        }
+    }
+}
+
+/// What ended the connection, or else `error`.
+fn why(connection: &Connection, hub: &str, error: &str) -> Problem {
+    match connection.close_reason() {
+        Some(reason) => Problem::of(&reason, hub, true),
+        None => Problem::new("Lost", format!("the session with {hub} broke off ({error}); trying again")),
+    }
+}
+
+/// Reads the control stream to its end: frames must not be cut, so this has a task of its own.
+async fn read(mut receive: RecvStream, inbound: mpsc::Sender<HubMessage>) {
+    loop {
+        match frame::read(&mut receive, MAX_CONTROL_BYTES).await {
+            Ok(message) => {
+                if inbound.send(message).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the control stream ended");
+                return;
+            }
+        }
+    }
+}
+
+/// Answers one request of the hub.
+async fn serve(driver: Arc<dyn Driver>, mut send: SendStream, mut receive: RecvStream) {
+    let asked = timeout(PATIENCE, frame::read(&mut receive, MAX_REQUEST_BYTES)).await;
+    let served = match asked {
+        Ok(Ok(HubRequest::Logs(request))) => logs(&*driver, request, &mut send).await,
+        _ => {
+            send.reset(CloseCode::ProtocolError.code()).ok();
+            return;
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "a request of the hub ended early");
+    }
+}
+
+async fn logs(driver: &dyn Driver, request: LogsRequest, send: &mut SendStream) -> Result<(), frame::FrameError> {
+    send.set_priority(priority::LOGS).ok(); // it fails only when the stream is gone
+    let Some(mut lines) = driver.logs(&request.app, request.tail, request.follow).await else {
+        let message = format!("there is no app {} on this node, or it has not run yet", request.app);
+        frame::write(send, &LogsHeader::NotFound { message }, MAX_REQUEST_BYTES).await?;
+        send.finish().ok();
+        return Ok(());
+    };
+    frame::write(send, &LogsHeader::Found, MAX_REQUEST_BYTES).await?;
+    while let Some(bytes) = next(send, &mut lines).await {
+        send.write_chunk(bytes).await.map_err(|e| frame::FrameError::Io(e.into()))?;
+    }
+    send.finish().ok(); // gone already is as good
+    Ok(())
+}
+
+/// The next output, or `None` once the hub no longer listens.
+async fn next(send: &SendStream, lines: &mut mpsc::Receiver<Bytes>) -> Option<Bytes> {
+    // Both arms are cancel safe.
+    tokio::select! {
+        biased;
+        _ = send.stopped() => None,
+        bytes = lines.recv() => bytes,
+    }
+}
