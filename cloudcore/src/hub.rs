@@ -38,7 +38,10 @@ use proto::{
 };
 use rand::Rng as _;
 use rand_chacha::ChaCha12Rng;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 
 use crate::{
     blobs::{BlobError, Blobs},
@@ -158,8 +161,9 @@ impl Hub {
     /// When the store fails for good.
     pub async fn run(&self, shutdown: impl Future<Output = ()>) -> Result<(), HubError> {
         let (stop, stopped) = watch::channel(false);
+        let mut peers = JoinSet::new(); // they live on while the hub takes leave of them
         let loops = async {
-            let accept = link::accept_loop(self.clone(), stopped.clone());
+            let accept = link::accept_loop(self.clone(), stopped.clone(), &mut peers);
             let follow = link::follow_loop(self.clone(), stopped.clone());
             let liveness = link::liveness_loop(self.clone(), stopped.clone());
             let plan = planner::drive::run(self.clone(), stopped.clone());

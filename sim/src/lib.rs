@@ -1,1 +1,23 @@
-//! stub
+//! Crossdock's simulator and benchmarks.
+//!
+//! Real hub and real agents in one process: virtual time, an in-memory network, wall clocks that may be
+//! wrong, workloads that only pretend. Everything random is drawn from one seed, one stream a purpose,
+//! so the same seed gives the same trace.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`net`] | lines between hosts: delay, loss, duplication, reordering, bandwidth, partitions |
+//! | [`clock`] | quinn's runtime on tokio's paused clock, and each host's wall clock |
+//! | [`trace`] | what happened, line by line, and the digest of it |
+//! | [`driver`] | workloads that run, crash or hang as their release says |
+//! | [`world`] | a hub and its agents, their disks, crashes and restarts |
+//! | [`scenario`] | what to break, and what must be true afterwards |
+//! | [`bench`] | measurements of the shipped binaries over real sockets |
+
+pub mod bench;
+pub mod clock;
+pub mod driver;
+pub mod net;
+pub mod scenario;
+pub mod trace;
+pub mod world;

@@ -1,2 +1,71 @@
-//! stub
-fn main() {}
+//! `sim`: runs scenarios and benches.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use sim::{bench, scenario};
+
+/// Crossdock's simulator and benchmarks.
+///
+/// Exit codes: 0 all was as it must be, 1 it was not, 2 usage.
+#[derive(Debug, Parser)]
+#[command(name = "sim", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a scenario: hub and agents in one process under virtual time.
+    Run(scenario::RunArgs),
+    /// List the scenarios.
+    List,
+    /// Measure the shipped binaries over real sockets.
+    Bench {
+        #[command(subcommand)]
+        bench: Bench,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// One idle agent: memory, binary, traffic.
+    Agent(bench::agent::AgentArgs),
+    /// Many agents: connecting, a rollout, the hub's cost, and plain TLS beside it.
+    Fleet(bench::fleet::FleetArgs),
+}
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "off".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let result = match Cli::parse().command {
+        Command::Run(args) => scenario::run(&args),
+        Command::List => {
+            scenario::list();
+            Ok(())
+        }
+        Command::Bench { bench } => run_bench(bench),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_bench(bench: Bench) -> anyhow::Result<()> {
+    let _ = rustls::crypto::ring::default_provider().install_default(); // somebody else's will do as well
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        tokio::select! { biased;
+            _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
+            result = async { match bench {
+                Bench::Agent(args) => bench::agent::run(args).await,
+                Bench::Fleet(args) => bench::fleet::run(args).await,
+            } } => result,
+        }
+    })
+}

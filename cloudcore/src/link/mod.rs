@@ -33,6 +33,7 @@ use proto::{
 };
 use tokio::{
     sync::{Semaphore, watch},
+    task::JoinSet,
     time::Instant,
 };
 
@@ -50,14 +51,15 @@ const RETRY_ABOVE: usize = 256;
 /// How long a handshake, a first stream or a first frame may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Accepts connections until `stop`.
-pub(crate) async fn accept_loop(hub: Hub, mut stop: watch::Receiver<bool>) {
+/// Accepts connections until `stop`. Their tasks end with `peers`, so that nothing of a hub outlives it.
+pub(crate) async fn accept_loop(hub: Hub, mut stop: watch::Receiver<bool>, peers: &mut JoinSet<()>) {
     let slots = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     loop {
         // Both arms are cancel safe: a connection not taken stays with the endpoint.
         let incoming = tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
+            Some(_) = peers.join_next() => continue,
             incoming = hub.endpoint().accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
@@ -71,7 +73,7 @@ pub(crate) async fn accept_loop(hub: Hub, mut stop: watch::Receiver<bool>) {
             continue;
         };
         let hub = hub.clone();
-        tokio::spawn(async move {
+        peers.spawn(async move {
             let remote = incoming.remote_address();
             let connection = match incoming.accept() {
                 Ok(connecting) => tokio::time::timeout(PATIENCE, connecting).await,

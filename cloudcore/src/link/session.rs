@@ -16,7 +16,10 @@ use proto::{
     object::{EventType, Node, NodePhase, NodeSpec, UpdatePhase},
 };
 use rustls_pki_types::CertificateDer;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::{
+    sync::{OwnedSemaphorePermit, watch},
+    task::JoinSet,
+};
 
 use super::{
     PATIENCE, close, report,
@@ -261,10 +264,17 @@ async fn tell(
 
 /// Answers the streams that the agent opens. Their number is bounded by the transport.
 async fn answer(hub: &Hub, connection: &quinn::Connection, bounds: &Bounds) -> Result<(), SessionError> {
+    let mut requests = JoinSet::new(); // they end with the session
     loop {
-        let (send, recv) = connection.accept_bi().await.map_err(|e| SessionError::Over(e.to_string()))?;
+        // Both arms are cancel safe.
+        let stream = tokio::select! {
+            biased;
+            Some(_) = requests.join_next() => continue,
+            stream = connection.accept_bi() => stream,
+        };
+        let (send, recv) = stream.map_err(|e| SessionError::Over(e.to_string()))?;
         let (hub, bounds, connection) = (hub.clone(), bounds.clone(), connection.clone());
-        tokio::spawn(async move {
+        requests.spawn(async move {
             match serve::serve(&hub, &bounds, send, recv).await {
                 Ok(()) => {}
                 Err(error @ ServeError::Protocol(_)) => {

@@ -1,0 +1,318 @@
+//! Workloads that only pretend: they run, crash or hang as the arguments of their release say.
+//!
+//! | argument | what the instance does |
+//! |---|---|
+//! | (none) | runs, and every probe succeeds |
+//! | `crash-after=2s` | ends with exit code 1 after that time |
+//! | `hang` | runs, every probe fails, and SIGTERM does not end it |
+//! | `refuse` | cannot be started at all |
+//!
+//! The world makes one [`SimDriver`] a box. It outlives the agent, as real workloads do, until
+//! [`SimDriver::reboot`]. Before it runs anything it checks the tree against what was really released:
+//! a difference is a [`SimDriver::violations`], whatever the agent believes.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    io::BufReader,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use edgecore::driver::{Driver, DriverError, Instance, InstanceSpec, ProbeOutcome};
+use jiff::Timestamp;
+use proto::{
+    digest::Digest,
+    env::{BoxFuture, WallClock},
+    name::{Name, Version},
+    object::LastExit,
+    release::{Manifest, Probe},
+    units::Span,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep, sleep_until},
+};
+
+use crate::trace::Trace;
+
+/// Manifests that were really released, by digest. The world fills it.
+pub type Released = Arc<Mutex<BTreeMap<Digest, Manifest>>>;
+
+/// The workloads of one box.
+#[derive(Clone)]
+pub struct SimDriver {
+    host: String,
+    wall: Arc<dyn WallClock>,
+    released: Released,
+    trace: Trace,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    apps: BTreeMap<Name, Process>,
+    violations: Vec<String>,
+}
+
+/// One instance, running or ended.
+struct Process {
+    instance: Instance,
+    hangs: bool,
+    /// When it will end by itself.
+    ends_at: Option<Instant>,
+    /// Tells those who wait that it was stopped or replaced.
+    ended: watch::Sender<Option<LastExit>>,
+    log: Vec<String>,
+}
+
+/// What an instance of a release does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Behaviour {
+    Runs,
+    CrashesAfter(Duration),
+    Hangs,
+    Refuses,
+}
+
+impl Behaviour {
+    fn of(args: &[String]) -> Behaviour {
+        for arg in args {
+            match arg.split_once('=') {
+                Some(("crash-after", time)) => {
+                    return Behaviour::CrashesAfter(time.parse::<Span>().map_or(Duration::ZERO, Span::get));
+                }
+                None if arg == "hang" => return Behaviour::Hangs,
+                None if arg == "refuse" => return Behaviour::Refuses,
+                _ => {}
+            }
+        }
+        Behaviour::Runs
+    }
+}
+
+impl SimDriver {
+    /// A box on which nothing runs.
+    #[must_use]
+    pub fn new(host: &str, wall: Arc<dyn WallClock>, released: Released, trace: Trace) -> SimDriver {
+        SimDriver { host: host.to_owned(), wall, released, trace, state: Arc::default() }
+    }
+
+    /// Ends everything at once, as a power cut does. Nothing is left of any instance.
+    pub fn reboot(&self) {
+        let gone = std::mem::take(&mut self.lock().apps);
+        drop(gone);
+        self.trace.line(&self.host, format_args!("all workloads gone"));
+    }
+
+    /// The version of an app that runs now.
+    #[must_use]
+    pub fn running(&self, app: &Name) -> Option<Version> {
+        let state = self.lock();
+        let instance = &state.apps.get(app)?.instance;
+        instance.exit.is_none().then(|| instance.release.version.clone())
+    }
+
+    /// What was started although it was not what its release says. Empty, or the agent is broken.
+    #[must_use]
+    pub fn violations(&self) -> Vec<String> {
+        self.lock().violations.clone()
+    }
+
+    /// Compares the tree with what was released under this digest.
+    fn check_tree(&self, spec: &InstanceSpec) -> Result<(), String> {
+        let released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        let manifest = released.get(&spec.release.digest).ok_or("such a release was never published")?;
+        for file in &manifest.files {
+            let path = spec.tree.join(file.path.as_str());
+            let open = std::fs::File::open(&path).map_err(|e| format!("{}: {e}", file.path.as_str()))?;
+            let (digest, _) = Digest::of_reader(BufReader::new(open)).map_err(|e| e.to_string())?;
+            if digest != file.digest {
+                return Err(format!("{} is not what was released", file.path.as_str()));
+            }
+        }
+        Ok(())
+    }
+
+    fn start_now(&self, spec: &InstanceSpec) -> Result<(), DriverError> {
+        let (app, version) = (&spec.app, &spec.release.version);
+        if let Err(problem) = self.check_tree(spec) {
+            self.trace.line(&self.host, format_args!("VIOLATION {app}@{version}: {problem}"));
+            self.lock().violations.push(format!("{}: {app}@{version} was started: {problem}", self.host));
+        }
+        let behaviour = Behaviour::of(&spec.workload.args);
+        if behaviour == Behaviour::Refuses {
+            self.trace.line(&self.host, format_args!("{app}@{version} does not start"));
+            let problem = "its release says `refuse`".to_owned();
+            return Err(DriverError { attempt: "start", app: app.clone(), problem });
+        }
+        self.trace.line(&self.host, format_args!("{app}@{version} started"));
+        let ends_at = match behaviour {
+            Behaviour::CrashesAfter(time) => Some(Instant::now() + time),
+            _ => None,
+        };
+        let started_at = self.wall.now();
+        let process = Process {
+            instance: Instance { release: spec.release.clone(), started_at, exit: None },
+            hangs: behaviour == Behaviour::Hangs,
+            ends_at,
+            ended: watch::channel(None).0,
+            log: vec![format!("{started_at} stdout F {app}@{version} started\n")],
+        };
+        let before = self.lock().apps.insert(app.clone(), process);
+        if let Some(before) = before {
+            before.end(exit(None, Some(9), started_at));
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        for process in state.apps.values_mut() {
+            process.notice_crash(self.wall.as_ref());
+        }
+        state
+    }
+
+    async fn wait_for_end(&self, app: &Name) -> Result<LastExit, DriverError> {
+        let nothing = || DriverError { attempt: "wait for", app: app.clone(), problem: "nothing runs".into() };
+        let (ends_at, mut ended) = {
+            let state = self.lock();
+            let process = state.apps.get(app).ok_or_else(nothing)?;
+            (process.ends_at, process.ended.subscribe())
+        };
+        tokio::select! { biased;
+            result = async { ended.wait_for(Option::is_some).await.map(|exit| exit.clone()) } => {
+                return result.ok().flatten().ok_or_else(nothing);
+            }
+            () = async { match ends_at {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            } } => {}
+        }
+        self.lock().apps.get(app).and_then(|process| process.instance.exit.clone()).ok_or_else(nothing)
+    }
+
+    async fn stop_now(&self, app: &Name, grace: Duration) {
+        let hangs = {
+            let state = self.lock();
+            match state.apps.get(app) {
+                Some(process) if process.instance.exit.is_none() => process.hangs,
+                _ => return,
+            }
+        };
+        if hangs {
+            sleep(grace).await; // it ignores SIGTERM
+        }
+        let now = self.wall.now();
+        if let Some(process) = self.lock().apps.get_mut(app)
+            && process.instance.exit.is_none()
+        {
+            process.end_in_place(exit(None, Some(if hangs { 9 } else { 15 }), now));
+            self.trace.line(&self.host, format_args!("{app}@{} stopped", process.instance.release.version));
+        }
+    }
+}
+
+impl Process {
+    fn notice_crash(&mut self, wall: &dyn WallClock) {
+        if self.instance.exit.is_none() && self.ends_at.is_some_and(|at| at <= Instant::now()) {
+            let mut exit = exit(Some(1), None, wall.now());
+            exit.message = "crashed, as its release says".into();
+            self.end_in_place(exit);
+        }
+    }
+
+    fn end_in_place(&mut self, exit: LastExit) {
+        self.instance.exit = Some(exit.clone());
+        self.ended.send_replace(Some(exit));
+    }
+
+    fn end(mut self, exit: LastExit) {
+        if self.instance.exit.is_none() {
+            self.end_in_place(exit);
+        }
+    }
+}
+
+fn exit(code: Option<i32>, signal: Option<i32>, at: Timestamp) -> LastExit {
+    LastExit { code, signal, at, message: String::new() }
+}
+
+impl Driver for SimDriver {
+    fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), DriverError>> {
+        Box::pin(async move { self.start_now(spec) })
+    }
+
+    fn inspect<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<Option<Instance>, DriverError>> {
+        Box::pin(async move { Ok(self.lock().apps.get(app).map(|process| process.instance.clone())) })
+    }
+
+    fn wait<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<LastExit, DriverError>> {
+        Box::pin(self.wait_for_end(app))
+    }
+
+    fn stop<'a>(&'a self, app: &'a Name, grace: Duration) -> BoxFuture<'a, Result<(), DriverError>> {
+        Box::pin(async move {
+            self.stop_now(app, grace).await;
+            Ok(())
+        })
+    }
+
+    fn remove<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<(), DriverError>> {
+        Box::pin(async move {
+            let gone = self.lock().apps.remove(app);
+            drop(gone);
+            Ok(())
+        })
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Name>, DriverError>> {
+        Box::pin(async move { Ok(self.lock().apps.keys().cloned().collect()) })
+    }
+
+    fn probe<'a>(&'a self, spec: &'a InstanceSpec, probe: &'a Probe) -> BoxFuture<'a, ProbeOutcome> {
+        Box::pin(async move {
+            let hangs = {
+                let state = self.lock();
+                match state.apps.get(&spec.app) {
+                    Some(process) if process.instance.exit.is_none() => process.hangs,
+                    _ => return ProbeOutcome::Failure("nothing runs".into()),
+                }
+            };
+            if hangs {
+                sleep(probe.timeout.get()).await;
+                return ProbeOutcome::Failure("no answer".into());
+            }
+            ProbeOutcome::Success
+        })
+    }
+
+    fn logs<'a>(
+        &'a self,
+        app: &'a Name,
+        tail: Option<u32>,
+        _follow: bool,
+    ) -> BoxFuture<'a, Option<mpsc::Receiver<Bytes>>> {
+        Box::pin(async move {
+            let lines = self.lock().apps.get(app)?.log.clone();
+            let skip = tail.map_or(0, |n| lines.len().saturating_sub(usize::try_from(n).unwrap_or(usize::MAX)));
+            let (sender, receiver) = mpsc::channel(lines.len().max(1));
+            for line in lines.into_iter().skip(skip) {
+                let _ = sender.try_send(Bytes::from(line)); // as many places as lines
+            }
+            Some(receiver)
+        })
+    }
+}
+
+impl fmt::Debug for SimDriver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SimDriver({})", self.host)
+    }
+}
+
+#[cfg(test)]
+#[path = "driver_tests.rs"]
+mod tests;

@@ -1,0 +1,91 @@
+//! What happened in a run: ordered lines with virtual time, and one digest over them all.
+//!
+//! Network, world and scenarios write here. Two runs of one seed must end with the same digest; the
+//! file of each, where one was asked for, shows the first line that differs. A line holds sizes, times
+//! and decisions, never key material: keys are fresh in each run, and nothing may depend on them.
+
+use std::{
+    fmt, fs,
+    io::{self, Write as _},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use data_encoding::HEXLOWER;
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
+
+/// Handle of a trace; clones write to the same one.
+#[derive(Clone)]
+pub struct Trace {
+    state: Arc<Mutex<State>>,
+    start: Instant,
+}
+
+struct State {
+    digest: Sha256,
+    lines: u64,
+    file: Option<io::BufWriter<fs::File>>,
+    lost: Option<io::Error>,
+}
+
+impl Trace {
+    /// A trace that begins now, written to `file` where one is given.
+    ///
+    /// # Errors
+    /// When the file cannot be made.
+    pub fn new(file: Option<&Path>) -> io::Result<Trace> {
+        let file = file.map(fs::File::create).transpose()?.map(io::BufWriter::new);
+        let state = State { digest: Sha256::new(), lines: 0, file, lost: None };
+        Ok(Trace { state: Arc::new(Mutex::new(state)), start: Instant::now() })
+    }
+
+    /// Adds a line: the virtual time, one word that says whose it is, and text.
+    pub fn line(&self, source: &str, text: fmt::Arguments<'_>) {
+        let at = Instant::now().saturating_duration_since(self.start);
+        let line = format!("{:>7}.{:03} {source} {text}\n", at.as_secs(), at.subsec_millis());
+        let mut state = self.lock();
+        state.digest.update(line.as_bytes());
+        state.lines += 1;
+        if let Some(file) = &mut state.file
+            && let Err(error) = file.write_all(line.as_bytes())
+        {
+            state.file = None;
+            state.lost = Some(error);
+        }
+    }
+
+    /// Lines so far.
+    #[must_use]
+    pub fn lines(&self) -> u64 {
+        self.lock().lines
+    }
+
+    /// SHA-256 over all lines so far, in hexadecimal.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        HEXLOWER.encode(&self.lock().digest.clone().finalize())
+    }
+
+    /// Writes out what is buffered.
+    ///
+    /// # Errors
+    /// When a line could not be written to the file, now or before.
+    pub fn flush(&self) -> io::Result<()> {
+        let mut state = self.lock();
+        if let Some(error) = state.lost.take() {
+            return Err(error);
+        }
+        state.file.as_mut().map_or(Ok(()), io::Write::flush)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Trace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Trace({} lines)", self.lines())
+    }
+}
