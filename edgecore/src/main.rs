@@ -3,7 +3,14 @@
 //! Exit codes: 0 done, 1 error, 2 usage, 3 no node here or its state is not usable, 4 the hub refused,
 //! 7 hub unreachable.
 
-use std::{future::Future, io::{self, IsTerminal as _}, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use edgecore::{
