@@ -244,3 +244,6 @@ fn judge(
     }
     Ok(Accepted { counter, manifest_bytes: target.length })
 }
+
+#[cfg(test)]
+mod tests;
