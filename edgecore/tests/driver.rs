@@ -3,6 +3,8 @@
 //! What needs root or a control group is checked where the machine has it, and skipped with a word
 //! where it has not.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // all of it is a test
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -13,7 +15,8 @@ use std::{
 
 use edgecore::{
     driver::{
-        Driver, Instance, InstanceSpec, ProbeOutcome, STOPPED_ON_REQUEST, cgroup::Layout, process::ProcessDriver, procs,
+        Driver, Instance, InstanceSpec, ProbeOutcome, STOPPED_ON_REQUEST, cgroup::Layout, process::ProcessDriver,
+        procs, records::Folder,
     },
     supervisor::Supervisor,
 };
@@ -22,7 +25,7 @@ use proto::{
     env::Env,
     name::Name,
     object::{LastExit, ReleaseRef, RunState},
-    release::Probe,
+    release::{Limits, Probe},
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -92,7 +95,7 @@ impl Box_ {
 
     /// Pids of everything that belongs to this folder's instance.
     fn alive(&self) -> Vec<i32> {
-        procs::marked(&self.launch()["instance"].as_str().unwrap().to_owned()).into_iter().collect()
+        procs::marked(self.launch()["instance"].as_str().unwrap()).into_iter().collect()
     }
 
     fn launch(&self) -> serde_json::Value {
@@ -108,13 +111,13 @@ impl Box_ {
     }
 
     fn shim(&self) -> i32 {
-        edgecore::driver::records::Folder::at(self.path().join("run/web")).holder().unwrap().unwrap()
+        Folder::at(self.path().join("run/web")).holder().unwrap().unwrap()
     }
 }
 
 impl Drop for Box_ {
     fn drop(&mut self) {
-        if let Ok(Some(shim)) = edgecore::driver::records::Folder::at(self.path().join("run/web")).holder() {
+        if let Ok(Some(shim)) = Folder::at(self.path().join("run/web")).holder() {
             kill(shim, "-KILL");
             for pid in self.alive() {
                 kill(pid, "-KILL");
@@ -136,11 +139,7 @@ fn kill(pid: i32, signal: &str) {
 }
 
 fn is_root() -> bool {
-    rustix_uid() == 0
-}
-
-fn rustix_uid() -> u32 {
-    std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self").unwrap())
+    std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self").unwrap()) == 0
 }
 
 fn proc_status(pid: i32) -> BTreeMap<String, String> {
@@ -309,7 +308,7 @@ async fn a_new_driver_finds_what_runs() {
 async fn an_end_that_nobody_watched_is_known() {
     let mut on = Box_::new();
     on.driver.start(&on.script("while ! [ -e go ]; do sleep 0.02; done; exit 42")).await.unwrap();
-    let folder = edgecore::driver::records::Folder::at(on.path().join("run/web"));
+    let folder = Folder::at(on.path().join("run/web"));
     on.driver = driver_at(Path::new("/nowhere"), &on.env);
     fs::write(on.path().join("tree/go"), "").unwrap();
     eventually("the shim ends", || async { folder.holder().unwrap().is_none().then_some(()) }).await;
@@ -403,29 +402,28 @@ async fn logs_stay_bounded_and_can_be_followed() {
     on.driver.stop(&app(), Duration::ZERO).await.unwrap();
 }
 
-fn has(controller: &str) -> bool {
-    let limits = serde_json::from_value(serde_json::json!({controller: 100 << 20})).unwrap();
-    let name = format!("probe-{}-{controller}", std::process::id());
+/// Limits, where this machine can apply them.
+fn limits(json: &str) -> Option<Limits> {
+    let limits: Limits = serde_json::from_str(json).unwrap();
+    let name = format!("trial-{}-{}", std::process::id(), json.len());
     match Layout::detect().create(&name, &limits) {
         Ok(group) => {
             group.remove();
-            true
+            Some(limits)
         }
         Err(e) => {
             eprintln!("skipped: {e}");
-            false
+            None
         }
     }
 }
 
 #[tokio::test]
 async fn memory_beyond_the_limit_is_death() {
-    if !has("memory") {
-        return;
-    }
+    let Some(limits) = limits(r#"{"memory": "32Mi"}"#) else { return };
     let on = Box_::new();
     let mut spec = on.script("echo up; x=$(head -c 200000000 /dev/zero | tr '\\0' x); echo too far; sleep 600");
-    spec.workload.limits = serde_json::from_str(r#"{"memory": "32Mi"}"#).unwrap();
+    spec.workload.limits = limits;
     on.driver.start(&spec).await.unwrap();
     let exit = on.exit().await;
     assert_eq!(exit.signal, Some(9), "{exit:?} {}", on.output().await);
@@ -435,13 +433,11 @@ async fn memory_beyond_the_limit_is_death() {
 
 #[tokio::test]
 async fn processes_beyond_the_limit_do_not_start() {
-    if !has("pids") {
-        return;
-    }
+    let Some(limits) = limits(r#"{"pids": 10}"#) else { return };
     let on = Box_::new();
     let script = "i=0; while [ $i -lt 30 ]; do i=$((i+1)); sleep 600 & done; echo all; wait";
     let mut spec = on.script(script);
-    spec.workload.limits = serde_json::from_str(r#"{"pids": 10}"#).unwrap();
+    spec.workload.limits = limits;
     on.driver.start(&spec).await.unwrap();
     let output = on.output_with("fork").await;
     assert!(!output.contains("stdout F all"), "{output}");
@@ -451,12 +447,10 @@ async fn processes_beyond_the_limit_do_not_start() {
 
 #[tokio::test]
 async fn groups_are_made_used_and_removed() {
-    if !has("pids") || !has("memory") {
-        return;
-    }
+    let Some(limits) = limits(r#"{"memory": "64Mi", "cpuMillis": 250, "pids": 10}"#) else { return };
     let on = Box_::new();
     let mut spec = on.script("exec sleep 600");
-    spec.workload.limits = serde_json::from_str(r#"{"memory": "64Mi", "cpuMillis": 250, "pids": 10}"#).unwrap();
+    spec.workload.limits = limits;
     on.driver.start(&spec).await.unwrap();
     let running = on.record("running.json");
     let groups: Vec<_> =

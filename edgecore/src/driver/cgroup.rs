@@ -16,6 +16,8 @@ use proto::release::Limits;
 
 const PARENT: &str = "crossdock";
 const CPU_PERIOD_US: u64 = 100_000;
+/// The kernel takes no greater number.
+const MOST_PIDS: u32 = 4 << 20;
 const MIN_CPU_QUOTA_US: u64 = 1_000;
 
 /// A limit cannot be applied.
@@ -112,6 +114,16 @@ impl Layout {
     pub fn create(&self, name: &str, limits: &Limits) -> Result<Group, GroupError> {
         let mut group = Group { folders: vec![] };
         self.create_tracking(name, &mut group);
+        match self.limit(name, limits, &mut group) {
+            Ok(()) => Ok(group),
+            Err(e) => {
+                group.remove();
+                Err(e)
+            }
+        }
+    }
+
+    fn limit(&self, name: &str, limits: &Limits, group: &mut Group) -> Result<(), GroupError> {
         if let Some(memory) = limits.memory {
             let (version, root) = self.controller("memory", "memory")?;
             set_memory(version, &group.enter(version, root, name, "memory")?, memory.get())?;
@@ -122,9 +134,10 @@ impl Layout {
         }
         if let Some(pids) = limits.pids {
             let (version, root) = self.controller("pids", "pids")?;
-            write(&group.enter(version, root, name, "pids")?.join("pids.max"), &pids.to_string())?;
+            let pids = pids.min(MOST_PIDS).to_string();
+            write(&group.enter(version, root, name, "pids")?.join("pids.max"), &pids)?;
         }
-        Ok(group)
+        Ok(())
     }
 
     /// One hierarchy is enough to find processes by; version 2 can also kill them in one go.

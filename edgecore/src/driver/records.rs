@@ -14,6 +14,7 @@
 use std::{
     fs::{self, File},
     io,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -113,6 +114,7 @@ impl Folder {
     /// When the folder cannot be written.
     pub fn store_launch(&self, launch: &Launch) -> io::Result<()> {
         durable::create_dir_all(&self.path).map_err(io::Error::other)?;
+        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o700))?; // environment and logs may hold secrets
         self.write("launch.json", launch)?;
         for stale in ["running.json", "exit.json", "grace"] {
             remove(&self.path.join(stale))?;

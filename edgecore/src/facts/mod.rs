@@ -1,0 +1,155 @@
+//! What the box is and how it does: facts, figures and conditions for the report.
+//!
+//! The agent's link asks before each report and heartbeat. Everything comes from small files of `/proc`
+//! and `/sys`; what a box does not tell stays empty, and nothing here fails.
+
+mod conditions;
+mod read;
+
+use std::{
+    env,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use jiff::Timestamp;
+use proto::{
+    env::Env,
+    object::{Condition, NodeInfo, Usage},
+};
+
+use conditions::Conditions;
+use read::CpuTimes;
+
+/// Environment variable that overrides the machine id, for boxes whose firmware lies and for tests.
+pub const MACHINE_ID_VARIABLE: &str = "CROSSDOCK_MACHINE_ID";
+
+/// Facts about this box. Cheap to clone; clones share their state.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    source: Arc<Source>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Machine { state_dir: PathBuf },
+    Fixed(Box<NodeInfo>),
+}
+
+#[derive(Debug, Default)]
+struct State {
+    cpu: CpuTimes,
+    conditions: Conditions,
+}
+
+impl Facts {
+    /// Facts of the machine that this runs on; `state_dir` is the folder whose disk matters.
+    #[must_use]
+    pub fn new(_env: Env, state_dir: PathBuf) -> Facts {
+        Facts::of(Source::Machine { state_dir })
+    }
+
+    /// Constant facts, for the simulator: usage is empty, the machine id is the host name.
+    #[must_use]
+    pub fn fixed(info: NodeInfo) -> Facts {
+        Facts::of(Source::Fixed(Box::new(info)))
+    }
+
+    fn of(source: Source) -> Facts {
+        Facts { source: Arc::new(source), state: Arc::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What stays while the box is up, read anew.
+    #[must_use]
+    pub fn info(&self) -> NodeInfo {
+        match &*self.source {
+            Source::Machine { .. } => read::info(),
+            Source::Fixed(info) => (**info).clone(),
+        }
+    }
+
+    /// What changes all the time. The busy share counts from the call before.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        match &*self.source {
+            Source::Machine { state_dir } => {
+                let now = CpuTimes::read();
+                let before = std::mem::replace(&mut self.state().cpu, now);
+                read::usage(state_dir, now.busy_permille_since(before))
+            }
+            Source::Fixed(_) => Usage::default(),
+        }
+    }
+
+    /// `DiskPressure`, `MemoryPressure` and `ClockSkew`, with hysteresis. A condition's text changes
+    /// only together with its status, so that an unchanged report stays unchanged.
+    #[must_use]
+    pub fn conditions(&self, usage: &Usage, now: Timestamp) -> Vec<Condition> {
+        let memory_bytes = match &*self.source {
+            Source::Machine { .. } => read::memory_total_bytes(),
+            Source::Fixed(info) => info.memory_bytes,
+        };
+        self.state().conditions.update(usage, memory_bytes, now)
+    }
+
+    /// What the hub's clock said when ours said `now`.
+    pub fn set_hub_clock(&self, hub: Timestamp, now: Timestamp) {
+        self.state().conditions.set_clock_offset(now.duration_since(hub));
+    }
+
+    /// Identity of the hardware, which survives a reinstall where the hardware has one.
+    #[must_use]
+    pub fn machine_id(&self) -> String {
+        match &*self.source {
+            Source::Machine { .. } => match env::var(MACHINE_ID_VARIABLE) {
+                Ok(id) if !id.trim().is_empty() => id.trim().to_owned(),
+                _ => read::machine_id(),
+            },
+            Source::Fixed(info) => info.hostname.clone(),
+        }
+    }
+
+    /// Changes with every boot.
+    #[must_use]
+    pub fn boot_id(&self) -> String {
+        match &*self.source {
+            Source::Machine { .. } => crate::driver::procs::boot_id(),
+            Source::Fixed(info) => info.boot_id.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_has_facts() {
+        let folder = tempfile::tempdir().unwrap();
+        let facts = Facts::new(Env::real().unwrap(), folder.path().to_owned());
+        let info = facts.info();
+        assert!(info.cpus > 0 && info.memory_bytes > 16 << 20);
+        assert!(!info.kernel.is_empty() && !info.os_image.is_empty() && info.boot_id == facts.boot_id());
+        assert_eq!(info.hardware.first(), Some(&info.architecture));
+        assert!(info.addresses.iter().all(|a| a.interface != "lo"));
+        assert!(!facts.machine_id().is_empty());
+        let usage = facts.usage();
+        assert!(usage.uptime_s > 0 && usage.memory_used_bytes > 0 && usage.cpu_permille <= 1000);
+        assert!(usage.memory_used_bytes < info.memory_bytes);
+        assert!(usage.disks[0].total_bytes > usage.disks[0].free_bytes);
+        assert_eq!(facts.conditions(&usage, Timestamp::UNIX_EPOCH).len(), 3);
+    }
+
+    #[test]
+    fn fixed_facts_are_constant() {
+        let info = NodeInfo { hostname: "sim-1".into(), ..read::info() };
+        let facts = Facts::fixed(info.clone());
+        assert_eq!((facts.info(), facts.machine_id()), (info, "sim-1".into()));
+        assert_eq!(facts.usage(), Usage::default());
+    }
+}
