@@ -246,4 +246,4 @@ fn judge(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

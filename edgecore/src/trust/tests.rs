@@ -66,7 +66,7 @@ macro_rules! meta {
     };
 }
 
-fn root() -> String {
+pub(crate) fn root() -> String {
     let key = SecretKey::from_seed(&[1; 32]);
     let role = || RoleKeys { keyids: vec![key.id()], threshold: 1 };
     let roles = [RoleName::Root, RoleName::Targets, RoleName::Snapshot, RoleName::Timestamp];
