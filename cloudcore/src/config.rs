@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 /// Largest `hub.yaml` that is read, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// Where the API listens unless told otherwise.
-pub const DEFAULT_API_PORT: u16 = 7444;
+pub const DEFAULT_API_PORT: u16 = 8443;
 
 /// What a hub is told when it starts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -191,7 +191,7 @@ impl HubConfig {
     /// Certificate of the authority, which the CLI pins.
     #[must_use]
     pub fn ca_certificate(&self) -> PathBuf {
-        self.data_dir.join("ca.crt")
+        self.data_dir.join("ca.pem")
     }
 
     /// Where a running hub says what it listens on.

@@ -321,15 +321,32 @@ fn release_of(path: &str) -> Result<ReleaseName, TrustError> {
 
 /// Roots that are known already may be sent again; everything else is the client's workflow of TUF.
 fn verify(before: Option<&State>, reply: &MetadataReply, now: jiff::Timestamp) -> Result<State, TrustError> {
-    let (mut set, mut roots) = match before {
+    let (set, mut roots) = match before {
         Some(state) => (state.set.clone(), state.roots.clone()),
         None => {
-            let first = reply.roots.first().ok_or(TrustError::NoRoot)?;
+            let first = reply.roots.first().filter(|root| root_version(root) == Some(1)).ok_or(TrustError::NoRoot)?;
             (TrustedSet::new(first)?, vec![first.clone()])
         }
     };
-    let new: Vec<String> = reply.roots.iter().filter(|root| !roots.contains(root)).cloned().collect();
-    set = set.update(&MetadataReply { roots: new.clone(), ..reply.clone() }, now)?;
-    roots.extend(new);
+    let set = set.update(reply, now)?;
+    for root in &reply.roots {
+        // The n-th root has version n; those that were skipped are not kept.
+        if root_version(root) == Some(roots.len() as u64 + 1) && set.versions().root > roots.len() as u64 {
+            roots.push(root.clone());
+        }
+    }
     Ok(State { roots, set })
+}
+
+/// What a root says of itself. Believed only beside a verification.
+fn root_version(text: &str) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Root {
+        signed: Signed,
+    }
+    #[derive(Deserialize)]
+    struct Signed {
+        version: u64,
+    }
+    serde_json::from_str::<Root>(text).ok().map(|root| root.signed.version)
 }

@@ -92,7 +92,7 @@ impl Fixture {
         fs::create_dir_all(folder.join("tree")).unwrap();
         fs::write(folder.join("tree/data"), content).unwrap();
         let yaml = format!(
-            "apiVersion: crossdock.io/v1\nkind: Release\napp: {app}\nversion: \"{version}\"\nartifacts: [{{source: tree}}]\nworkload: {{command: /bin/true}}\n"
+            "apiVersion: crossdock.io/v1\napp: {app}\nversion: \"{version}\"\nartifacts: [{{source: tree}}]\nworkload: {{command: /bin/true}}\n"
         );
         fs::write(folder.join("release.yaml"), yaml).unwrap();
         let built = build(&folder.join("release.yaml")).unwrap();

@@ -405,13 +405,11 @@ async fn agents_learn_of_a_shutdown_and_of_a_restart() {
     let mut fixture = Fixture::start().await;
     let machine = fixture.member("n1").await;
     let session = machine.session(&fixture.hub, Report::default()).await;
-    let address = fixture.hub.link_addr();
     fixture.stop().await;
     assert_eq!(session.closed().await, Some(CloseCode::GoingAway));
 
     // Restarted on its data folder it knows the node, and keeps its identity.
-    let mut config = fixture.hub.config().clone();
-    config.link_listen = address;
+    let config = fixture.hub.config().clone();
     let env = fixture.hub.env().clone();
     let before = fixture.hub.ca().server_identity("link", &[proto::identity::HUB_DNS_NAME.into()]).unwrap().chain;
     let hub = Hub::open(config, env).await.unwrap();

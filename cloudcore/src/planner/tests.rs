@@ -273,7 +273,8 @@ fn check(before: &Snapshot, steps: &[Step]) {
         match step {
             Step::SetApp { node, app, assigned } => {
                 let asked = before.rollouts.iter().filter(|r| {
-                    !r.status.phase.is_final() && before.nodes[node].matches(&r.spec.selector) && r.spec.app == *app
+                    let can = before.releases.contains_key(&r.release()) && !r.status.phase.is_final();
+                    can && before.nodes[node].matches(&r.spec.selector) && r.spec.app == *app
                 });
                 let newest = asked.max_by_key(|r| age(r)).unwrap();
                 assert_eq!(assigned.rollout.as_deref(), Some(newest.name()));

@@ -46,7 +46,9 @@ async fn what_does_not_verify_is_refused_and_the_old_is_served_on() {
     let mut tampered = new.reply.clone();
     tampered.targets = tampered.targets.map(|t| t.replacen("2.0", "2.1", 1));
     let mut foreign = new.reply.clone();
-    foreign.roots.push(foreign.roots[0].clone() + " ");
+    let mut root: serde_json::Value = serde_json::from_str(&foreign.roots[0]).unwrap();
+    root["signed"]["version"] = 2.into();
+    foreign.roots.push(root.to_string());
     let mut torn = new.reply.clone();
     torn.timestamp = torn.timestamp.map(|t| t[..t.len() / 2].to_owned());
     for bad in [tampered, foreign, torn, old] {
