@@ -147,7 +147,7 @@ fn read(record: &Record) -> Result<Result<(TrustedSet, bool), String>, DurableEr
     })
 }
 
-/// Whether a record holds metadata that descends from the first root `root`.
+/// Whether a record holds metadata that verifies; which root it descends from, its caller knows.
 ///
 /// # Errors
 /// When the record cannot be read at all.

@@ -18,8 +18,8 @@ pub struct Problem {
 const CRYPTO: u64 = 0x100;
 const ALERT_EXPIRED: u64 = 45;
 const ALERT_NO_PROTOCOL: u64 = 120;
-/// Alerts about a certificate: bad, unsupported, revoked, expired, unknown, illegal parameter aside, unknown CA,
-/// access denied, certificate required.
+/// Alerts about a certificate: bad, unsupported, revoked, expired, unknown; CA unknown, access denied, certificate
+/// required (RFC 8446, section 6).
 const ALERTS_CERTIFICATE: [u64; 8] = [42, 43, 44, 45, 46, 48, 49, 116];
 
 impl Problem {

@@ -92,9 +92,9 @@ fn publication(version: u64, releases: &[(&str, u64)]) -> MetadataReply {
     };
     let targets = signed(&meta!(TargetsMeta, "targets", version, targets: releases.iter().map(target).collect()));
     let meta = [("targets.json".to_owned(), MetaFile::of(version, &targets))].into();
-    let snapshot = signed(&meta!(SnapshotMeta, "snapshot", version, meta: meta));
+    let snapshot = signed(&meta!(SnapshotMeta, "snapshot", version, meta));
     let meta = [("snapshot.json".to_owned(), MetaFile::of(version, &snapshot))].into();
-    let timestamp = signed(&meta!(TimestampMeta, "timestamp", version, meta: meta));
+    let timestamp = signed(&meta!(TimestampMeta, "timestamp", version, meta));
     MetadataReply { roots: vec![], timestamp: Some(timestamp), snapshot: Some(snapshot), targets: Some(targets) }
 }
 
