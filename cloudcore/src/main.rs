@@ -2,7 +2,7 @@
 //!
 //! Exit codes: 0 ended as asked, 1 failed, 2 wrong command line, 3 configuration or data folder unusable.
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use cloudcore::{
@@ -62,8 +62,11 @@ impl<E: Into<anyhow::Error>> From<E> for Failed {
 async fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let person = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(person).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_writer(std::io::stderr)
+        .init();
     let outcome = match cli.command {
         Command::Init(args) => make(args).await,
         Command::Serve { data } => run(data).await,

@@ -3,7 +3,14 @@
 //! Exit codes: 0 done, 1 error, 2 usage, 3 no node here or its state is not usable, 4 the hub refused,
 //! 7 hub unreachable.
 
-use std::{future::Future, io, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use edgecore::{
@@ -41,7 +48,7 @@ enum Command {
 #[derive(Debug, Args)]
 struct DataArgs {
     /// Folder of the agent's state
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_DIR, env = "CROSSDOCK_DATA_DIR")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_DIR, env = "EDGECORE_DATA")]
     data: PathBuf,
 }
 
@@ -51,7 +58,7 @@ struct JoinArgs {
     #[arg(required = true, value_name = "HUB")]
     hub: Vec<String>,
     /// Token of `crossdock token create`
-    #[arg(long, env = "CROSSDOCK_TOKEN", hide_env_values = true, required_unless_present = "token_file")]
+    #[arg(long, env = "CROSSDOCK_JOIN_TOKEN", hide_env_values = true, required_unless_present = "token_file")]
     token: Option<String>,
     /// File that holds the token
     #[arg(long, value_name = "FILE", conflicts_with = "token")]
@@ -98,6 +105,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("CROSSDOCK_LOG").unwrap_or_else(|_| "info".into()))
+        .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr)
         .init();
     match execute(cli) {

@@ -147,7 +147,7 @@ fn read(record: &Record) -> Result<Result<(TrustedSet, bool), String>, DurableEr
     })
 }
 
-/// Whether a record holds metadata that descends from the first root `root`.
+/// Whether a record holds metadata that verifies; which root it descends from, its caller knows.
 ///
 /// # Errors
 /// When the record cannot be read at all.
@@ -244,3 +244,6 @@ fn judge(
     }
     Ok(Accepted { counter, manifest_bytes: target.length })
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -23,7 +23,7 @@ async fn publish(stage: &Stage, n: u32) -> anyhow::Result<Digest> {
     let folder = stage.path(&format!("witness-{n}"));
     fs::create_dir_all(folder.join("bin"))?;
     let script = format!(
-        "#!/bin/sh\n# version {n}\necho \"$(sha256sum \"$0\" | cut -d' ' -f1)\" >> \"$CROSSDOCK_DATA_DIR/ran\"\nexec sleep 100000\n"
+        "#!/bin/sh\n# version {n}\necho \"$(sha256sum \"$0\" | cut -d' ' -f1)\" >> \"$CROSSDOCK_DATA/ran\"\nexec sleep 100000\n"
     );
     let program = folder.join("bin/witness");
     fs::write(&program, &script)?;
