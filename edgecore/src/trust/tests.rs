@@ -218,3 +218,14 @@ async fn a_lost_record_fails_closed_until_the_box_joins_again() {
     begin(&world.record, &root()).unwrap();
     world.accept(&world.open(), "1", 0).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_release_published_again_under_a_higher_counter_is_looked_up_anew() {
+    let world = World::new();
+    world.publish(1, &[("1.0.0", 1), ("2.0.0", 2)]);
+    let trust = world.open();
+    assert_eq!(world.accept(&trust, "1.0.0", 0).await.unwrap().counter, 1);
+    assert_eq!(world.accept(&trust, "1.0.0", 2).await.unwrap_err(), "Rollback");
+    world.publish(2, &[("1.0.0", 3), ("2.0.0", 2)]);
+    assert_eq!(world.accept(&trust, "1.0.0", 2).await.unwrap().counter, 3);
+}
