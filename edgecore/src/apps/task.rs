@@ -3,7 +3,15 @@
 //! [`App::turn`] is one round of it. Every round begins from the durable slot and what runs, so a crash
 //! between any two rounds is the same as a restart. Dropping an [`App`] leaves its workload running.
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use proto::{
     digest::Digest,
@@ -21,6 +29,7 @@ use tokio::{
 };
 
 use super::{
+    guard::Guard,
     plan::{Fetch, Plan, RunningView, Step, View, Wanted, plan},
     report::{Extra, FetchView, report},
     slot::{self, Installed, Slot, SlotError},
@@ -95,6 +104,8 @@ struct Run {
     since: Instant,
     soak: Duration,
     deadline: Duration,
+    /// Raised when a start found the tree damaged.
+    damaged: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -195,6 +206,10 @@ impl App {
         let wanted = self.wanted.borrow_and_update().clone();
         if !matches!((&wanted, &self.staged), (Wanted::Run(r), Some(s)) if r.digest == s.release.digest) {
             self.litter |= self.staged.take().is_some();
+        }
+        if let Some(run) = self.run.as_ref().filter(|r| r.damaged.load(Ordering::Relaxed)) {
+            (self.damaged, self.staged) = (Some(run.release.digest), None);
+            self.stop().await?;
         }
         let Plan { step, fetch } = plan(&self.view(&wanted, Instant::now()));
         self.direct_fetch(fetch, &wanted);
@@ -304,10 +319,12 @@ impl App {
         let release = installed.release.clone();
         let tree = tree::tree_folder(&folder);
         let spec = InstanceSpec { app: self.name.clone(), release: release.clone(), tree, data, workload };
-        let supervisor = Supervisor::start(self.shared.env.clone(), self.shared.driver.clone(), spec);
+        let damaged = Arc::new(AtomicBool::new(false));
+        let guard = Guard::new(self.shared.driver.clone(), self.shared.env.clone(), damaged.clone());
+        let supervisor = Supervisor::start(self.shared.env.clone(), Arc::new(guard), spec);
         let health = supervisor.health();
         self.leftover = false;
-        self.run = Some(Run { release, supervisor, health, since: Instant::now(), soak, deadline });
+        self.run = Some(Run { release, supervisor, health, since: Instant::now(), soak, deadline, damaged });
         Ok(())
     }
 

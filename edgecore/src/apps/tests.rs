@@ -616,3 +616,9 @@ proptest! {
         runtime.block_on(play(ops));
     }
 }
+
+/// Found by the property above: damage between the check of the tree and the start of the program.
+#[tokio::test(start_paused = true)]
+async fn a_tree_damaged_just_before_its_start_does_not_run() {
+    play(vec![Op::Want(1), Op::Turns(6), Op::Reboot, Op::Turns(1), Op::Damage(1), Op::Want(0)]).await;
+}

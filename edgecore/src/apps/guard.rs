@@ -1,0 +1,88 @@
+//! A driver that verifies the tree of a release before every start, restarts after a crash included: a
+//! file that was damaged at rest since the last start is never executed. Used by [`super::task`].
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use proto::{
+    env::{BoxFuture, Env},
+    name::{Name, ReleaseName},
+    object::LastExit,
+    release::Probe,
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    driver::{Driver, DriverError, Instance, InstanceSpec, ProbeOutcome},
+    fetch::tree,
+};
+
+/// Wraps the driver for one supervised release.
+#[derive(Debug)]
+pub struct Guard {
+    inner: Arc<dyn Driver>,
+    env: Env,
+    damaged: Arc<AtomicBool>,
+}
+
+impl Guard {
+    /// Passes everything on to `inner`, and raises `damaged` instead of starting a damaged tree.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Driver>, env: Env, damaged: Arc<AtomicBool>) -> Guard {
+        Guard { inner, env, damaged }
+    }
+}
+
+impl Driver for Guard {
+    fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), DriverError>> {
+        Box::pin(async move {
+            let name = ReleaseName { app: spec.app.clone(), version: spec.release.version.clone() };
+            let (folder, digest) = (spec.tree.parent().map(ToOwned::to_owned).unwrap_or_default(), spec.release.digest);
+            let verified = self.env.blocking.run(move || tree::verify(&folder, digest, &name)).await;
+            if let Err(error) = verified {
+                self.damaged.store(true, Ordering::Relaxed);
+                return Err(DriverError { attempt: "start", app: spec.app.clone(), problem: error.to_string() });
+            }
+            self.inner.start(spec).await
+        })
+    }
+
+    fn inspect<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<Option<Instance>, DriverError>> {
+        self.inner.inspect(app)
+    }
+
+    fn wait<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<LastExit, DriverError>> {
+        self.inner.wait(app)
+    }
+
+    fn stop<'a>(&'a self, app: &'a Name, grace: Duration) -> BoxFuture<'a, Result<(), DriverError>> {
+        self.inner.stop(app, grace)
+    }
+
+    fn remove<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<(), DriverError>> {
+        self.inner.remove(app)
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Name>, DriverError>> {
+        self.inner.list()
+    }
+
+    fn probe<'a>(&'a self, spec: &'a InstanceSpec, probe: &'a Probe) -> BoxFuture<'a, ProbeOutcome> {
+        self.inner.probe(spec, probe)
+    }
+
+    fn logs<'a>(
+        &'a self,
+        app: &'a Name,
+        tail: Option<u32>,
+        follow: bool,
+    ) -> BoxFuture<'a, Option<mpsc::Receiver<Bytes>>> {
+        self.inner.logs(app, tail, follow)
+    }
+}
