@@ -12,12 +12,12 @@
 //!
 //! Written by the API (`put`), read by `crate::link::serve` and by `crate::trust`.
 
+mod cache;
 mod format;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
     fs::{self, File},
     io,
     os::unix::fs::FileExt as _,
@@ -37,12 +37,13 @@ use proto::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use self::format::{Index, Writer};
+use self::{
+    cache::Cache,
+    format::{Index, Writer},
+};
 
 /// Largest blob accepted.
 pub const MAX_BLOB_BYTES: u64 = 16 << 30;
-/// Stored chunks kept in memory: nodes of one rollout ask for the same ones at nearly the same time.
-const CACHE_BYTES: usize = 8 << 20;
 
 /// What could not be done with a blob.
 #[derive(Debug, thiserror::Error)]
@@ -286,8 +287,8 @@ impl BlobReader {
     /// [`BlobError::NotFound`] past the end, [`BlobError::Damaged`], or when the disk cannot be read.
     pub async fn chunk(&self, number: u64) -> Result<StoredChunk, BlobError> {
         let key = (self.digest, number);
-        if let Some(chunk) = self.blobs.0.cache().chunks.get(&key) {
-            return Ok(chunk.clone());
+        if let Some(chunk) = self.blobs.0.cache().get(&key) {
+            return Ok(chunk);
         }
         let reader = self.clone();
         let chunk = self.blobs.0.env.blocking.run(move || reader.chunk_now(number)).await?;
@@ -380,33 +381,5 @@ fn written(error: io::Error, path: &Path, folder: &Path) -> BlobError {
 impl Inner {
     fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The last chunks read, first in, first out.
-#[derive(Debug, Default)]
-struct Cache {
-    chunks: BTreeMap<(Digest, u64), StoredChunk>,
-    order: VecDeque<(Digest, u64)>,
-    bytes: usize,
-}
-
-impl Cache {
-    fn keep(&mut self, key: (Digest, u64), chunk: StoredChunk) {
-        self.bytes += chunk.content.len();
-        match self.chunks.insert(key, chunk) {
-            Some(old) => self.bytes -= old.content.len(),
-            None => self.order.push_back(key),
-        }
-        while self.bytes > CACHE_BYTES {
-            let Some(oldest) = self.order.pop_front() else { break };
-            self.bytes -= self.chunks.remove(&oldest).map_or(0, |c| c.content.len());
-        }
-    }
-
-    fn forget(&mut self, digest: Digest) {
-        self.order.retain(|key| key.0 != digest);
-        self.chunks.retain(|key, _| key.0 != digest);
-        self.bytes = self.chunks.values().map(|c| c.content.len()).sum();
     }
 }

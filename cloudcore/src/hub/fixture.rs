@@ -39,8 +39,11 @@ pub(crate) struct Fixture {
     pub(crate) hub: Hub,
     pub(crate) repository: Repository,
     keys: [SecretKey; 3],
-    running: Option<(oneshot::Sender<()>, JoinHandle<Result<(), HubError>>)>,
+    running: Option<Running>,
 }
+
+/// How to stop the hub, and its task.
+type Running = (oneshot::Sender<()>, JoinHandle<Result<(), HubError>>);
 
 pub(crate) fn name(text: &str) -> Name {
     text.parse().unwrap()

@@ -16,7 +16,7 @@ use proto::{
 
 use super::{PATIENCE, budget::Budget};
 use crate::{
-    blobs::{BlobError, BlobReader},
+    blobs::{BlobError, BlobReader, StoredChunk},
     events,
     hub::Hub,
 };
@@ -91,7 +91,14 @@ async fn blob(
     frame::write(send, &header, MAX_REQUEST_BYTES).await.map_err(stream)?;
     let Some(reader) = reader else { return Ok(()) };
     for number in request.offset / CHUNK_BYTES as u64..reader.chunks() {
-        if let Err(error) = chunk(bounds, send, &reader, number).await {
+        let sent = match reader.chunk(number).await {
+            Ok(stored) => chunk(bounds, send, stored).await,
+            Err(error) => {
+                damage(hub, &error).await;
+                Err(stream(error))
+            }
+        };
+        if let Err(error) = sent {
             let _ = send.reset(CloseCode::Overload.code()); // the node must not take it for the end
             return Err(error);
         }
@@ -106,12 +113,7 @@ async fn open(hub: &Hub, request: BlobRequest) -> Result<BlobReader, String> {
     let reader = match hub.blobs().reader(request.digest).await {
         Ok(reader) => reader,
         Err(error) => {
-            if let BlobError::Damaged { .. } = error {
-                let name = request.digest.to_string();
-                let text = error.to_string();
-                events::record(hub.store(), hub.env(), "Blob", &name, EventType::Warning, "Damaged", &text, "hub")
-                    .await;
-            }
+            damage(hub, &error).await;
             return Err(error.to_string());
         }
     };
@@ -121,13 +123,15 @@ async fn open(hub: &Hub, request: BlobRequest) -> Result<BlobReader, String> {
     Ok(reader)
 }
 
-async fn chunk(
-    bounds: &Bounds,
-    send: &mut quinn::SendStream,
-    reader: &BlobReader,
-    number: u64,
-) -> Result<(), ServeError> {
-    let stored = reader.chunk(number).await.map_err(stream)?;
+/// Damage on the hub's disk is for an operator to know.
+async fn damage(hub: &Hub, error: &BlobError) {
+    if let BlobError::Damaged { digest, .. } = error {
+        let (name, text) = (digest.to_string(), error.to_string());
+        events::record(hub.store(), hub.env(), "Blob", &name, EventType::Warning, "Damaged", &text, "hub").await;
+    }
+}
+
+async fn chunk(bounds: &Bounds, send: &mut quinn::SendStream, stored: StoredChunk) -> Result<(), ServeError> {
     bounds.node.take(stored.content.len()).await;
     bounds.site.take(stored.content.len()).await;
     let flag = if stored.zstd { CHUNK_ZSTD } else { 0 };

@@ -240,7 +240,7 @@ fn assigned(version: &str) -> AssignedApp {
 
 #[tokio::test]
 async fn reports_are_written_heartbeats_are_not_and_silence_is_noticed() {
-    let fixture = Fixture::start_with(|c| c.unknown_after = "400ms".parse().unwrap()).await;
+    let fixture = Fixture::start_with(|c| c.unknown_after = "3s".parse().unwrap()).await;
     let hub = &fixture.hub;
     let machine = fixture.member("n1").await;
     let mut session = machine.session(hub, Report { observed_generation: 41, ..Report::default() }).await;
