@@ -204,7 +204,9 @@ impl App {
         }
         let turn = self.carry_out(step, &wanted).await?;
         self.trouble = None;
-        self.publish();
+        if turn != Turn::Ended {
+            self.publish();
+        }
         Ok(turn)
     }
 

@@ -15,7 +15,7 @@ mod space;
 pub mod tree;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{fmt, fs, io, path::PathBuf, sync::Arc};
 
