@@ -1,6 +1,6 @@
 //! The hub's configuration, `hub.yaml` in its data folder, and where things lie in that folder.
 //!
-//! `cloudcore init` ([`crate::cli::init`]) writes it, `cloudcore serve` reads it. Unknown fields are
+//! `cloudcore init` ([`crate::init`]) writes it, `cloudcore serve` reads it. Unknown fields are
 //! skipped with a warning, so a newer file still starts an older hub.
 
 use std::{
@@ -135,7 +135,7 @@ impl HubConfig {
         for field in unknown_fields(&text, &config) {
             tracing::warn!(field, path = %path.display(), "unknown field in the configuration, skipped");
         }
-        config.check().map_err(wrong)?;
+        config.check()?;
         Ok(config)
     }
 
@@ -151,7 +151,15 @@ impl HubConfig {
     }
 
     /// Checks what the types do not.
-    fn check(&self) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// The first contradiction, with its mend.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |problem| ConfigError::Wrong { path: self.data_dir.join("hub.yaml"), problem };
+        self.contradiction().map_err(wrong)
+    }
+
+    fn contradiction(&self) -> Result<(), String> {
         if self.heartbeat.get().as_millis() < 100 {
             return Err(format!("heartbeat is {}; it must be at least 100ms", self.heartbeat));
         }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`hub`] | the hub put together: what it owns, how it starts and drains |
 //! | [`config`] | its configuration and data folder: `cloudcore init` |
+//! | [`init`], [`serve`] | a new data folder; the hub as a process |
 //! | [`store`] | objects in embedded SQLite: resource versions, watch |
 //! | [`api`] | REST under `/api/v1`, OpenAPI, bearer tokens |
 //! | [`ca`] | the fleet's certificate authority |
@@ -23,9 +24,11 @@ pub mod cli;
 pub mod config;
 pub mod events;
 pub mod hub;
+pub mod init;
 pub mod link;
 pub mod planner;
 pub mod release;
+pub mod serve;
 pub mod stage;
 pub mod store;
 pub mod trust;

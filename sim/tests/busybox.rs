@@ -102,7 +102,9 @@ async fn busybox_httpd_is_released_upgraded_and_reverted() -> anyhow::Result<()>
     ensure!(get(port).await?.contains("parcels: second"));
 
     // The operator goes back on purpose: the same content, published again under a higher counter.
-    publish(&stage, "v1").await?;
+    stage.crossdock(&["release", "reissue", "www@1.0.0", "--repo", "repo"]).await?;
+    stage.crossdock(&["release", "sign", "--repo", "repo"]).await?;
+    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
     stage.crossdock(&[&roll_out[..], &["www@1.0.0", "--to", "all", "--wait"]].concat()).await?;
     ensure!(get(port).await?.contains("parcels: first"));
 

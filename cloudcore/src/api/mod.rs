@@ -1,1 +1,108 @@
-//! api
+//! The hub's REST API: objects under `/api/v1`, artifacts, metadata, logs; TLS, bearer tokens.
+//!
+//! | path | what |
+//! |---|---|
+//! | `GET POST /api/v1/{plural}`, `GET PUT DELETE /api/v1/{plural}/{name}` | objects ([`objects`], rules in [`kinds`]) |
+//! | `GET /api/v1/{plural}?watch=true&resourceVersion=` | changes, one JSON document a line ([`stream`]) |
+//! | `GET /api/v1/nodes/{name}/apps/{app}/logs` | output of a workload ([`stream`]) |
+//! | `HEAD GET PUT /api/v1/blobs/{digest}`, `GET POST /api/v1/metadata` | releases ([`content`]) |
+//! | `/healthz`, `/readyz`, `/openapi.json` | open to everybody |
+//!
+//! Routes and their OpenAPI description are made together in [`book`], so neither goes without the other.
+//! Every refusal is a `Status` document ([`error`]). Served by `crate::serve`; used by `crate::cli::client`.
+
+pub mod auth;
+mod book;
+mod content;
+mod error;
+mod kinds;
+mod objects;
+mod server;
+mod stream;
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::StatusCode,
+    middleware,
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
+use proto::object::SiteSpec;
+use tokio::sync::{Semaphore, watch};
+
+pub use self::{
+    auth::{AuthError, Tokens},
+    server::{ApiError as ServeError, serve},
+};
+use self::{book::Book, error::ApiError};
+use crate::hub::Hub;
+
+/// Largest body with an object, in bytes.
+const MAX_OBJECT_BYTES: usize = 1 << 20;
+/// Requests in work at the same time; more are asked to come again.
+const MAX_REQUESTS: usize = 512;
+/// Watches and log streams at the same time.
+const MAX_STREAMS: usize = 1024;
+
+/// What every handler has.
+#[derive(Clone)]
+pub(crate) struct Api {
+    hub: Hub,
+    tokens: Arc<Tokens>,
+    /// Becomes true when the hub shuts down: streams end then.
+    stop: watch::Receiver<bool>,
+    requests: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+}
+
+/// All routes. Streams end when `stop` becomes true.
+pub fn router(hub: Hub, tokens: Tokens, stop: watch::Receiver<bool>) -> Router {
+    let api = Api {
+        hub,
+        tokens: Arc::new(tokens),
+        stop,
+        requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
+        streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+    };
+    let book = whole_book();
+    let openapi: Arc<str> = book.document().to_string().into();
+    let description = move || async move { ([("content-type", "application/json")], openapi.to_string()) };
+    book.router
+        .route_layer(middleware::from_fn_with_state(api.clone(), auth::admit))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/openapi.json", get(description))
+        .fallback(|| async { ApiError::not_found("there is nothing at this path; see /openapi.json") })
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "MethodNotAllowed",
+                "this cannot be done here; see /openapi.json",
+            )
+        })
+        .with_state(api)
+}
+
+fn whole_book() -> Book {
+    content::add(stream::add(kinds::add(Book::new())))
+}
+
+/// The OpenAPI 3.1 description of the API.
+#[must_use]
+pub fn openapi() -> serde_json::Value {
+    whole_book().document()
+}
+
+/// Whether the hub can do its work now: not while it drains, not without its database.
+async fn ready(State(api): State<Api>) -> Response {
+    if *api.stop.borrow() {
+        return ApiError::unavailable("the hub is shutting down").into_response();
+    }
+    match api.hub.store().get::<SiteSpec>("readyz").await {
+        Ok(_) => Json(serde_json::json!({"status": "ready"})).into_response(),
+        Err(error) => ApiError::from(error).into_response(),
+    }
+}

@@ -120,7 +120,7 @@ pub(super) fn list<S: Kind + PartialEq>(
 }
 
 /// Whether a selector names an object: its labels, and the keys `name` and (where it has one) `site`.
-pub(super) fn selects(selector: &Selector, object: &Value) -> bool {
+pub(crate) fn selects(selector: &Selector, object: &Value) -> bool {
     selector.matches_with(|key| match key {
         "name" => object.pointer("/metadata/name").and_then(Value::as_str),
         "site" if object.pointer("/spec/site").is_some() => object.pointer("/spec/site").and_then(Value::as_str),

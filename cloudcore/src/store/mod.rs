@@ -33,6 +33,7 @@ use proto::{
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::db::selects;
 pub use self::error::StoreError;
 use self::{
     db::Writer,

@@ -1,0 +1,158 @@
+//! Refusals as HTTP answers: a `Status` document with code, reason for programs, message for people.
+
+use axum::{
+    Json,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+
+use crate::{blobs::BlobError, hub::HubError, link::LogsError, store::StoreError, trust::TrustError};
+
+/// Why a request is not served.
+#[derive(Debug)]
+pub(crate) struct ApiError {
+    code: StatusCode,
+    reason: &'static str,
+    message: String,
+}
+
+impl ApiError {
+    /// A refusal.
+    pub(crate) fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> ApiError {
+        ApiError { code, reason, message: message.into() }
+    }
+
+    /// 400: not understood.
+    pub(crate) fn bad_request(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::BAD_REQUEST, "BadRequest", message)
+    }
+
+    /// 404.
+    pub(crate) fn not_found(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::NOT_FOUND, "NotFound", message)
+    }
+
+    /// 409: understood, and against what is.
+    pub(crate) fn conflict(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::CONFLICT, "Conflict", message)
+    }
+
+    /// 413.
+    pub(crate) fn too_large(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "TooLarge", message)
+    }
+
+    /// 422: understood, and against a rule.
+    pub(crate) fn invalid(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
+    }
+
+    /// 503: later perhaps.
+    pub(crate) fn unavailable(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "Unavailable", message)
+    }
+
+    fn internal(error: &(dyn std::error::Error + 'static)) -> ApiError {
+        let message = chain(error);
+        tracing::error!(message, "a request failed at the hub");
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal", message)
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = json!({
+            "apiVersion": proto::API_VERSION,
+            "kind": "Status",
+            "code": self.code.as_u16(),
+            "reason": self.reason,
+            "message": self.message,
+        });
+        let mut response = (self.code, Json(body)).into_response();
+        if self.code == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+        }
+        if self.code == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> ApiError {
+        let (code, reason) = match &error {
+            StoreError::AlreadyExists { .. } => (StatusCode::CONFLICT, "AlreadyExists"),
+            StoreError::Conflict { .. } => (StatusCode::CONFLICT, "Conflict"),
+            StoreError::NotFound { .. } => (StatusCode::NOT_FOUND, "NotFound"),
+            StoreError::Gone(_) => (StatusCode::GONE, "Gone"),
+            StoreError::WrongKind { .. } => (StatusCode::BAD_REQUEST, "BadRequest"),
+            _ => return ApiError::internal(&error),
+        };
+        ApiError::new(code, reason, error.to_string())
+    }
+}
+
+impl From<BlobError> for ApiError {
+    fn from(error: BlobError) -> ApiError {
+        match &error {
+            BlobError::WrongDigest { .. } => ApiError::invalid(error.to_string()),
+            BlobError::TooLarge { .. } => ApiError::too_large(error.to_string()),
+            BlobError::NotFound(_) => ApiError::not_found(error.to_string()),
+            BlobError::Receive(_) => ApiError::bad_request(chain(&error)),
+            BlobError::DiskFull(_) => ApiError::new(StatusCode::INSUFFICIENT_STORAGE, "DiskFull", error.to_string()),
+            _ => ApiError::internal(&error),
+        }
+    }
+}
+
+impl From<TrustError> for ApiError {
+    fn from(error: TrustError) -> ApiError {
+        match error {
+            TrustError::Store(error) => error.into(),
+            TrustError::Blobs(error) => error.into(),
+            TrustError::Missing { .. } | TrustError::Changed { .. } | TrustError::NoRoot => {
+                ApiError::conflict(error.to_string())
+            }
+            TrustError::Refused(_) | TrustError::Manifest { .. } | TrustError::Path(_) => {
+                ApiError::invalid(error.to_string())
+            }
+            _ => ApiError::internal(&error),
+        }
+    }
+}
+
+impl From<HubError> for ApiError {
+    fn from(error: HubError) -> ApiError {
+        match error {
+            HubError::Store(error) => error.into(),
+            HubError::Blobs(error) => error.into(),
+            HubError::Trust(error) => error.into(),
+            HubError::NoTrustRoot => ApiError::conflict(error.to_string()),
+            HubError::TokenBounds | HubError::Label(_) | HubError::Name(_) => ApiError::invalid(error.to_string()),
+            _ => ApiError::internal(&error),
+        }
+    }
+}
+
+impl From<LogsError> for ApiError {
+    fn from(error: LogsError) -> ApiError {
+        match error {
+            LogsError::NotFound(_) => ApiError::not_found(error.to_string()),
+            _ => ApiError::unavailable(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The API on a TCP port: TLS with the hub's own certificate, renewed in time, drained at the end.
+
+use std::{io, net::TcpListener, sync::Arc, time::Duration};
+
+use axum::Router;
+use axum_server::{Handle, tls_rustls::RustlsConfig};
+use hyper_util::rt::TokioTimer;
+use proto::{
+    env::Env,
+    identity::{TlsClock, crypto_provider},
+};
+use tokio::sync::watch;
+
+use crate::{
+    ca::{Ca, CaError, ServerIdentity},
+    hub::Hub,
+};
+
+/// How long a client may take to send the head of a request (for the handshake axum-server has the same).
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long requests in work may take when the hub drains.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How often the certificate's age is looked at.
+const RENEWAL_CHECK: Duration = Duration::from_secs(3600);
+
+/// The API cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// No certificate.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// TLS does not take the certificate.
+    #[error(
+        "TLS refused the API's certificate; remove tls/api.pem and tls/api.key from the data folder, new ones are made then"
+    )]
+    Tls(#[from] rustls::Error),
+    /// The port failed.
+    #[error("the API could not go on serving its port")]
+    Io(#[from] io::Error),
+}
+
+/// Serves `router` on `listener` until `stop` becomes true, then finishes what is in work.
+///
+/// # Errors
+/// When there is no usable certificate, or the port fails.
+pub async fn serve(
+    hub: &Hub,
+    router: Router,
+    listener: TcpListener,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), ApiError> {
+    let identity = identity(hub).await?;
+    let mut renew_at = identity.renew_at;
+    let tls = RustlsConfig::from_config(config(hub.env(), identity)?);
+    listener.set_nonblocking(true)?;
+    let handle = Handle::new();
+    let mut server = axum_server::from_tcp_rustls(listener, tls.clone())?.handle(handle.clone());
+    server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    server.http_builder().http2().timer(TokioTimer::new()).keep_alive_interval(Some(HEAD_TIMEOUT * 2));
+    let mut serving = std::pin::pin!(server.serve(router.into_make_service()));
+    let mut check = tokio::time::interval(RENEWAL_CHECK);
+    loop {
+        tokio::select! { biased;
+            ended = &mut serving => return Ok(ended?),
+            _ = stop.wait_for(|stop| *stop) => break,
+            _ = check.tick() => {
+                if hub.env().wall.now() >= renew_at {
+                    let identity = self::identity(hub).await?;
+                    renew_at = identity.renew_at;
+                    tls.reload_from_config(config(hub.env(), identity)?);
+                }
+            }
+        }
+    }
+    handle.graceful_shutdown(Some(DRAIN));
+    Ok(serving.await?)
+}
+
+/// The API's certificate for the configured names; it is renewed when half of its life is over.
+async fn identity(hub: &Hub) -> Result<ServerIdentity, CaError> {
+    let (ca, names): (Ca, _) = (hub.ca().clone(), hub.config().api_names.clone());
+    let names = if names.is_empty() { vec!["localhost".to_owned(), "127.0.0.1".to_owned()] } else { names };
+    hub.env().blocking.run(move || ca.server_identity("api", &names)).await
+}
+
+fn config(env: &Env, identity: ServerIdentity) -> Result<Arc<rustls::ServerConfig>, rustls::Error> {
+    let clock = Arc::new(TlsClock(Arc::clone(&env.wall)));
+    let mut config = rustls::ServerConfig::builder_with_details(crypto_provider(), clock)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(identity.chain, identity.key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
