@@ -83,6 +83,12 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
     let _lock = lock(&config)?;
+    // What a hub that was killed left there would send people to the wrong ports.
+    if let Err(e) = std::fs::remove_file(config.addresses())
+        && e.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(error = %e, "could not remove the addresses of the run before");
+    }
     let tokens = Tokens::load(&config)?;
     let bind = |source| RunError::Bind { address: config.api_listen, source };
     let listener = TcpListener::bind(config.api_listen).map_err(bind)?;

@@ -19,7 +19,7 @@ use proto::{
     identity::{self, PinnedCa},
     link::{
         ALPN_JOIN, CloseCode, DEFAULT_PORT,
-        frame::{self, MAX_CONTROL_BYTES, MAX_REQUEST_BYTES},
+        frame::{self, MAX_METADATA_BYTES, MAX_REQUEST_BYTES},
         message::{JoinReply, JoinRequest},
     },
     name::Name,
@@ -243,13 +243,13 @@ async fn ask(
     let pinned = builder.dangerous().with_custom_certificate_verifier(PinnedCa::new(token.ca));
     let mut tls = pinned.with_no_client_auth();
     tls.alpn_protocols = vec![ALPN_JOIN.to_vec()];
-    let seed = env.seed.child(&format!("join {round} {number}"));
+    let seed = env.seed.child(&format!("join at {} {round} {number}", env.wall.now()));
     let (endpoint, connection) = quic::connect(env, hub, round, tls, &seed).await?;
     let answered = timeout(ANSWER, async {
         let (mut send, mut receive) = connection.open_bi().await.map_err(|e| frame::FrameError::Io(e.into()))?;
         frame::write(&mut send, request, MAX_REQUEST_BYTES).await?;
         send.finish().ok(); // a stream that is gone shows in the read
-        frame::read(&mut receive, MAX_CONTROL_BYTES).await
+        frame::read(&mut receive, MAX_METADATA_BYTES).await
     });
     let answered = answered.await;
     let reply = match answered {

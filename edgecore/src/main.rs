@@ -3,7 +3,14 @@
 //! Exit codes: 0 done, 1 error, 2 usage, 3 no node here or its state is not usable, 4 the hub refused,
 //! 7 hub unreachable.
 
-use std::{future::Future, io, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use edgecore::{
@@ -17,6 +24,7 @@ use edgecore::{
 };
 use proto::{env::Env, token::Token};
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::{Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 /// Crossdock's edge agent: runs the releases that its hub assigns, and goes on without it.
 #[derive(Debug, Parser)]
@@ -41,7 +49,7 @@ enum Command {
 #[derive(Debug, Args)]
 struct DataArgs {
     /// Folder of the agent's state
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_DIR, env = "CROSSDOCK_DATA_DIR")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_DIR, env = "EDGECORE_DATA")]
     data: PathBuf,
 }
 
@@ -51,7 +59,7 @@ struct JoinArgs {
     #[arg(required = true, value_name = "HUB")]
     hub: Vec<String>,
     /// Token of `crossdock token create`
-    #[arg(long, env = "CROSSDOCK_TOKEN", hide_env_values = true, required_unless_present = "token_file")]
+    #[arg(long, env = "CROSSDOCK_JOIN_TOKEN", hide_env_values = true, required_unless_present = "token_file")]
     token: Option<String>,
     /// File that holds the token
     #[arg(long, value_name = "FILE", conflicts_with = "token")]
@@ -96,10 +104,7 @@ fn main() -> ExitCode {
         _ => {}
     }
     let cli = Cli::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("CROSSDOCK_LOG").unwrap_or_else(|_| "info".into()))
-        .with_writer(io::stderr)
-        .init();
+    log();
     match execute(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -107,6 +112,15 @@ fn main() -> ExitCode {
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// Lines on standard error. `CROSSDOCK_LOG` holds a level, or levels by module such as `info,edgecore=debug`:
+/// no expressions, whose machinery would cost the agent a tenth of its memory.
+fn log() {
+    let wanted = std::env::var("CROSSDOCK_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
+    let lines = tracing_subscriber::fmt::layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr);
+    let levels = wanted.unwrap_or_else(|| Targets::new().with_default(tracing::Level::INFO));
+    tracing_subscriber::registry().with(lines.with_filter(levels)).init();
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {

@@ -147,7 +147,7 @@ fn read(record: &Record) -> Result<Result<(TrustedSet, bool), String>, DurableEr
     })
 }
 
-/// Whether a record holds metadata that descends from the first root `root`.
+/// Whether a record holds metadata that verifies; which root it descends from, its caller knows.
 ///
 /// # Errors
 /// When the record cannot be read at all.
@@ -186,7 +186,7 @@ impl Trust {
     }
 
     /// Whether the signatures vouch for `release` of `app` on a box of `hardware`, with a counter of at
-    /// least `floor`. Asks `source` for newer metadata when ours does not list it or is not fresh.
+    /// least `floor`. Asks `source` for newer metadata when ours refuses it or is not fresh.
     ///
     /// # Errors
     /// Why it is refused.
@@ -201,8 +201,10 @@ impl Trust {
         let name = ReleaseName { app: app.clone(), version: release.version.clone() };
         let mut held = self.set.lock().await;
         let set = held.as_mut().map_err(|lost| Refusal::Lost(lost.clone()))?;
-        let listed = set.target(&name.target_path()).is_some_and(|t| t.digest == release.digest);
-        if !listed || set.check_fresh(now(set, self.env.wall.now())).is_err() {
+        // A release that was published again under a higher counter keeps its digest, so any refusal by
+        // what is held here may be out of date.
+        let vouched = || judge(set.manifest_target(&name)?, name.clone(), release, floor, hardware);
+        if vouched().is_err() || set.check_fresh(now(set, self.env.wall.now())).is_err() {
             let reply = source.metadata(set.versions()).await?;
             let newer = set.update(&reply, now(set, self.env.wall.now()))?;
             if newer.versions() != set.versions() {
@@ -244,3 +246,6 @@ fn judge(
     }
     Ok(Accepted { counter, manifest_bytes: target.length })
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

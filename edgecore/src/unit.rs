@@ -57,7 +57,6 @@ RestartSec=2
 # Workloads outlive the agent, each under its shim.
 KillMode=process
 Delegate=yes
-OOMScoreAdjust=-500
 LimitNOFILE=65536
 
 [Install]

@@ -272,7 +272,9 @@ pub struct Workload {
     /// Its arguments.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
-    /// Its environment, besides `PATH` and the `CROSSDOCK_*` variables. Nothing else is inherited.
+    /// Its environment, besides `PATH` and `CROSSDOCK_APP`, `CROSSDOCK_VERSION`, `CROSSDOCK_DIGEST`,
+    /// `CROSSDOCK_TREE` (its files) and `CROSSDOCK_DATA` (a folder that stays from release to release).
+    /// Nothing else is inherited.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     /// User to run as, a name or a number of the box. Default: as the agent.

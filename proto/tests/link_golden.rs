@@ -3,8 +3,7 @@
 //! `CROSSDOCK_WRITE_GOLDEN=1 cargo test -p proto --test link_golden` writes the examples anew: do that
 //! only for a change of form that old peers understand. Files named `*-newer.json` are written by hand.
 
-// Clippy allows these in functions marked as tests; here the helpers beside them need it too.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // all of it is a test
 
 use std::{fmt::Debug, fs, path::PathBuf};
 

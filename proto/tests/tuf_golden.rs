@@ -2,8 +2,7 @@
 //! bytes. `CROSSDOCK_WRITE_GOLDEN=1 cargo test -p proto --test tuf_golden` writes the files anew: do that
 //! only for a change of form that old agents understand.
 
-// Clippy allows these in functions marked as tests; here the helpers beside them need it too.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // all of it is a test
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 

@@ -126,6 +126,14 @@ async fn busybox_httpd_is_released_upgraded_and_reverted() -> anyhow::Result<()>
     stage.wait_for_nodes("it is Ready again", |n| runs(n, "1.0.0", UpdatePhase::Succeeded)).await?;
     ensure!(pid_of(port).as_ref() == Some(&before), "the workload was restarted with its agent");
 
+    // A label on the node leaves its apps alone.
+    let label = "kind: Node\napiVersion: crossdock.io/v1\nmetadata: {name: box-1, labels: {line: '3'}}\n";
+    fs::write(stage.path("label.yaml"), label)?;
+    stage.crossdock(&["apply", "-f", "label.yaml"]).await?;
+    let nodes = stage.crossdock(&["get", "nodes", "-l", "line=3", "-o", "name"]).await?;
+    ensure!(nodes.trim() == "nodes/box-1", "{nodes}");
+    ensure!(stage.nodes().await?.iter().all(|n| n.spec.apps.len() == 1), "the label took the app away");
+
     let logs = stage.crossdock(&["get", "events"]).await?;
     ensure!(!logs.trim().is_empty(), "nothing of all this became an event");
     stage.close().await

@@ -23,7 +23,7 @@ async fn publish(stage: &Stage, n: u32) -> anyhow::Result<Digest> {
     let folder = stage.path(&format!("witness-{n}"));
     fs::create_dir_all(folder.join("bin"))?;
     let script = format!(
-        "#!/bin/sh\n# version {n}\necho \"$(sha256sum \"$0\" | cut -d' ' -f1)\" >> \"$CROSSDOCK_DATA_DIR/ran\"\nexec sleep 100000\n"
+        "#!/bin/sh\n# version {n}\necho \"$(sha256sum \"$0\" | cut -d' ' -f1)\" >> \"$CROSSDOCK_DATA/ran\"\nexec sleep 100000\n"
     );
     let program = folder.join("bin/witness");
     fs::write(&program, &script)?;
@@ -70,7 +70,7 @@ async fn kill_nine_at_every_stage_converges() -> anyhow::Result<()> {
         published.insert(publish(&stage, version).await?);
         stage.crossdock(&["rollout", "start", &format!("witness@{version}.0.0"), "--to", "all"]).await?;
         // Swept, so that over the rounds every stage is hit; where it hit is counted, not assumed.
-        let delay = Duration::from_millis(u64::from(round / 3) * 110);
+        let delay = Duration::from_millis(u64::from(round / 3) * 40);
         tokio::time::sleep(delay).await;
         *killed_at.entry(stage_of_install(&stage).await).or_default() += 1;
         let victim = VICTIMS[round as usize % VICTIMS.len()];

@@ -45,7 +45,9 @@ impl Page {
     /// A parameter of the query.
     pub(crate) fn query(mut self, name: &str, kind: &str, description: &str) -> Page {
         let schema = json!({"type": kind});
-        self.parameters.push(json!({"name": name, "in": "query", "schema": schema, "description": description}));
+        self.parameters.push(
+            json!({"name": name, "in": "query", "required": false, "schema": schema, "description": description}),
+        );
         self
     }
 

@@ -19,6 +19,8 @@ mod kinds;
 mod objects;
 mod server;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

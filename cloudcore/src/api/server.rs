@@ -62,7 +62,7 @@ pub async fn serve(
     loop {
         tokio::select! { biased;
             ended = &mut serving => return Ok(ended?),
-            _ = stop.wait_for(|stop| *stop) => break,
+            () = async { drop(stop.wait_for(|stop| *stop).await) } => break,
             _ = check.tick() => {
                 if hub.env().wall.now() >= renew_at {
                     let identity = self::identity(hub).await?;

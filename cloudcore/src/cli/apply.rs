@@ -39,7 +39,7 @@ pub struct DeleteArgs {
     selector: Option<Selector>,
 }
 
-/// Creates or updates objects. All files are read and checked before the first is sent.
+/// Creates objects, or merges into those that exist (RFC 7396: absent stays, `null` removes). All files are read and checked before the first is sent.
 ///
 /// # Errors
 /// Names the file and the document that is wrong.
@@ -65,33 +65,58 @@ async fn apply_one(client: &Client, kind: &KindInfo, mut object: Value) -> anyho
     if let Some(map) = object.as_object_mut() {
         map.remove("status"); // the hub's to write
     }
-    let verb = match client.get_value(kind.plural, &name).await {
-        Ok(old) => {
-            // Fields of metadata that the file does not state stay; a stated resourceVersion is a condition.
-            if let (Some(new), Some(old)) =
-                (object.pointer_mut("/metadata").and_then(Value::as_object_mut), old.pointer("/metadata"))
-            {
-                for key in ["labels", "annotations", "uid"] {
-                    if let (None, Some(kept)) = (new.get(key), old.get(key)) {
-                        new.insert(key.to_owned(), kept.clone());
-                    }
-                }
+    let conditional = object.pointer("/metadata/resourceVersion").is_some();
+    let mut tries = 5; // a node's status changes all the time, and each change is a new resourceVersion
+    let verb = loop {
+        tries -= 1;
+        let old = match client.get_value(kind.plural, &name).await {
+            Ok(old) => old,
+            Err(e) if exit_of(&e) == Some(Exit::NotFound) => {
+                client.post::<Value>(kind.plural, &object).await?;
+                break "created";
             }
-            let new = client.put(kind.plural, &name, &object).await?;
-            if text(&new, "/metadata/resourceVersion") == text(&old, "/metadata/resourceVersion") {
-                "unchanged"
-            } else {
-                "configured"
+            Err(e) => return Err(e),
+        };
+        // What the file does not state stays: labels on a node must not take its apps away.
+        let mut merged = old.clone();
+        merge(&mut merged, object.clone());
+        if let Some(map) = merged.as_object_mut() {
+            map.remove("status");
+        }
+        match client.put(kind.plural, &name, &merged).await {
+            Ok(new) if text(&new, "/metadata/resourceVersion") == text(&old, "/metadata/resourceVersion") => {
+                break "unchanged";
             }
+            Ok(_) => break "configured",
+            Err(e) if exit_of(&e) == Some(Exit::Refused) && !conditional && tries > 0 => {}
+            Err(e) => return Err(e),
         }
-        Err(e) if e.downcast_ref::<CliError>().is_some_and(|e| e.exit == Exit::NotFound) => {
-            client.post::<Value>(kind.plural, &object).await?;
-            "created"
-        }
-        Err(e) => return Err(e),
     };
     println!("{}/{name} {verb}", kind.plural);
     Ok(())
+}
+
+fn exit_of(error: &anyhow::Error) -> Option<Exit> {
+    error.downcast_ref::<CliError>().map(|e| e.exit)
+}
+
+/// JSON Merge Patch (RFC 7396): maps are merged, `null` removes, everything else replaces.
+fn merge(target: &mut Value, patch: Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch;
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(serde_json::Map::new());
+    }
+    let Some(target) = target.as_object_mut() else { return };
+    for (key, value) in patch {
+        if value.is_null() {
+            target.remove(&key);
+        } else {
+            merge(target.entry(key).or_insert(Value::Null), value);
+        }
+    }
 }
 
 /// Deletes by name or selector.
@@ -174,6 +199,18 @@ mod tests {
         let text = "kind: Site\nmetadata: {name: a}\nspec: {}\n---\nkind: SiteList\nitems:\n- kind: Site\n  metadata: {name: b}\n";
         let names: Vec<_> = parse(text).unwrap().iter().map(|(_, o)| super::text(o, "/metadata/name")).collect();
         assert_eq!(names, ["a", "b"]);
+    }
+
+    #[test]
+    fn what_a_file_does_not_state_stays() {
+        let mut node = serde_json::json!({"spec": {"site": "a", "apps": {"x": 1, "y": 2}}});
+        merge(
+            &mut node,
+            serde_json::json!({"metadata": {"labels": {"line": "3"}}, "spec": {"site": "b", "apps": {"y": null}}}),
+        );
+        let expected =
+            serde_json::json!({"metadata": {"labels": {"line": "3"}}, "spec": {"site": "b", "apps": {"x": 1}}});
+        assert_eq!(node, expected);
     }
 
     #[test]

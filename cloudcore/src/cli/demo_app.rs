@@ -40,7 +40,7 @@ enum Action {
 }
 
 fn port_file() -> anyhow::Result<PathBuf> {
-    let folder = std::env::var_os("CROSSDOCK_DATA_DIR").context("CROSSDOCK_DATA_DIR is not set: an agent sets it")?;
+    let folder = std::env::var_os("CROSSDOCK_DATA").context("CROSSDOCK_DATA is not set: an agent sets it")?;
     Ok(PathBuf::from(folder).join("port"))
 }
 

@@ -135,11 +135,17 @@ async fn wait(client: &Client, name: &str) -> anyhow::Result<()> {
                 bar.finish_and_clear();
                 return end;
             }
-            Err(e) if e.downcast_ref::<CliError>().is_none_or(|e| e.exit != Exit::Unreachable) => return Err(e),
+            Err(e) if is_final(&e) => return Err(e),
             // The hub is away for a moment: the rollout goes on without us.
             _ => tokio::time::sleep(Duration::from_secs(1)).await,
         }
     }
+}
+
+/// Whether asking again cannot help. A hub that restarts or drains is worth asking again.
+fn is_final(error: &anyhow::Error) -> bool {
+    let exit = error.downcast_ref::<CliError>().map(|e| e.exit);
+    matches!(exit, Some(Exit::NotFound | Exit::Unauthorized | Exit::Usage | Exit::Refused))
 }
 
 /// Shows a rollout; `Some` when it has ended.

@@ -193,7 +193,9 @@ pub(crate) fn decide(
         );
     }
     let used = token.status.used_by.len();
-    if known || used >= token.spec.uses as usize {
+    // The same command on the same box after a reinstall: the key is new, the box is not.
+    let returns = token.status.used_by.values().any(|n| *n == name) && is_same_machine(&name, nodes, request);
+    if known || (used >= token.spec.uses as usize && !returns) {
         return refuse(
             "TokenUsedUp",
             format!(
@@ -228,6 +230,12 @@ fn check_free(name: &Name, nodes: &[Node], request: &JoinRequest) -> Result<(), 
         ),
         _ => Ok(()),
     }
+}
+
+/// Whether the node of that name joined from this machine last.
+fn is_same_machine(name: &Name, nodes: &[Node], request: &JoinRequest) -> bool {
+    let node = nodes.iter().find(|n| n.name() == name.as_str());
+    node.and_then(|n| n.status.identity.as_ref()).is_some_and(|i| i.machine_id == request.machine_id)
 }
 
 async fn write_node(

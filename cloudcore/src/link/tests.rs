@@ -93,6 +93,9 @@ async fn a_box_joins_once_whatever_happens_to_it() {
     // Two keys used the token, so a third box finds it used up, a known one does not.
     assert_eq!(refused(&Machine::new("m3").join(hub, &token, "n3").await), "TokenUsedUp");
     assert_eq!(accepted(&again.join(hub, &token, "n1").await), "n1");
+    // Nor does a box that it admitted and that was reinstalled since: the same command, the same node.
+    assert_eq!(accepted(&Machine::new("m1").join(hub, &token, "n1").await), "n1");
+    assert_eq!(refused(&Machine::new("m4").join(hub, &token, "n1").await), "TokenUsedUp");
 
     // Another machine under the same name is refused, and told what to do.
     let token = fixture.token(None, 9).await;

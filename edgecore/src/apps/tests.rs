@@ -487,7 +487,7 @@ async fn three_cut_trials_count_as_a_failure() {
     world.settle().await;
     world.want("2");
     for cut in 0..MAX_ATTEMPTS {
-        while !world.slot().trial.is_some_and(|_| world.slot().attempts(world.digest("2")) > cut) {
+        while world.slot().attempts(world.digest("2")) <= cut {
             world.turns(1, LONG).await;
         }
         world.crash();
@@ -609,7 +609,7 @@ async fn play(ops: Vec<Op>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
     #[test]
     fn whatever_happens_it_is_safe_and_ends_well(ops in prop::collection::vec(op(), 1..40)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();

@@ -18,11 +18,14 @@ pub(crate) mod quic;
 mod session;
 pub mod source;
 
+#[cfg(test)]
+mod tests;
+
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use proto::{
-    env::Env,
+    env::{Env, Seed},
     link::{ALPN, CloseCode, message::Report},
 };
 use quinn::{Connection, Endpoint};
@@ -117,9 +120,12 @@ impl Link {
     /// Connects and comes back until it is dropped.
     pub async fn run(&self) {
         let mut backoff = Backoff::new(RECONNECT_BASE, RECONNECT_CAP);
-        let mut rng = self.shared.env.seed.stream("reconnect");
+        // An agent that was started again may have the same seed: the time keeps its connections apart.
+        let started = self.shared.env.wall.now();
+        let seed = self.shared.env.seed.child(&format!("link at {started}"));
+        let mut rng = seed.stream("reconnect");
         for attempt in 0.. {
-            let (problem, lived) = self.attempt(attempt).await;
+            let (problem, lived) = self.attempt(attempt, &seed.child(&format!("connection {attempt}"))).await;
             self.live.send_replace(None);
             self.online.send_replace(false);
             backoff.ended(lived);
@@ -138,7 +144,7 @@ impl Link {
     }
 
     /// One attempt and the session that follows; why it ended and how long the session lived.
-    async fn attempt(&self, attempt: usize) -> (Problem, Duration) {
+    async fn attempt(&self, attempt: usize, seed: &Seed) -> (Problem, Duration) {
         // Read anew: joining again replaces identity and addresses under a running agent.
         let config = AgentConfig::load(self.shared.paths.data_dir());
         let prepared = config.and_then(|config| Ok((config, Identity::load(&self.shared.paths)?)));
@@ -156,8 +162,7 @@ impl Link {
             Ok(tls) => tls,
             Err(error) => return (Problem::new("Local", error.to_string()), Duration::ZERO),
         };
-        let seed = self.shared.env.seed.child(&format!("connection {attempt}"));
-        let (endpoint, connection) = match quic::connect(&self.shared.env, hub, attempt / hubs, tls, &seed).await {
+        let (endpoint, connection) = match quic::connect(&self.shared.env, hub, attempt / hubs, tls, seed).await {
             Ok(connected) => connected,
             Err(problem) => return (problem, Duration::ZERO),
         };

@@ -17,10 +17,9 @@ pub struct Problem {
 /// QUIC carries TLS alerts as `0x100 + alert` (RFC 9001, section 4.8).
 const CRYPTO: u64 = 0x100;
 const ALERT_EXPIRED: u64 = 45;
-const ALERT_UNKNOWN_CA: u64 = 48;
 const ALERT_NO_PROTOCOL: u64 = 120;
-/// Alerts about a certificate: bad, unsupported, revoked, expired, unknown, illegal parameter aside, unknown CA,
-/// access denied, certificate required.
+/// Alerts about a certificate: bad, unsupported, revoked, expired, unknown; CA unknown, access denied, certificate
+/// required (RFC 8446, section 6).
 const ALERTS_CERTIFICATE: [u64; 8] = [42, 43, 44, 45, 46, 48, 49, 116];
 
 impl Problem {
@@ -100,18 +99,15 @@ impl Problem {
                 );
                 Problem::new("ClockWrong", message)
             }
-            Some(ALERT_UNKNOWN_CA) if ours => Problem::new(
+            // Another CA of the same name shows as a bad signature: no alert of ours tells more than this.
+            Some(_) if ours => Problem::new(
                 "WrongCa",
                 format!(
-                    "{hub} is not this fleet's hub: its certificate is signed by another CA. Check the address; \
-                     if the hub was set up anew, run `edgecore join HUB --token TOKEN` with a new token"
+                    "{hub} is not this fleet's hub: its certificate is signed by another CA ({reason}). Check the \
+                     address; if the hub was set up anew, run `edgecore join HUB --token TOKEN` with a new token"
                 ),
             ),
             Some(alert) if !ours && ALERTS_CERTIFICATE.contains(&alert) => Problem::closed(CloseCode::NotAdmitted, hub),
-            Some(_) if ours => Problem::new(
-                "WrongCa",
-                format!("{hub} did not prove to be this fleet's hub ({reason}): check the address"),
-            ),
             _ => Problem::new("Refused", format!("hub {hub} ended the connection (code {code:#x}: {reason})")),
         }
     }

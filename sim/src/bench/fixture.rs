@@ -1,14 +1,9 @@
 //! What every bench begins with: a hub that runs the shipped binary, and a release to roll out.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
-use anyhow::{Context as _, ensure};
-use cloudcore::stage::Stage;
-use tokio::process::Command;
+use anyhow::Context as _;
+use cloudcore::stage::{self, Stage};
 
 use super::{api::Api, process};
 
@@ -33,7 +28,7 @@ impl Fixture {
     /// # Errors
     /// When a binary is missing or does not do what it should.
     pub async fn open() -> anyhow::Result<Fixture> {
-        let bins = programs().await?;
+        let bins = stage::programs().await?;
         let mut stage = Stage::open(None, bins.clone(), false)?;
         stage.init_hub().await?;
         let api = Api::of(&stage.path("hub"), &stage.api_address()?)?;
@@ -127,20 +122,4 @@ impl Fixture {
         };
         format!("{}; {}", tail("hub"), tail(node))
     }
-}
-
-/// The folder with the shipped programs: that of this one. Under cargo they are built first, since
-/// `cargo run --bin sim` builds only the one.
-async fn programs() -> anyhow::Result<PathBuf> {
-    let this = std::env::current_exe().context("find this program")?;
-    let folder = this.parent().context("find the folder of this program")?.to_owned();
-    if let Some(cargo) = std::env::var_os("CARGO") {
-        let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
-        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("find the workspace")?;
-        eprintln!("building the programs ...");
-        let mut build = Command::new(cargo);
-        build.args(["build", "--quiet", "--profile", profile, "-p", "cloudcore", "-p", "edgecore", "--bins"]);
-        ensure!(build.current_dir(workspace).status().await?.success(), "cargo could not build the programs");
-    }
-    Ok(folder)
 }

@@ -1,0 +1,231 @@
+//! What is accepted, what is refused, and what damage to the record does.
+
+use std::{collections::BTreeMap, fs, sync::Mutex};
+
+use proto::{
+    digest::Digest,
+    env::{BoxFuture, WallClock},
+    link::message::{BlobRequest, MetadataReply},
+    tuf::{
+        RoleName, SecretKey, TargetCustom,
+        schema::{MetaFile, Role, RoleKeys, RootMeta, SPEC_VERSION, SnapshotMeta, TargetsMeta, TimestampMeta},
+        sign::Document,
+    },
+};
+use tempfile::TempDir;
+
+use super::*;
+use crate::fetch::{Reader, tests::env};
+
+#[derive(Debug)]
+struct Clock(Mutex<Timestamp>);
+
+impl WallClock for Clock {
+    fn now(&self) -> Timestamp {
+        *self.0.lock().unwrap()
+    }
+}
+
+/// A hub that answers with one publication, or not at all.
+#[derive(Debug, Default)]
+struct Hub(Mutex<Option<MetadataReply>>);
+
+impl Source for Hub {
+    fn metadata(&self, have: MetadataRequest) -> BoxFuture<'_, Result<MetadataReply, SourceError>> {
+        let reply = self.0.lock().unwrap().clone().ok_or(SourceError::Offline);
+        // As the hub does: what is not newer is left out.
+        let newer = reply.map(|r| if have.timestamp >= version_of(&r) { MetadataReply::default() } else { r });
+        Box::pin(async { newer })
+    }
+    fn blob(&self, _: BlobRequest) -> BoxFuture<'_, Result<Reader, SourceError>> {
+        Box::pin(async { Err(SourceError::Offline) })
+    }
+}
+
+fn version_of(reply: &MetadataReply) -> u64 {
+    let meta: serde_json::Value = serde_json::from_str(reply.timestamp.as_ref().unwrap()).unwrap();
+    meta["signed"]["version"].as_u64().unwrap()
+}
+
+fn at(text: &str) -> Timestamp {
+    text.parse().unwrap()
+}
+
+fn signed<T: Role>(content: &T) -> String {
+    let mut document = Document::new(content).unwrap();
+    document.sign(&SecretKey::from_seed(&[1; 32]));
+    document.text()
+}
+
+macro_rules! meta {
+    ($name:ident, $kind:literal, $version:expr, $($rest:tt)*) => {
+        $name {
+            kind: $kind.into(), spec_version: SPEC_VERSION.into(), version: $version,
+            expires: at("2031-01-01T00:00:00Z"), other: BTreeMap::new(), $($rest)*
+        }
+    };
+}
+
+pub(crate) fn root() -> String {
+    let key = SecretKey::from_seed(&[1; 32]);
+    let role = || RoleKeys { keyids: vec![key.id()], threshold: 1 };
+    let roles = [RoleName::Root, RoleName::Targets, RoleName::Snapshot, RoleName::Timestamp];
+    signed(&meta!(RootMeta, "root", 1,
+        consistent_snapshot: true,
+        keys: [(key.id(), key.public())].into(),
+        roles: roles.iter().map(|r| (r.as_str().to_owned(), role())).collect(),
+    ))
+}
+
+/// Publication `version` with the releases `(version, counter)` of the app `web`.
+fn publication(version: u64, releases: &[(&str, u64)]) -> MetadataReply {
+    let target = |(name, counter): &(&str, u64)| {
+        let custom = TargetCustom {
+            app: "web".parse().unwrap(),
+            version: name.parse().unwrap(),
+            release_counter: *counter,
+            hardware: ["x86_64".to_owned()].into(),
+            issued_at: Some(at("2030-01-01T00:00:00Z")),
+        };
+        let target = Target { length: 3, digest: Digest::of(name.as_bytes()), custom };
+        (format!("web/{name}.json"), target.to_file().unwrap())
+    };
+    let targets = signed(&meta!(TargetsMeta, "targets", version, targets: releases.iter().map(target).collect()));
+    let meta = [("targets.json".to_owned(), MetaFile::of(version, &targets))].into();
+    let snapshot = signed(&meta!(SnapshotMeta, "snapshot", version, meta));
+    let meta = [("snapshot.json".to_owned(), MetaFile::of(version, &snapshot))].into();
+    let timestamp = signed(&meta!(TimestampMeta, "timestamp", version, meta));
+    MetadataReply { roots: vec![], timestamp: Some(timestamp), snapshot: Some(snapshot), targets: Some(targets) }
+}
+
+struct World {
+    _folder: TempDir,
+    record: Record,
+    clock: std::sync::Arc<Clock>,
+    hub: Hub,
+}
+
+impl World {
+    fn new() -> World {
+        let folder = tempfile::tempdir().unwrap();
+        let record = Record::at(folder.path().join("trust"));
+        begin(&record, &root()).unwrap();
+        let clock = std::sync::Arc::new(Clock(Mutex::new(at("2030-06-01T00:00:00Z"))));
+        World { _folder: folder, record, clock, hub: Hub::default() }
+    }
+
+    fn publish(&self, version: u64, releases: &[(&str, u64)]) {
+        *self.hub.0.lock().unwrap() = Some(publication(version, releases));
+    }
+
+    fn offline(&self) {
+        *self.hub.0.lock().unwrap() = None;
+    }
+
+    fn open(&self) -> Trust {
+        Trust::open(self.record.clone(), Env { wall: self.clock.clone(), ..env() }).unwrap()
+    }
+
+    async fn accept(&self, trust: &Trust, version: &str, floor: u64) -> Result<Accepted, &'static str> {
+        let release = ReleaseRef { version: version.parse().unwrap(), digest: Digest::of(version.as_bytes()) };
+        let app = "web".parse().unwrap();
+        let accepted = trust.accept(&self.hub, &app, &release, floor, &["x86_64".into()]).await;
+        accepted.map_err(|e| e.reason())
+    }
+}
+
+#[tokio::test]
+async fn what_was_verified_is_kept_and_needs_no_hub() {
+    let world = World::new();
+    assert_eq!(world.accept(&world.open(), "1", 0).await, Err("HubUnreachable"));
+    world.publish(1, &[("1", 1)]);
+    assert_eq!(world.accept(&world.open(), "1", 0).await, Ok(Accepted { counter: 1, manifest_bytes: 3 }));
+    world.offline();
+    let trust = world.open();
+    assert_eq!(world.accept(&trust, "1", 0).await, Ok(Accepted { counter: 1, manifest_bytes: 3 }));
+    assert_eq!(world.accept(&trust, "2", 0).await, Err("HubUnreachable"));
+    world.publish(2, &[("1", 1), ("2", 2)]);
+    assert_eq!(world.accept(&trust, "2", 1).await, Ok(Accepted { counter: 2, manifest_bytes: 3 }));
+    assert_eq!(trust.state().borrow().versions.targets, 2);
+}
+
+#[tokio::test]
+async fn each_attack_is_refused_by_its_name_and_changes_nothing() {
+    let world = World::new();
+    world.publish(5, &[("1", 1), ("2", 2)]);
+    let trust = world.open();
+    world.accept(&trust, "2", 0).await.unwrap();
+    let before = fs::read(world.record.path()).unwrap();
+
+    assert_eq!(world.accept(&trust, "1", 2).await, Err("Rollback"), "an older release");
+    let release = ReleaseRef { version: "1".parse().unwrap(), digest: Digest::of(b"other") };
+    let other = trust.accept(&world.hub, &"web".parse().unwrap(), &release, 0, &["x86_64".into()]).await;
+    assert_eq!(other.unwrap_err().reason(), "VerificationFailed", "another digest");
+    let release = ReleaseRef { digest: Digest::of(b"1"), ..release };
+    let arm = trust.accept(&world.hub, &"web".parse().unwrap(), &release, 0, &["aarch64".into()]).await;
+    assert_eq!(arm.unwrap_err().reason(), "WrongHardware");
+    assert_eq!(world.accept(&trust, "9", 0).await, Err("VerificationFailed"), "a release that nobody signed");
+
+    let mut changed = publication(6, &[("9", 9)]);
+    changed.targets = changed.targets.map(|t| t.replace("x86_64", "x86_65"));
+    *world.hub.0.lock().unwrap() = Some(changed);
+    assert_eq!(world.accept(&trust, "9", 0).await, Err("VerificationFailed"), "a changed byte");
+    assert_eq!(fs::read(world.record.path()).unwrap(), before);
+}
+
+#[tokio::test]
+async fn expired_metadata_accepts_nothing_new_and_a_clock_set_back_does_not_help() {
+    let world = World::new();
+    world.publish(1, &[("1", 1)]);
+    let trust = world.open();
+    *world.clock.0.lock().unwrap() = at("1970-01-01T00:00:00Z");
+    world.accept(&trust, "1", 0).await.unwrap();
+    *world.clock.0.lock().unwrap() = at("2032-01-01T00:00:00Z");
+    assert_eq!(world.accept(&trust, "1", 0).await, Err("MetadataExpired"));
+}
+
+#[tokio::test]
+async fn a_lost_record_fails_closed_until_the_box_joins_again() {
+    let world = World::new();
+    world.publish(1, &[("1", 1)]);
+    world.accept(&world.open(), "1", 0).await.unwrap();
+    let second = world.record.path().with_extension("bak");
+    let whole = (fs::read(world.record.path()).unwrap(), fs::read(&second).unwrap());
+    let damage: [fn(&std::path::Path); 3] = [
+        |path| fs::write(path, "x").unwrap(),
+        |path| fs::remove_file(path).unwrap(),
+        |path| Record::at(path).store(b"{}").unwrap(),
+    ];
+    for (i, damage) in damage.into_iter().enumerate() {
+        fs::write(world.record.path(), &whole.0).unwrap();
+        fs::write(&second, &whole.1).unwrap();
+        damage(world.record.path());
+        if i < 2 {
+            // One copy is enough, and the damage is told.
+            let trust = world.open();
+            assert!(trust.state().borrow().problem.contains("damaged"), "{i}");
+            assert_eq!(trust.state().borrow().versions.targets, 0, "{i}: the copy before the first update");
+            world.accept(&trust, "1", 0).await.unwrap();
+            fs::write(&second, "x").unwrap();
+            fs::remove_file(&second).unwrap();
+            damage(world.record.path());
+        }
+        let trust = world.open();
+        assert_eq!(world.accept(&trust, "1", 0).await, Err("TrustLost"), "{i}");
+        assert!(trust.state().borrow().problem.contains("edgecore join"), "{i}");
+        assert!(!is_whole(&world.record).unwrap());
+    }
+    begin(&world.record, &root()).unwrap();
+    world.accept(&world.open(), "1", 0).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_release_published_again_under_a_higher_counter_is_looked_up_anew() {
+    let world = World::new();
+    world.publish(1, &[("1.0.0", 1), ("2.0.0", 2)]);
+    let trust = world.open();
+    assert_eq!(world.accept(&trust, "1.0.0", 0).await.unwrap().counter, 1);
+    assert_eq!(world.accept(&trust, "1.0.0", 2).await.unwrap_err(), "Rollback");
+    world.publish(2, &[("1.0.0", 3), ("2.0.0", 2)]);
+    assert_eq!(world.accept(&trust, "1.0.0", 2).await.unwrap().counter, 3);
+}
