@@ -13,7 +13,7 @@ use std::{
     collections::BTreeMap,
     future::pending,
     net::IpAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError},
     time::Duration,
 };
@@ -50,6 +50,8 @@ use crate::{
 
 /// How often a condition is looked at, in virtual time.
 const STEP: Duration = Duration::from_millis(50);
+/// Free memory from which on the simulated disks are kept there.
+const ENOUGH_MEMORY_BYTES: u64 = 2 << 30;
 const PORT: u16 = proto::link::DEFAULT_PORT;
 
 /// A simulated machine.
@@ -92,7 +94,7 @@ impl World {
     /// When there is no room for its folders.
     pub async fn new(seed: Seed, trace: Trace) -> anyhow::Result<World> {
         let start = Instant::now();
-        let folder = tempfile::Builder::new().prefix("sim-").tempdir()?;
+        let folder = disk()?;
         let net = Net::new(seed.child("net"), Profile::edge(), trace.clone());
         let pump = Tasks::default();
         pump.spawn(net.clone().pump());
@@ -518,6 +520,20 @@ impl Host {
         net.silence(self.ip);
         self.tasks.kill().await;
     }
+}
+
+/// A folder for all simulated disks: in memory where there is plenty, since every write is synced.
+fn disk() -> anyhow::Result<tempfile::TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("sim-");
+    let memory = Path::new("/dev/shm");
+    let free = rustix::fs::statvfs(memory).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+    if free >= ENOUGH_MEMORY_BYTES
+        && let Ok(folder) = builder.tempdir_in(memory)
+    {
+        return Ok(folder);
+    }
+    Ok(builder.tempdir()?)
 }
 
 fn fleet() -> anyhow::Result<Name> {
