@@ -36,8 +36,9 @@ struct Scene {
 /// # Errors
 /// The first scene that did not show what it must, with where to read on.
 pub async fn run(args: DemoArgs) -> anyhow::Result<()> {
+    let programs = stage::programs().await?;
     let started = Instant::now();
-    let mut stage = Stage::open(args.dir, stage::programs().await?, true)?;
+    let mut stage = Stage::open(args.dir, programs, true)?;
     println!("working in {}", stage.path("").display());
     let outcome = play(&mut stage).await;
     match outcome {
