@@ -17,10 +17,18 @@ use super::output;
 const CHUNK_BYTES: usize = 64 << 10;
 const POLL: Duration = Duration::from_millis(250);
 
-/// Where a reader stands: file and offset. Files are told by inode, for their names change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Cursor {
+/// A log file, told by its inode, for names change. An inode belongs to a new file soon after its
+/// file was deleted, so that it means something only as long as this is held open.
+#[derive(Debug)]
+struct LogFile {
+    file: File,
     inode: u64,
+}
+
+/// Where a reader stands.
+#[derive(Debug)]
+struct Cursor {
+    log: LogFile,
     offset: u64,
 }
 
@@ -56,36 +64,36 @@ pub async fn stream(folder: PathBuf, tail: Option<u32>, follow: bool, env: Env) 
 }
 
 /// The files, oldest first. They are opened newest first, so that a rotation meanwhile hides none.
-fn open_all(folder: &Path) -> Vec<(u64, File)> {
-    let mut files: Vec<(u64, File)> = vec![];
+fn open_all(folder: &Path) -> Vec<LogFile> {
+    let mut logs: Vec<LogFile> = vec![];
     for age in 0..=output::OLD_FILES {
         let Ok(file) = File::open(output::file_path(folder, age)) else { continue };
         let Ok(inode) = file.metadata().map(|m| m.ino()) else { continue };
-        if files.iter().all(|(other, _)| *other != inode) {
-            files.push((inode, file));
+        if logs.iter().all(|other| other.inode != inode) {
+            logs.push(LogFile { file, inode });
         }
     }
-    files.reverse();
-    files
+    logs.reverse();
+    logs
 }
 
 /// The next whole lines after the cursor; nothing when there are none yet.
 fn read_more(folder: &Path, cursor: Option<Cursor>) -> (Vec<u8>, Option<Cursor>) {
-    let files = open_all(folder);
-    // A file that was rotated away: go on with the oldest that is left.
-    let known = cursor.and_then(|c| files.iter().position(|(inode, _)| *inode == c.inode));
-    let mut offset = if known.is_some() { cursor.map_or(0, |c| c.offset) } else { 0 };
-    let mut at = cursor;
-    for (inode, file) in files.into_iter().skip(known.unwrap_or(0)) {
-        at = Some(Cursor { inode, offset });
-        let chunk = read_lines(&file, offset).unwrap_or_default();
-        if !chunk.is_empty() {
-            offset += chunk.len() as u64;
-            return (chunk, Some(Cursor { inode, offset }));
+    let newer = open_all(folder);
+    // A file that was rotated away is read to its end, then comes the oldest that is left.
+    let known = cursor.as_ref().and_then(|c| newer.iter().position(|log| log.inode == c.log.inode));
+    let newer = newer.into_iter().skip(known.map_or(0, |at| at + 1)).map(|log| Cursor { log, offset: 0 });
+    let mut last = None;
+    for mut cursor in cursor.into_iter().chain(newer) {
+        let chunk = read_lines(&cursor.log.file, cursor.offset).unwrap_or_default();
+        cursor.offset += chunk.len() as u64;
+        let found = !chunk.is_empty();
+        last = Some(cursor);
+        if found {
+            return (chunk, last);
         }
-        offset = 0;
     }
-    (vec![], at)
+    (vec![], last)
 }
 
 fn read_lines(mut file: &File, offset: u64) -> io::Result<Vec<u8>> {
@@ -105,14 +113,14 @@ fn read_lines(mut file: &File, offset: u64) -> io::Result<Vec<u8>> {
 fn tail_start(folder: &Path, lines: u32) -> Option<Cursor> {
     let mut wanted = u64::from(lines);
     let mut begin = None;
-    for (newest, (inode, file)) in open_all(folder).into_iter().rev().enumerate() {
-        let size = file.metadata().map_or(0, |m| m.len());
+    for (newest, log) in open_all(folder).into_iter().rev().enumerate() {
+        let size = log.file.metadata().map_or(0, |m| m.len());
         if newest == 0 && wanted == 0 {
-            return Some(Cursor { inode, offset: size });
+            return Some(Cursor { log, offset: size });
         }
-        match lines_back(&file, size, &mut wanted) {
-            Some(offset) => return Some(Cursor { inode, offset }),
-            None => begin = Some(Cursor { inode, offset: 0 }),
+        match lines_back(&log.file, size, &mut wanted) {
+            Some(offset) => return Some(Cursor { log, offset }),
+            None => begin = Some(Cursor { log, offset: 0 }),
         }
     }
     begin
@@ -212,5 +220,31 @@ mod tests {
         }
         let expected: Vec<u32> = (5..10).chain(100..2000).collect();
         assert_eq!(seen, expected);
+    }
+
+    #[tokio::test]
+    async fn a_follower_left_behind_goes_on_with_what_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut files = LogFiles::open(folder.path(), 16 << 10).unwrap();
+        write(&mut files, 0, 10);
+        let mut cursor = tail_start(folder.path(), 1);
+        for round in 1..100 {
+            // More than all files hold, and each time another share of the newest.
+            write(&mut files, round * 1000, round * 1000 + 400 + round);
+            let mut seen = vec![];
+            loop {
+                let (chunk, next) = read_more(folder.path(), cursor);
+                cursor = next;
+                if chunk.is_empty() {
+                    break;
+                }
+                seen.extend(numbers(&chunk));
+            }
+            let mut left = vec![];
+            for log in open_all(folder.path()) {
+                left.extend(numbers(&read_lines(&log.file, 0).unwrap()));
+            }
+            assert!(seen.ends_with(&left), "round {round}: {seen:?}, of {left:?}");
+        }
     }
 }
