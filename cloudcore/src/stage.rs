@@ -7,8 +7,10 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
+    net::{TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::Stdio,
+    sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
 
@@ -74,8 +76,8 @@ impl Stage {
     /// When one of the commands fails.
     pub async fn init_hub(&mut self) -> anyhow::Result<()> {
         // Fixed from here on, so that a hub that is killed comes back where its agents look for it.
-        let link = std::net::UdpSocket::bind(("127.0.0.1", 0))?.local_addr()?.to_string();
-        let api = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.to_string();
+        let port = free_port().context("no port is free for the hub")?;
+        let (link, api) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{port}"));
         let init = ["init", "--data", "hub", "--fleet", "demo", "--link-listen", &link, "--api-listen", &api];
         self.run("cloudcore", &init).await?;
         self.start_hub().await?;
@@ -389,6 +391,20 @@ impl Drop for Stage {
     }
 }
 
+/// A port that is free for UDP and TCP, below those that the kernel hands out by itself: it stays free
+/// while the hub that will use it starts, or is away.
+fn free_port() -> Option<u16> {
+    const PORTS: std::ops::Range<u16> = 20_000..30_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = u64::from(std::process::id()) * 16; // processes that run side by side begin apart
+    (0..PORTS.len() as u64).find_map(|_| {
+        let step = first + u64::from(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = PORTS.start + u16::try_from(step % PORTS.len() as u64).ok()?;
+        let free = UdpSocket::bind(("127.0.0.1", port)).is_ok() && TcpListener::bind(("127.0.0.1", port)).is_ok();
+        free.then_some(port)
+    })
+}
+
 /// The shims of workloads whose files lie below `folder`.
 fn shims_below(folder: &Path) -> Vec<Pid> {
     let folder = folder.to_string_lossy().into_owned();
@@ -417,17 +433,10 @@ pub async fn programs() -> anyhow::Result<PathBuf> {
         let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("find the workspace")?;
         let mut build = Command::new(cargo);
-        build.args([
-            "build",
-            "--quiet",
-            "--profile",
-            profile,
-            "--package",
-            "cloudcore",
-            "--package",
-            "edgecore",
-            "--bins",
-        ]);
+        // The whole workspace is selected, as it is by the README's commands: a part of it would be another
+        // choice of features, and rebuild every dependency.
+        build.args(["build", "--quiet", "--profile", profile, "--workspace"]);
+        build.args(["--bin", "cloudcore", "--bin", "crossdock", "--bin", "edgecore"]);
         if !build.current_dir(workspace).status().await?.success() {
             bail!("cargo could not build the programs; see above");
         }

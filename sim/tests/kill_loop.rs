@@ -1,4 +1,7 @@
-//! `kill -9` of the agent, of the hub, and of both, swept over every stage of an install.
+//! `kill -9` of the agent, of the hub, and of both, at every stage of an install.
+//!
+//! The stage is aimed at, not hoped for: the agent is frozen (SIGSTOP) every millisecond, its disk says
+//! how far it is, and where it stands at the wanted stage the victim dies while the agent is frozen.
 //!
 //! The workload is its own witness: at each start it appends the digest of its own file to a log in its
 //! data folder. Whatever was killed when, the node must converge, only published bytes may ever have
@@ -8,15 +11,127 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::fs::PermissionsExt as _,
-    time::Duration,
+    path::Path,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, ensure};
 use cloudcore::stage::{self, Stage};
-use proto::{digest::Digest, object::UpdatePhase};
+use edgecore::{
+    apps::slot::{self, Slot},
+    config::Paths,
+    driver::records::Folder,
+};
+use proto::{digest::Digest, durable::Record, object::UpdatePhase};
+use rustix::process::{Pid, Signal, kill_process};
 
 const NODE: &str = "box-1";
 const VICTIMS: [&str; 3] = ["agent", "hub", "both"];
+/// Rounds for a stage and victim before the test gives up on hitting it.
+const TRIES: u32 = 8;
+
+/// How far an install is, told from the agent's disk alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Moment {
+    /// Nothing of the new release is here.
+    Assigned,
+    /// Parts of it are.
+    Downloading,
+    /// All of it is; the old one runs.
+    Staged,
+    /// The old one is stopped, and the slot says nothing of it yet.
+    Stopped,
+    /// The slot says that the new one is on trial; it does not run yet.
+    Switched,
+    /// The new one runs on trial.
+    OnTrial,
+    /// The slot says that the new one is good.
+    Confirmed,
+}
+
+const MOMENTS: [Moment; 7] = [
+    Moment::Assigned,
+    Moment::Downloading,
+    Moment::Staged,
+    Moment::Stopped,
+    Moment::Switched,
+    Moment::OnTrial,
+    Moment::Confirmed,
+];
+
+impl Moment {
+    /// Reads the disk of an agent that is frozen or dead.
+    fn of(data: &Path, version: &str) -> anyhow::Result<Moment> {
+        let paths = Paths::new(data);
+        let app = paths.apps().join("witness");
+        let slot: Slot = slot::load(&Record::at(app.join("slot")))?;
+        let is_new = |release: &proto::object::ReleaseRef| release.version.as_str() == version;
+        let run = Folder::at(paths.driver().join("witness"));
+        let launch = run.launch()?;
+        let runs = match &launch {
+            Some(launch) if run.holder()?.is_some() => run.running(launch)?.is_some(),
+            _ => false,
+        };
+        if slot.active.as_ref().is_some_and(|a| is_new(&a.release)) {
+            return Ok(Moment::Confirmed);
+        }
+        if slot.trial.as_ref().is_some_and(|t| is_new(&t.installed.release)) {
+            let runs = runs && launch.is_some_and(|l| is_new(&l.release));
+            return Ok(if runs { Moment::OnTrial } else { Moment::Switched });
+        }
+        // What is neither of the slot nor whole is the new one on its way.
+        let kept: BTreeSet<String> = slot.kept().map(|d| d.hex()).collect();
+        let mut moment = Moment::Assigned;
+        for entry in fs::read_dir(app.join("releases"))? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if kept.contains(&name) {
+                continue;
+            }
+            let found = match name.strip_suffix(".tmp") {
+                Some(_) => Moment::Downloading,
+                None if runs => Moment::Staged,
+                None => Moment::Stopped,
+            };
+            moment = moment.max(found);
+        }
+        Ok(moment)
+    }
+}
+
+/// Freezes a process, and returns once it is frozen.
+fn freeze(pid: u32) -> anyhow::Result<()> {
+    let raw = Pid::from_raw(pid.cast_signed()).context("the agent has no pid")?;
+    kill_process(raw, Signal::STOP)?;
+    loop {
+        // `pid (comm) state`: every thread stops before the process counts as stopped.
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        match stat.rsplit(") ").next().and_then(|rest| rest.chars().next()) {
+            Some('T') => return Ok(()),
+            Some('Z') | None => anyhow::bail!("the agent ended by itself"),
+            Some(_) => std::thread::yield_now(),
+        }
+    }
+}
+
+fn thaw(pid: u32) -> anyhow::Result<()> {
+    Ok(kill_process(Pid::from_raw(pid.cast_signed()).context("the agent has no pid")?, Signal::CONT)?)
+}
+
+/// Lets the agent run until it is at `wanted` or beyond, and leaves it frozen there.
+async fn freeze_at(stage: &Stage, wanted: Moment, version: &str) -> anyhow::Result<Moment> {
+    let pid = stage.agent_pid(NODE).context("no agent runs")?;
+    let deadline = Instant::now() + stage::PATIENCE;
+    loop {
+        freeze(pid)?;
+        let moment = Moment::of(&stage.path(NODE), version)?;
+        if moment >= wanted {
+            return Ok(moment);
+        }
+        thaw(pid)?;
+        ensure!(Instant::now() < deadline, "the install came to {moment:?} and not to {wanted:?}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
 
 /// Builds and publishes version `n`: a script that vouches for itself, and ballast that takes a while to fetch.
 async fn publish(stage: &Stage, n: u32) -> anyhow::Result<Digest> {
@@ -42,19 +157,41 @@ async fn publish(stage: &Stage, n: u32) -> anyhow::Result<Digest> {
     Ok(Digest::of(script.as_bytes()))
 }
 
-/// Where the agent stood when it was killed, by its own words.
-async fn stage_of_install(stage: &Stage) -> String {
-    let Ok((0, text)) = stage.try_run("edgecore", &["status", "--data", NODE, "-o", "json"]).await else {
-        return "unreachable".into();
-    };
-    let status: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-    let phase = status.pointer("/report/workloads/witness/phase").and_then(|p| p.as_str()).unwrap_or("none");
-    phase.to_owned()
+/// Starts the rollout of a version, kills `victim` when the install is at `wanted`, and waits until the
+/// version runs. Returns where it was killed.
+async fn round(stage: &mut Stage, version: &str, wanted: Moment, victim: &str) -> anyhow::Result<Moment> {
+    stage.crossdock(&["rollout", "start", &format!("witness@{version}"), "--to", "all"]).await?;
+    let moment = freeze_at(stage, wanted, version).await?;
+    let agent = stage.agent_pid(NODE).context("no agent runs")?;
+    if victim != "hub" {
+        stage.kill_agent(NODE).await?; // SIGKILL reaches what is frozen
+    }
+    if victim != "agent" {
+        stage.kill_hub().await?;
+    }
+    if victim == "hub" {
+        thaw(agent)?;
+    }
+    if victim != "agent" {
+        stage.start_hub().await?;
+    }
+    if victim != "hub" {
+        stage.start_agent(NODE)?;
+    }
+    stage
+        .wait_for_nodes(&format!("{version} runs after kill -9 of {victim} at {moment:?}"), |node| {
+            node.status.workloads.get("witness").is_some_and(|w| {
+                let running = w.running.as_ref();
+                w.phase == UpdatePhase::Succeeded
+                    && running.is_some_and(|r| r.ready && r.release.version.as_str() == version)
+            })
+        })
+        .await?;
+    Ok(moment)
 }
 
 #[tokio::test]
 async fn kill_nine_at_every_stage_converges() -> anyhow::Result<()> {
-    let rounds: u32 = std::env::var("KILL_ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(30);
     let mut stage = Stage::open(None, stage::programs().await?, false)?;
     stage.init_hub().await?;
     stage.crossdock(&["release", "init", "repo"]).await?;
@@ -64,36 +201,19 @@ async fn kill_nine_at_every_stage_converges() -> anyhow::Result<()> {
     let mut published = BTreeSet::from([publish(&stage, 1).await?]);
     stage.crossdock(&["rollout", "start", "witness@1.0.0", "--to", "all", "--wait"]).await?;
 
-    let mut killed_at: BTreeMap<String, u32> = BTreeMap::new();
-    for round in 0..rounds {
-        let version = round + 2;
-        published.insert(publish(&stage, version).await?);
-        stage.crossdock(&["rollout", "start", &format!("witness@{version}.0.0"), "--to", "all"]).await?;
-        // Swept, so that over the rounds every stage is hit; where it hit is counted, not assumed.
-        let delay = Duration::from_millis(u64::from(round / 3) * 40);
-        tokio::time::sleep(delay).await;
-        *killed_at.entry(stage_of_install(&stage).await).or_default() += 1;
-        let victim = VICTIMS[round as usize % VICTIMS.len()];
-        if victim != "hub" {
-            stage.kill_agent(NODE).await?;
+    let mut hits: BTreeMap<(&str, Moment), u32> = BTreeMap::new();
+    let mut n = 1;
+    for wanted in MOMENTS {
+        for victim in VICTIMS {
+            let mut tries = 0;
+            while !hits.contains_key(&(victim, wanted)) {
+                ensure!(tries < TRIES, "{TRIES} rounds did not catch {wanted:?}: {hits:?}");
+                (n, tries) = (n + 1, tries + 1);
+                published.insert(publish(&stage, n).await?);
+                let hit = round(&mut stage, &format!("{n}.0.0"), wanted, victim).await?;
+                *hits.entry((victim, hit)).or_default() += 1;
+            }
         }
-        if victim != "agent" {
-            stage.kill_hub().await?;
-            stage.start_hub().await?;
-        }
-        if victim != "hub" {
-            stage.start_agent(NODE)?;
-        }
-        let expected = format!("{version}.0.0");
-        stage
-            .wait_for_nodes(&format!("{expected} runs after kill -9 of {victim} at {delay:?}"), |node| {
-                node.status.workloads.get("witness").is_some_and(|w| {
-                    let running = w.running.as_ref();
-                    w.phase == UpdatePhase::Succeeded
-                        && running.is_some_and(|r| r.ready && r.release.version.as_str() == expected)
-                })
-            })
-            .await?;
     }
 
     let ran = fs::read_to_string(stage.path(NODE).join("apps/witness/data/ran")).context("the witness never ran")?;
@@ -101,7 +221,6 @@ async fn kill_nine_at_every_stage_converges() -> anyhow::Result<()> {
         let digest = Digest::from_hex(line)?;
         ensure!(published.contains(&digest), "bytes ran that nobody published: {line}");
     }
-    println!("{rounds} rounds, {} starts, killed while: {killed_at:?}", ran.lines().count());
-    ensure!(killed_at.len() >= 3, "the sweep hit too few stages: {killed_at:?}");
+    println!("{} rounds, {} starts, killed at: {hits:?}", n - 1, ran.lines().count());
     stage.close().await
 }
