@@ -32,7 +32,7 @@ const PERIOD: Duration = Duration::from_millis(50);
 pub struct Stage {
     folder: PathBuf,
     temporary: Option<tempfile::TempDir>,
-    bins: PathBuf,
+    programs: Programs,
     show: bool,
     left_running: bool,
     hub: Option<Child>,
@@ -40,17 +40,18 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// A stage in `dir` (which must be empty), or in a temporary folder. `bins` is the folder with the
-    /// programs; `show` prints every command and its output.
+    /// A stage in `dir` (which must be empty), or in a temporary folder; `show` prints every command and
+    /// its output.
     ///
     /// # Errors
     /// When the folder cannot be made, is not empty, or a program is missing.
-    pub fn open(dir: Option<PathBuf>, bins: PathBuf, show: bool) -> anyhow::Result<Stage> {
+    pub fn open(dir: Option<PathBuf>, programs: Programs, show: bool) -> anyhow::Result<Stage> {
         for program in ["cloudcore", "crossdock", "edgecore"] {
-            if !bins.join(program).exists() {
+            let path = programs.path(program);
+            if !path.exists() {
                 bail!(
-                    "{program} is not in {}; build it with cargo build --bins, or install all programs into one folder",
-                    bins.display()
+                    "there is no {}; build it with cargo build --bins, or install all programs into one folder",
+                    path.display()
                 );
             }
         }
@@ -67,7 +68,7 @@ impl Stage {
                 (temporary.path().to_owned(), Some(temporary))
             }
         };
-        Ok(Stage { folder, temporary, bins, show, left_running: false, hub: None, agents: BTreeMap::new() })
+        Ok(Stage { folder, temporary, programs, show, left_running: false, hub: None, agents: BTreeMap::new() })
     }
 
     /// Makes the hub's data folder with ports of its own, starts the hub and logs in.
@@ -128,11 +129,11 @@ impl Stage {
     /// The `crossdock` executable.
     #[must_use]
     pub fn crossdock_program(&self) -> PathBuf {
-        self.bins.join("crossdock")
+        self.programs.path("crossdock")
     }
 
     fn command(&self, program: &str, args: &[&str]) -> Command {
-        let mut command = Command::new(self.bins.join(program));
+        let mut command = Command::new(self.programs.path(program));
         command.args(args).current_dir(&self.folder).stdin(Stdio::null());
         command.env("CROSSDOCK_CONFIG", self.folder.join("contexts.yaml"));
         for name in ["CROSSDOCK_SERVER", "CROSSDOCK_TOKEN", "CROSSDOCK_CA", "CROSSDOCK_CONTEXT"] {
@@ -418,30 +419,60 @@ fn shims_below(folder: &Path) -> Vec<Pid> {
     pids.filter(ours).filter_map(Pid::from_raw).collect()
 }
 
-/// The folder with the programs `cloudcore`, `crossdock` and `edgecore`: where this one lies. Under cargo
-/// they are built first, since `cargo run --bin crossdock` builds only the one.
+/// Where the programs are.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    folder: PathBuf,
+    agent: PathBuf,
+}
+
+impl Programs {
+    /// A program of Crossdock.
+    #[must_use]
+    pub fn path(&self, program: &str) -> PathBuf {
+        if program == "edgecore" { self.agent.clone() } else { self.folder.join(program) }
+    }
+}
+
+/// The programs beside this one. Started by cargo, it builds them first, so that they are of the same source.
 ///
 /// # Errors
 /// When cargo cannot build them.
-pub async fn programs() -> anyhow::Result<PathBuf> {
+pub async fn programs() -> anyhow::Result<Programs> {
     let this = std::env::current_exe().context("find this program")?;
     let mut folder = this.parent().context("find the folder of this program")?;
     if folder.ends_with("deps") {
         folder = folder.parent().unwrap_or(folder); // a test
     }
-    if let Some(cargo) = std::env::var_os("CARGO") {
-        let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
-        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("find the workspace")?;
-        let mut build = Command::new(cargo);
-        // The whole workspace is selected, as it is by the README's commands: a part of it would be another
-        // choice of features, and rebuild every dependency.
-        build.args(["build", "--quiet", "--profile", profile, "--workspace"]);
-        build.args(["--bin", "cloudcore", "--bin", "crossdock", "--bin", "edgecore"]);
-        if !build.current_dir(workspace).status().await?.success() {
-            bail!("cargo could not build the programs; see above");
-        }
+    // Cargo names the folder after the profile, but for the first one.
+    let profile = folder.file_name().and_then(|name| name.to_str()).filter(|name| *name != "debug").unwrap_or("dev");
+    cargo_build(profile, &["cloudcore", "crossdock", "edgecore"]).await?;
+    Ok(Programs { folder: folder.to_owned(), agent: folder.join("edgecore") })
+}
+
+/// As [`programs`], with the agent as it ships: built with the profile `edge`.
+///
+/// # Errors
+/// When cargo cannot build them.
+pub async fn shipped_programs() -> anyhow::Result<Programs> {
+    let programs = programs().await?;
+    cargo_build("edge", &["edgecore"]).await?;
+    let shipped = programs.folder.with_file_name("edge").join("edgecore");
+    Ok(if shipped.exists() { Programs { agent: shipped, ..programs } } else { programs })
+}
+
+async fn cargo_build(profile: &str, programs: &[&str]) -> anyhow::Result<()> {
+    let Some(cargo) = std::env::var_os("CARGO") else { return Ok(()) };
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("find the workspace")?;
+    let mut build = Command::new(cargo);
+    // The whole workspace is selected, as it is by the README's commands: a part of it would be another
+    // choice of features, and rebuild every dependency.
+    build.args(["build", "--quiet", "--workspace", "--profile", profile]);
+    build.args(programs.iter().flat_map(|program| ["--bin", program]));
+    if !build.current_dir(workspace).status().await?.success() {
+        bail!("cargo could not build the programs; see above");
     }
-    Ok(folder.to_owned())
+    Ok(())
 }
 
 fn shorten(text: &str) -> String {

@@ -3,14 +3,14 @@
 use std::{collections::BTreeMap, fs, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
-use cloudcore::stage::PATIENCE;
+use cloudcore::stage::{self, PATIENCE};
 use proto::object::{Node, NodePhase, UpdatePhase};
 use tokio::time::{Instant, sleep};
 
 use super::{
     Figures,
     fixture::{APP, Fixture},
-    process, profile,
+    process,
     relay::Relay,
     seconds, warn_if_debug,
 };
@@ -38,7 +38,7 @@ pub struct AgentArgs {
 pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     ensure!(args.seconds >= 30, "--seconds must be at least 30, three heartbeats");
     warn_if_debug();
-    let mut fixture = Fixture::open().await?;
+    let mut fixture = Fixture::open(stage::shipped_programs().await?).await?;
     let figures = measure(&mut fixture, &args).await.with_context(|| fixture.last_lines(NODE))?;
     fixture.stage.close().await?;
     figures.print(args.json);
@@ -111,6 +111,7 @@ fn figures(
     figures.add("shim_private_bytes", shim.private_bytes, "its private pages");
     figures.add("agent_shared_libraries", process::shared_libraries(&binary), "what edgecore is linked to");
     figures.add("measured_s", seconds(took), "length of the measurement");
-    figures.add("profile", profile(), "how it was built");
+    let built = binary.parent().and_then(|folder| folder.file_name()).unwrap_or_default();
+    figures.add("agent_profile", built.to_string_lossy().into_owned(), "how the agent was built: edge is what ships");
     Ok(figures)
 }

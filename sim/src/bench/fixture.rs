@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
 use anyhow::Context as _;
-use cloudcore::stage::{self, Stage};
+use cloudcore::stage::{Programs, Stage};
 
 use super::{api::Api, process};
 
@@ -19,7 +19,7 @@ pub struct Fixture {
     pub stage: Stage,
     /// The hub's REST.
     pub api: Api,
-    bins: PathBuf,
+    programs: Programs,
 }
 
 impl Fixture {
@@ -27,20 +27,19 @@ impl Fixture {
     ///
     /// # Errors
     /// When a binary is missing or does not do what it should.
-    pub async fn open() -> anyhow::Result<Fixture> {
-        let bins = stage::programs().await?;
-        let mut stage = Stage::open(None, bins.clone(), false)?;
+    pub async fn open(programs: Programs) -> anyhow::Result<Fixture> {
+        let mut stage = Stage::open(None, programs.clone(), false)?;
         stage.init_hub().await?;
         let api = Api::of(&stage.path("hub"), &stage.api_address()?)?;
         stage.crossdock(&["release", "init", "repo"]).await?;
         stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
-        Ok(Fixture { stage, api, bins })
+        Ok(Fixture { stage, api, programs })
     }
 
     /// A shipped program.
     #[must_use]
     pub fn program(&self, name: &str) -> PathBuf {
-        self.bins.join(name)
+        self.programs.path(name)
     }
 
     /// Builds, signs and publishes a release that sleeps, with `bytes` of incompressible content.

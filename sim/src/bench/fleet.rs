@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, ensure};
-use cloudcore::stage::PATIENCE;
+use cloudcore::stage::{self, PATIENCE};
 use futures_util::StreamExt as _;
 use proto::object::{Node, NodePhase, UpdatePhase};
 use tokio::time::Instant;
@@ -39,7 +39,7 @@ pub struct FleetArgs {
 pub async fn run(args: FleetArgs) -> anyhow::Result<()> {
     ensure!((1..=10_000).contains(&args.nodes), "--nodes must be 1 to 10000");
     warn_if_debug();
-    let mut fixture = Fixture::open().await?;
+    let mut fixture = Fixture::open(stage::shipped_programs().await?).await?;
     let figures = measure(&mut fixture, &args).await.with_context(|| fixture.last_lines(&name(0)))?;
     fixture.stage.close().await?;
     figures.print(args.json);
