@@ -4,6 +4,8 @@
 //! The demo, the end-to-end tests and the benches play on it. Every process is the program that ships;
 //! nothing here reaches into one but by signals and by what a user could type.
 
+pub mod relay;
+
 use std::{
     collections::BTreeMap,
     fs::{self, File},
@@ -18,6 +20,7 @@ use anyhow::{Context as _, bail};
 use proto::object::Node;
 use rustix::process::{Pid, Signal};
 use tokio::{
+    io::AsyncReadExt as _,
     process::{Child, Command},
     time::Instant,
 };
@@ -37,6 +40,14 @@ pub struct Stage {
     left_running: bool,
     hub: Option<Child>,
     agents: BTreeMap<String, Child>,
+    lines: BTreeMap<String, Line>,
+}
+
+/// A relay between one node and the hub.
+#[derive(Debug)]
+struct Line {
+    relay: Child,
+    address: String,
 }
 
 impl Stage {
@@ -68,7 +79,16 @@ impl Stage {
                 (temporary.path().to_owned(), Some(temporary))
             }
         };
-        Ok(Stage { folder, temporary, programs, show, left_running: false, hub: None, agents: BTreeMap::new() })
+        Ok(Stage {
+            folder,
+            temporary,
+            programs,
+            show,
+            left_running: false,
+            hub: None,
+            agents: BTreeMap::new(),
+            lines: BTreeMap::new(),
+        })
     }
 
     /// Makes the hub's data folder with ports of its own, starts the hub and logs in.
@@ -116,8 +136,52 @@ impl Stage {
     pub async fn join(&self, node: &str, site: &str) -> anyhow::Result<()> {
         let token = self.crossdock(&["token", "create", "--site", site, "--node", node]).await?;
         let token = token.split_whitespace().find(|w| w.starts_with("cdk1.")).context("no token was printed")?;
-        self.run("edgecore", &["join", &self.link_address()?, "--token", token, "--data", node]).await?;
+        let hub = match self.lines.get(node) {
+            Some(line) => line.address.clone(),
+            None => self.link_address()?,
+        };
+        self.run("edgecore", &["join", &hub, "--token", token, "--data", node]).await?;
         Ok(())
+    }
+
+    /// Lays a line of its own from a node that has not joined yet to the hub: a relay, as a process.
+    ///
+    /// # Errors
+    /// When the relay cannot be started.
+    pub async fn lay_line(&mut self, node: &str) -> anyhow::Result<()> {
+        let address = format!("127.0.0.1:{}", free_port().context("no port is free for the line")?);
+        let mut command = self.command("crossdock", &["relay", &address, &self.link_address()?]);
+        let log = File::options().create(true).append(true).open(self.path("lines.log"))?;
+        let mut relay = command.stdout(Stdio::piped()).stderr(log).process_group(0).spawn()?;
+        // It says one line once it listens.
+        let mut said = vec![0; 1];
+        let stdout = relay.stdout.as_mut().context("the relay has no output")?;
+        tokio::time::timeout(PATIENCE, stdout.read_exact(&mut said)).await.context("the relay does not start")??;
+        self.lines.insert(node.to_owned(), Line { relay, address });
+        Ok(())
+    }
+
+    /// Cuts a node's line: nothing passes until it is healed, and nobody is told.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn cut_line(&self, node: &str) -> anyhow::Result<()> {
+        self.signal_line(node, Signal::STOP)
+    }
+
+    /// Heals a node's line.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn heal_line(&self, node: &str) -> anyhow::Result<()> {
+        self.signal_line(node, Signal::CONT)
+    }
+
+    fn signal_line(&self, node: &str, signal: Signal) -> anyhow::Result<()> {
+        let relay = self.lines.get(node).and_then(|line| line.relay.id());
+        let pid =
+            relay.and_then(|id| Pid::from_raw(id.cast_signed())).with_context(|| format!("{node} has no line"))?;
+        Ok(rustix::process::kill_process(pid, signal)?)
     }
 
     /// A path in the stage's folder.
@@ -324,6 +388,9 @@ impl Stage {
     async fn stop(&mut self) -> anyhow::Result<()> {
         let mut children: Vec<Child> = std::mem::take(&mut self.agents).into_values().collect();
         children.extend(self.hub.take());
+        for (_, mut line) in std::mem::take(&mut self.lines) {
+            line.relay.kill().await?;
+        }
         for child in &children {
             if let Some(pid) = child.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
                 let _ = rustix::process::kill_process(pid, Signal::TERM); // it may have ended already
@@ -383,7 +450,8 @@ impl Drop for Stage {
         if self.left_running {
             return;
         }
-        for child in self.agents.values_mut().chain(self.hub.as_mut()) {
+        let relays = self.lines.values_mut().map(|line| &mut line.relay);
+        for child in self.agents.values_mut().chain(self.hub.as_mut()).chain(relays) {
             let _ = child.start_kill(); // it may have ended already
         }
         for pid in shims_below(&self.folder) {

@@ -68,6 +68,14 @@ enum Command {
     /// The program that the demo releases
     #[command(hide = true)]
     DemoApp(demo_app::DemoAppArgs),
+    /// A line between an agent and a hub that the demo and the tests can cut
+    #[command(hide = true)]
+    Relay {
+        /// Where the agent sends to.
+        listen: std::net::SocketAddr,
+        /// The hub.
+        hub: std::net::SocketAddr,
+    },
     /// Print completions for a shell
     Completion {
         /// The shell.
@@ -119,6 +127,11 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Rollout(command) => rollout::run(command, &context).await,
         Command::Demo(args) => demo::run(args).await,
         Command::DemoApp(args) => demo_app::run(args).await,
+        Command::Relay { listen, hub } => {
+            let relay = crate::stage::relay::Relay::start(listen, hub).await?;
+            output::print(&format!("{}\n", relay.address));
+            Ok(relay.ended().await?)
+        }
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "crossdock", &mut std::io::stdout());
             Ok(())

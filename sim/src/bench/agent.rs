@@ -3,16 +3,14 @@
 use std::{collections::BTreeMap, fs, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
-use cloudcore::stage::{self, PATIENCE};
+use cloudcore::stage::{self, PATIENCE, relay::Relay};
 use proto::object::{Node, NodePhase, UpdatePhase};
 use tokio::time::{Instant, sleep};
 
 use super::{
     Figures,
     fixture::{APP, Fixture},
-    process,
-    relay::Relay,
-    seconds, warn_if_debug,
+    process, seconds, warn_if_debug,
 };
 
 const NODE: &str = "box-1";
@@ -47,7 +45,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
 
 async fn measure(fixture: &mut Fixture, args: &AgentArgs) -> anyhow::Result<Figures> {
     let link = fixture.stage.link_address()?.parse().context("the hub's link address")?;
-    let relay = Relay::start(link).await?;
+    let relay = Relay::start((std::net::Ipv4Addr::LOCALHOST, 0).into(), link).await?;
     fixture.publish("1.0.0", 1 << 20).await?;
     let token = fixture.token(1).await?;
     fixture.join(NODE, &token, &relay.address.to_string()).await?;

@@ -10,7 +10,6 @@
 //! | [`fleet`] | many agents: connecting, a rollout, the hub's cost, and plain TLS beside it |
 //! | [`fixture`] | what every bench begins with: a hub, a release to roll out |
 //! | [`api`] | the hub's REST as the benches read it |
-//! | [`relay`] | a UDP relay that counts |
 //! | [`process`] | memory and processor time of a process, from `/proc` |
 //! | [`yardstick`] | the same bytes over plain TLS |
 
@@ -19,7 +18,6 @@ pub mod api;
 pub mod fixture;
 pub mod fleet;
 pub mod process;
-pub mod relay;
 pub mod yardstick;
 
 use serde_json::{Map, Value};

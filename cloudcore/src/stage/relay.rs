@@ -1,4 +1,5 @@
 //! A UDP relay between agents and the hub that counts what passes: payload of datagrams, both ways.
+//! As a process of its own ([`super::Stage::lay_line`]) it is a line that can be cut.
 
 use std::{
     collections::BTreeMap,
@@ -42,32 +43,32 @@ pub struct Relay {
     pub address: SocketAddr,
     /// What passed.
     pub counts: Arc<Counts>,
-    tasks: JoinSet<()>,
+    tasks: JoinSet<std::io::Result<()>>,
 }
 
 impl Relay {
-    /// Starts a relay to the hub at `hub`.
+    /// Starts a relay from `listen` to the hub at `hub`.
     ///
     /// # Errors
     /// When no socket can be had.
-    pub async fn start(hub: SocketAddr) -> std::io::Result<Relay> {
-        let front = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?);
+    pub async fn start(listen: SocketAddr, hub: SocketAddr) -> std::io::Result<Relay> {
+        let front = Arc::new(UdpSocket::bind(listen).await?);
         let address = front.local_addr()?;
         let counts = Arc::new(Counts::default());
         let mut tasks = JoinSet::new();
-        let counted = Arc::clone(&counts);
-        tasks.spawn(async move {
-            if let Err(error) = forward(front, hub, counted).await {
-                eprintln!("the counting relay ended: {error}");
-            }
-        });
+        tasks.spawn(forward(front, hub, Arc::clone(&counts)));
         Ok(Relay { address, counts, tasks })
     }
 
-    /// Whether it still runs.
-    #[must_use]
-    pub fn is_alive(&self) -> bool {
-        !self.tasks.is_empty()
+    /// Until it can go on no more.
+    ///
+    /// # Errors
+    /// Why.
+    pub async fn ended(mut self) -> std::io::Result<()> {
+        match self.tasks.join_next().await {
+            Some(ended) => ended?,
+            None => Ok(()),
+        }
     }
 }
 
@@ -111,7 +112,8 @@ mod tests {
     #[tokio::test]
     async fn what_passes_is_counted() {
         let hub = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let relay = Relay::start(hub.local_addr().unwrap()).await.unwrap();
+        let any = (Ipv4Addr::LOCALHOST, 0).into();
+        let relay = Relay::start(any, hub.local_addr().unwrap()).await.unwrap();
         let agent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         agent.send_to(b"hello", relay.address).await.unwrap();
         let mut buffer = [0; 100];
@@ -120,6 +122,5 @@ mod tests {
         hub.send_to(b"welcome", from).await.unwrap();
         assert_eq!(agent.recv_from(&mut buffer).await.unwrap(), (7, relay.address));
         assert_eq!(relay.counts.get(), (12, 2));
-        assert!(relay.is_alive());
     }
 }
