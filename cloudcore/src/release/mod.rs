@@ -111,6 +111,19 @@ pub enum ReleaseError {
         /// What is wrong and how to mend it.
         problem: String,
     },
+    /// The hub serves what another copy of the repository published.
+    #[error(
+        "repository {}: the hub serves targets version {version} and {problem}; publish from the copy that was published last, or bring its metadata/ and targets/ here, then build and sign anew",
+        dir.display()
+    )]
+    Forked {
+        /// Its folder.
+        dir: PathBuf,
+        /// What the hub serves.
+        version: u64,
+        /// How that differs from here.
+        problem: &'static str,
+    },
     /// Metadata is not sound.
     #[error("could not {attempt}")]
     Trust {
