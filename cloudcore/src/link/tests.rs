@@ -180,6 +180,22 @@ async fn a_stranger_can_only_join() {
 }
 
 #[tokio::test]
+async fn idle_joins_hold_neither_sessions_nor_handshakes_up() {
+    let fixture = Fixture::start().await;
+    let hub = &fixture.hub;
+    let machine = fixture.member("n1").await;
+    let (stranger, join) = (Machine::new("m"), [ALPN_JOIN.to_vec()]);
+    let mut idle = vec![];
+    for _ in 0..=super::MAX_JOINS {
+        idle.push(stranger.connect_as(hub, &join, false).await.unwrap());
+    }
+    let (reason, ..) = futures_util::future::select_all(idle.iter().map(|c| Box::pin(c.closed()))).await;
+    assert_eq!(CloseCode::of(&reason), Some(CloseCode::Overload));
+    assert!(reason.to_string().contains("too many boxes"), "{reason}");
+    machine.session(hub, Report::default()).await.assignment().await;
+}
+
+#[tokio::test]
 async fn the_newest_session_wins_and_who_is_not_on_the_list_is_closed() {
     let fixture = Fixture::start().await;
     let hub = &fixture.hub;
