@@ -15,7 +15,7 @@ use rand::Rng as _;
 use super::{
     Context,
     client::Client,
-    exit::{CliError, Exit},
+    exit::{CliError, Exit, is_final},
     kinds::counts,
     output::{self, Format},
 };
@@ -140,12 +140,6 @@ async fn wait(client: &Client, name: &str) -> anyhow::Result<()> {
             _ => tokio::time::sleep(Duration::from_secs(1)).await,
         }
     }
-}
-
-/// Whether asking again cannot help. A hub that restarts or drains is worth asking again.
-fn is_final(error: &anyhow::Error) -> bool {
-    let exit = error.downcast_ref::<CliError>().map(|e| e.exit);
-    matches!(exit, Some(Exit::NotFound | Exit::Unauthorized | Exit::Usage | Exit::Refused))
 }
 
 /// Shows a rollout; `Some` when it has ended.

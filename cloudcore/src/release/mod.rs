@@ -156,13 +156,5 @@ fn trust_error(attempt: &'static str) -> impl FnOnce(TufError) -> ReleaseError {
 
 /// Reads a text file of at most `limit` bytes.
 fn read_text(path: &std::path::Path, limit: u64) -> Result<String, ReleaseError> {
-    use std::io::Read as _;
-    let mut bytes = vec![];
-    let file = std::fs::File::open(path).map_err(io_error("open", path))?;
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(io_error("read", path))?;
-    if bytes.len() as u64 > limit {
-        let source = io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {limit} bytes"));
-        return Err(io_error("read", path)(source));
-    }
-    String::from_utf8(bytes).map_err(|e| io_error("read", path)(io::Error::new(io::ErrorKind::InvalidData, e)))
+    crate::bounded::read_file(path, limit).map_err(io_error("read", path))
 }
