@@ -176,11 +176,13 @@ impl Trust {
         Ok(trust)
     }
 
-    /// Takes a publication: verifies it, checks that everything it names is here, keeps it durably, and
-    /// makes the release objects. All or nothing.
+    /// Takes a publication: verifies it, checks that everything it names is here, keeps it durably, serves
+    /// it, and makes the release objects.
     ///
     /// # Errors
-    /// Says what is wrong or missing; what was served before is served on.
+    /// Says what is wrong or missing; what was served before is served on. Only when the store fails at the
+    /// very end the new metadata is served already: the release objects follow with the next publication
+    /// (the same one again will do) or the next start.
     pub async fn publish(&self, reply: MetadataReply) -> Result<(), TrustError> {
         let _one = self.0.publishing.lock().await;
         let (before, now) = (self.state(), self.0.env.wall.now());
