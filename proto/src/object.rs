@@ -459,7 +459,7 @@ data! {
         /// The one node it is for; absent: any free name of the site.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub node: Option<Name>,
-        /// How many boxes it admits (see [`JoinToken`]'s `used`).
+        /// How many boxes it admits. One of them that is reinstalled counts once.
         pub uses: u32,
         /// When it ends.
         #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]

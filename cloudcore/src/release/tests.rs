@@ -201,6 +201,21 @@ fn a_withdrawn_release_leaves_its_name_and_its_counter_behind() {
 }
 
 #[test]
+fn a_changed_root_names_its_keys_in_full() {
+    let old = Desk::new().repository().next_root().unwrap();
+    let mut new = old.clone();
+    let signers = &mut new.roles.get_mut("targets").unwrap().keyids;
+    signers.retain(|id| *id != key(4).id());
+    signers.push(key(9).id());
+    new.keys.insert(key(9).id(), key(9).public());
+    let lines = describe::root(Some(&old), &new);
+    for line in [format!("adds key {}", key(9).id()), format!("removes key {}", key(4).id())] {
+        assert_eq!(lines.iter().filter(|l| l.trim() == line).count(), 1, "{lines:?}");
+    }
+    assert!(describe::root(Some(&old), &old).iter().all(|line| !line.contains(" key ")));
+}
+
+#[test]
 fn only_what_was_shown_is_signed() {
     let desk = Desk::new();
     let repository = desk.published();
