@@ -20,7 +20,7 @@ mod tests;
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::FileExt as _,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -230,7 +230,7 @@ impl Blobs {
         };
         match Index::read(&file).map_err(during("read", path))? {
             Ok(index) => Ok(BlobReader { blobs: self, digest, file: Arc::new(file), index: Arc::new(index) }),
-            Err(problem) => Err(self.set_aside(digest, problem)),
+            Err(problem) => Err(self.set_aside(digest, &file, problem)),
         }
     }
 
@@ -248,7 +248,11 @@ impl Blobs {
             content.extend_from_slice(&reader.plain(number).await?);
         }
         let found = Digest::of(&content);
-        if found == digest { Ok(content) } else { Err(self.set_aside(digest, format!("its digest is {found}"))) }
+        if found == digest {
+            Ok(content)
+        } else {
+            Err(self.set_aside(digest, &reader.file, format!("its digest is {found}")))
+        }
     }
 
     fn path(&self, digest: Digest) -> PathBuf {
@@ -256,9 +260,19 @@ impl Blobs {
         self.0.folder.join(hex.get(..2).unwrap_or_default()).join(&hex)
     }
 
-    /// Moves a damaged file out of the way, keeps it for whoever looks at the disk, and says so.
-    fn set_aside(&self, digest: Digest, problem: String) -> BlobError {
+    /// Moves a damaged file out of the way, keeps it for whoever looks at the disk, and says so. Unless
+    /// `file`, in which the damage was seen, has been replaced by a sound one meanwhile.
+    fn set_aside(&self, digest: Digest, file: &File, problem: String) -> BlobError {
         let path = self.path(digest);
+        let id = |meta: fs::Metadata| (meta.dev(), meta.ino());
+        let is_there = match (file.metadata().map(id), fs::metadata(&path).map(id)) {
+            (Ok(read), Ok(there)) => read == there,
+            _ => false,
+        };
+        if !is_there {
+            self.0.cache().forget(digest);
+            return BlobError::Damaged { digest, problem };
+        }
         if let Err(error) = fs::rename(&path, path.with_extension("damaged")) {
             tracing::warn!(%digest, %error, "a damaged blob could not be set aside");
         }
@@ -303,12 +317,16 @@ impl BlobReader {
         match self.file.read_exact_at(&mut content, entry.offset) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(self.blobs.set_aside(self.digest, format!("it ends in chunk {number}")));
+                return Err(self.blobs.set_aside(self.digest, &self.file, format!("it ends in chunk {number}")));
             }
             Err(e) => return Err(during("read", &self.blobs.path(self.digest))(e)),
         }
         if !entry.fits(&content) {
-            return Err(self.blobs.set_aside(self.digest, format!("the checksum of chunk {number} is wrong")));
+            return Err(self.blobs.set_aside(
+                self.digest,
+                &self.file,
+                format!("the checksum of chunk {number} is wrong"),
+            ));
         }
         Ok(StoredChunk { content: content.into(), zstd: entry.is_zstd() })
     }
@@ -322,12 +340,11 @@ impl BlobReader {
         if !chunk.zstd {
             return Ok(chunk.content);
         }
-        let (blobs, digest) = (self.blobs.clone(), self.digest);
         let decompressed = move || zstd::bulk::decompress(&chunk.content, CHUNK_BYTES);
         let content = self.blobs.0.env.blocking.run(decompressed).await;
-        content
-            .map(Bytes::from)
-            .map_err(|e| blobs.set_aside(digest, format!("chunk {number} does not decompress: {e}")))
+        content.map(Bytes::from).map_err(|e| {
+            self.blobs.set_aside(self.digest, &self.file, format!("chunk {number} does not decompress: {e}"))
+        })
     }
 }
 

@@ -138,7 +138,8 @@ impl Ca {
     /// When there is one already, or files cannot be written.
     pub fn create(data: &Path, fleet: &Name, env: &Env) -> Result<Ca, CaError> {
         let (key_path, pem_path) = paths(data);
-        if key_path.exists() || pem_path.exists() {
+        // A certificate without its key is what a cut-off `create` left; nobody can have been told of it.
+        if key_path.exists() {
             return Err(CaError::Exists(data.join("ca")));
         }
         durable::create_dir_all(&data.join("ca"))?;

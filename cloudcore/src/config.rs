@@ -5,9 +5,10 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    io,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use proto::{
@@ -17,8 +18,12 @@ use proto::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::bounded;
+
 /// Largest `hub.yaml` that is read, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// What a heartbeat may be: agents take nothing else, so another one would only make them look silent.
+const HEARTBEAT: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60);
 /// Where the API listens unless told otherwise.
 pub const DEFAULT_API_PORT: u16 = 8443;
 
@@ -122,7 +127,7 @@ impl HubConfig {
     /// When it is missing, unreadable, or contradicts itself.
     pub fn load(data_dir: &Path) -> Result<HubConfig, ConfigError> {
         let path = data_dir.join("hub.yaml");
-        let text = match read_bounded(&path) {
+        let text = match bounded::read_file(&path, MAX_CONFIG_BYTES) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return Err(ConfigError::Missing { path, folder: data_dir.into() });
@@ -160,8 +165,8 @@ impl HubConfig {
     }
 
     fn contradiction(&self) -> Result<(), String> {
-        if self.heartbeat.get().as_millis() < 100 {
-            return Err(format!("heartbeat is {}; it must be at least 100ms", self.heartbeat));
+        if !HEARTBEAT.contains(&self.heartbeat.get()) {
+            return Err(format!("heartbeat is {}; it must be 1s to 60s, agents keep to that anyway", self.heartbeat));
         }
         if self.unknown_after.get() <= self.heartbeat.get() {
             return Err(format!(
@@ -209,13 +214,6 @@ impl HubConfig {
     }
 }
 
-fn read_bounded(path: &Path) -> io::Result<String> {
-    if fs::metadata(path)?.len() > MAX_CONFIG_BYTES {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 1 MiB"));
-    }
-    fs::read_to_string(path)
-}
-
 fn unknown_fields(text: &str, config: &HubConfig) -> Vec<String> {
     let optional = ["bulkBytesPerSNode"];
     let known = serde_json::to_value(config).unwrap_or_default();
@@ -225,6 +223,8 @@ fn unknown_fields(text: &str, config: &HubConfig) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -252,6 +252,8 @@ mod tests {
         for (text, word) in [
             ("fleet: A\n", "lower-case"),
             ("fleet: a\nheartbeat: 10s\nunknownAfter: 5s\n", "longer"),
+            ("fleet: a\nheartbeat: 900ms\n", "1s to 60s"),
+            ("fleet: a\nheartbeat: 61s\nunknownAfter: 5m\n", "1s to 60s"),
             ("fleet: a\nadvertise: [hub]\n", "host:port"),
             ("fleet: a\nbulkBytesPerSNode: 0\n", "no bound"),
             ("fleet: a\nlinkListen: 7443\n", "hub.yaml"),

@@ -34,6 +34,7 @@ use proto::{
     link::message::LogsRequest,
     name::{Name, NameError, ObjectName},
     object::{JoinToken, JoinTokenSpec, Node, Object, Site, SiteSpec},
+    selector::bad_label,
     token::Token,
 };
 use rand::Rng as _;
@@ -104,7 +105,7 @@ pub enum HubError {
     #[error("a token needs 1 to {MAX_TOKEN_USES} uses and a life of 1 second to 366 days")]
     TokenBounds,
     /// A label cannot be selected.
-    #[error("label {0:?} is not usable; use letters, digits, '-', '_', '.' and '/' in key and value")]
+    #[error("label {0:?} is not usable; use letters, digits, '-', '_', '.' and '/' in key and value, 1 to 128 of them")]
     Label(String),
     /// A name came out malformed.
     #[error(transparent)]
@@ -158,7 +159,7 @@ impl Hub {
     /// Serves agents and drives rollouts until `shutdown` completes, then takes leave of the agents.
     ///
     /// # Errors
-    /// When the store fails for good.
+    /// None at present: a loop that fails says so in the log and tries again until the shutdown.
     pub async fn run(&self, shutdown: impl Future<Output = ()>) -> Result<(), HubError> {
         let (stop, stopped) = watch::channel(false);
         let mut peers = JoinSet::new(); // they live on while the hub takes leave of them
@@ -257,7 +258,9 @@ impl Hub {
         if !(1..=MAX_TOKEN_USES).contains(&uses) || ttl < Duration::from_secs(1) || ttl > MAX_TOKEN_TTL {
             return Err(HubError::TokenBounds);
         }
-        check_labels(&labels)?;
+        if let Some((key, value)) = bad_label(&labels) {
+            return Err(HubError::Label(format!("{key}={value}").chars().take(80).collect()));
+        }
         let expires_at = self.0.env.wall.now().checked_add(ttl).unwrap_or(Timestamp::MAX);
         self.ensure_site(&site).await?;
         let (id, secret) = self.draw_token();
@@ -309,16 +312,5 @@ impl Hub {
         request: LogsRequest,
     ) -> Result<mpsc::Receiver<Result<Bytes, LogsError>>, LogsError> {
         link::logs::fetch(&self.0.sessions, node, request).await
-    }
-}
-
-/// Labels that selectors can name.
-fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), HubError> {
-    let good = |text: &str| {
-        !text.is_empty() && text.len() <= 128 && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c))
-    };
-    match labels.iter().find(|(key, value)| !good(key) || !good(value)) {
-        Some((key, value)) => Err(HubError::Label(format!("{key}={value}").chars().take(80).collect())),
-        None => Ok(()),
     }
 }

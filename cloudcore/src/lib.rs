@@ -15,10 +15,12 @@
 //! | [`events`] | what happened, for people |
 //! | [`release`] | the release engineer's side: build, sign, publish |
 //! | [`stage`] | a fleet as processes on one machine, for demo, tests and benches |
+//! | `bounded` | files and streams of others, read up to a bound |
 //! | [`cli`] | the command `crossdock` |
 
 pub mod api;
 pub mod blobs;
+mod bounded;
 pub mod ca;
 pub mod cli;
 pub mod config;

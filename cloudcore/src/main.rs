@@ -108,7 +108,8 @@ async fn run(data: PathBuf) -> Result<(), Failed> {
         });
     };
     let ready = |addresses: &serve::Addresses| println!("ready link={} api={}", addresses.link, addresses.api);
-    Ok(serve::run(config, env, ready, shutdown).await?)
+    let ended = serve::run(config, env, ready, shutdown).await;
+    ended.map_err(|e| Failed(if e.is_unusable_folder() { 3 } else { 1 }, e.into()))
 }
 
 fn token(data: PathBuf, user: &Name) -> Result<(), Failed> {

@@ -63,6 +63,20 @@ pub enum RunError {
     Write(#[from] DurableError),
 }
 
+impl RunError {
+    /// Whether the data folder is the reason: busy, incomplete or damaged. Trying again does not help then.
+    #[must_use]
+    pub fn is_unusable_folder(&self) -> bool {
+        match self {
+            RunError::Busy(_) | RunError::Lock { .. } | RunError::Auth(_) | RunError::Write(_) => true,
+            // The hub itself fails only while it opens its folder.
+            RunError::Hub(error) => !matches!(error, HubError::Bind { .. }),
+            RunError::Api(error) => !matches!(error, ServeError::Io(_)),
+            RunError::Bind { .. } => false,
+        }
+    }
+}
+
 /// Where a running hub listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Addresses {

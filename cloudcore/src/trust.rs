@@ -34,6 +34,8 @@ use crate::{
 
 /// Missing blobs that a refusal names; the others are counted.
 const NAMED_MISSING: usize = 10;
+/// Withdrawn releases whose names are remembered. The repository and the nodes' counters know the rest.
+const MAX_WITHDRAWN: usize = 20_000;
 
 /// Why metadata is refused or could not be kept.
 #[derive(Debug, thiserror::Error)]
@@ -103,12 +105,16 @@ struct Kept {
     /// Every root, from the first on.
     roots: Vec<String>,
     documents: Documents,
+    /// Releases that the metadata listed once, by path: their names are taken for ever.
+    #[serde(default)]
+    withdrawn: BTreeMap<String, Digest>,
 }
 
 #[derive(Clone)]
 struct State {
     roots: Vec<String>,
     set: TrustedSet,
+    withdrawn: BTreeMap<String, Digest>,
 }
 
 /// The release metadata of the hub. Cheap to clone.
@@ -145,7 +151,11 @@ impl Trust {
             None => None,
             Some(content) => {
                 let kept: Kept = serde_json::from_slice(&content)?;
-                Some(Arc::new(State { set: TrustedSet::load(&kept.documents)?, roots: kept.roots }))
+                Some(Arc::new(State {
+                    set: TrustedSet::load(&kept.documents)?,
+                    roots: kept.roots,
+                    withdrawn: kept.withdrawn,
+                }))
             }
         };
         let trust = Trust(Arc::new(Inner {
@@ -166,17 +176,20 @@ impl Trust {
         Ok(trust)
     }
 
-    /// Takes a publication: verifies it, checks that everything it names is here, keeps it durably, and
-    /// makes the release objects. All or nothing.
+    /// Takes a publication: verifies it, checks that everything it names is here, keeps it durably, serves
+    /// it, and makes the release objects.
     ///
     /// # Errors
-    /// Says what is wrong or missing; what was served before is served on.
+    /// Says what is wrong or missing; what was served before is served on. Only when the store fails at the
+    /// very end the new metadata is served already: the release objects follow with the next publication
+    /// (the same one again will do) or the next start.
     pub async fn publish(&self, reply: MetadataReply) -> Result<(), TrustError> {
         let _one = self.0.publishing.lock().await;
         let (before, now) = (self.state(), self.0.env.wall.now());
         let next = self.0.env.blocking.run(move || verify(before.as_deref(), &reply, now)).await?;
         let releases = self.releases(&next.set).await?;
-        let kept = Kept { roots: next.roots.clone(), documents: next.set.documents() };
+        let withdrawn = next.withdrawn.clone();
+        let kept = Kept { roots: next.roots.clone(), documents: next.set.documents(), withdrawn };
         let (record, content) = (self.0.record.clone(), serde_json::to_vec(&kept)?);
         self.0.env.blocking.run(move || record.store(&content)).await?;
         *self.0.state.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(next));
@@ -335,7 +348,26 @@ fn verify(before: Option<&State>, reply: &MetadataReply, now: jiff::Timestamp) -
             roots.push(root.clone());
         }
     }
-    Ok(State { roots, set })
+    let withdrawn = before.map(|before| withdrawn(before, &set)).transpose()?.unwrap_or_default();
+    Ok(State { roots, set, withdrawn })
+}
+
+/// The releases that are listed no more. One that comes back must have the content that it had.
+fn withdrawn(before: &State, set: &TrustedSet) -> Result<BTreeMap<String, Digest>, TrustError> {
+    let listed = before.set.targets().iter().map(|(path, target)| (path.clone(), target.digest));
+    let mut gone: BTreeMap<String, Digest> = before.withdrawn.clone().into_iter().chain(listed).collect();
+    for (path, target) in set.targets() {
+        match gone.remove(path) {
+            Some(before) if before != target.digest => {
+                return Err(TrustError::Changed { release: release_of(path)?, before, now: target.digest });
+            }
+            _ => {}
+        }
+    }
+    while gone.len() > MAX_WITHDRAWN {
+        gone.pop_first();
+    }
+    Ok(gone)
 }
 
 /// What a root says of itself. Believed only beside a verification.

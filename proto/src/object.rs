@@ -3,7 +3,10 @@
 //! REST, CLI and the embedded store speak it; a Kubernetes store will. `spec` is what somebody wants,
 //! `status` is what is. Unknown fields are skipped.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -456,7 +459,7 @@ data! {
         /// The one node it is for; absent: any free name of the site.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub node: Option<Name>,
-        /// How many boxes it admits.
+        /// How many boxes it admits. One of them that is reinstalled counts once.
         pub uses: u32,
         /// When it ends.
         #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
@@ -620,6 +623,57 @@ words! {
         /// Somebody may want to look.
         #[serde(other)]
         Warning,
+    }
+}
+
+impl Object<JoinTokenSpec> {
+    /// How often it was used: nodes that it admitted, for a box that is reinstalled is no other box. When
+    /// it is for one node, the keys that spoke for it, for each may be another box in the same place.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        let keys = &self.status.used_by;
+        if self.spec.node.is_some() { keys.len() } else { keys.values().collect::<BTreeSet<_>>().len() }
+    }
+}
+
+/// Nodes of a rollout, counted. Those that a newer rollout took are in `taken` and in `all` alone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RolloutCounts {
+    /// All of them.
+    pub all: usize,
+    /// A newer rollout took them.
+    pub taken: usize,
+    /// They proved the release.
+    pub healthy: usize,
+    /// They did not, or went back.
+    pub failed: usize,
+    /// They are not heard from.
+    pub deferred: usize,
+    /// They cannot go on without somebody's help.
+    pub blocked: usize,
+}
+
+impl RolloutNode {
+    /// Reason of a node that a newer rollout took.
+    pub const SUPERSEDED: &str = "Superseded";
+}
+
+impl RolloutStatus {
+    /// Counts its nodes: the one count for verdicts and for people.
+    #[must_use]
+    pub fn counts(&self) -> RolloutCounts {
+        let mut counts = RolloutCounts { all: self.nodes.len(), ..RolloutCounts::default() };
+        for node in self.nodes.values() {
+            match node.phase {
+                _ if node.reason == RolloutNode::SUPERSEDED => counts.taken += 1,
+                UpdatePhase::Succeeded => counts.healthy += 1,
+                UpdatePhase::Failed | UpdatePhase::RolledBack => counts.failed += 1,
+                UpdatePhase::Deferred => counts.deferred += 1,
+                UpdatePhase::Blocked => counts.blocked += 1,
+                _ => {}
+            }
+        }
+        counts
     }
 }
 

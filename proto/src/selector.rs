@@ -8,6 +8,23 @@ use serde::{Deserialize, Serialize};
 
 /// Longest selector accepted, in bytes.
 pub const MAX_SELECTOR_BYTES: usize = 4096;
+/// Longest key and longest value of a label, in bytes.
+pub const MAX_LABEL_BYTES: usize = 128;
+
+/// Whether a text can be the key or the value of a label: the one rule for objects, tokens and selectors,
+/// so that whatever is labelled can be selected.
+#[must_use]
+pub fn is_label_word(text: &str) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+    (1..=MAX_LABEL_BYTES).contains(&text.len()) && text.chars().all(good)
+}
+
+/// The first label of a map whose key or value no selector could name.
+#[must_use]
+pub fn bad_label(labels: &BTreeMap<String, String>) -> Option<(&str, &str)> {
+    let bad = labels.iter().find(|(key, value)| !is_label_word(key) || !is_label_word(value));
+    bad.map(|(key, value)| (key.as_str(), value.as_str()))
+}
 
 /// A text is no selector.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -80,13 +97,12 @@ fn split_requirements(text: &str) -> Vec<&str> {
 
 fn word(text: &str) -> Result<String, &'static str> {
     let text = text.trim();
-    let good = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
     if text.is_empty() {
         Err("a key or value is missing")
-    } else if text.chars().all(good) {
+    } else if is_label_word(text) {
         Ok(text.to_owned())
     } else {
-        Err("keys and values hold only letters, digits, '-', '_', '.' and '/'")
+        Err("keys and values hold only letters, digits, '-', '_', '.' and '/', at most 128")
     }
 }
 
@@ -177,6 +193,15 @@ mod tests {
         }
         for no in ["site=hz-02", "!gpu", "gpu notin (h200)", "site=hz-01,cordoned", "gpu!=h200"] {
             assert!(!no.parse::<Selector>().unwrap().matches(&labels), "{no}");
+        }
+        let longest = "x".repeat(MAX_LABEL_BYTES);
+        assert!(format!("{longest}={longest}").parse::<Selector>().is_ok());
+        assert!(format!("{longest}x").parse::<Selector>().is_err());
+        assert!(bad_label(&labels).is_none());
+        for (key, value) in [("", "x"), ("x", ""), ("a b", "x"), ("x", "ä")] {
+            let labels = [(key.to_owned(), value.to_owned())].into();
+            assert_eq!(bad_label(&labels), Some((key, value)));
+            assert!(format!("{key}={value}").parse::<Selector>().is_err());
         }
         for bad in ["", ",", "a=", "=b", "a in b", "a in (b", "a b", "a like (b)", "ä=1", "a=b,"] {
             assert!(bad.parse::<Selector>().is_err(), "{bad}");

@@ -14,6 +14,7 @@
 pub mod auth;
 mod book;
 mod content;
+mod door;
 mod error;
 mod kinds;
 mod objects;

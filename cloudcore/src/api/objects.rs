@@ -11,7 +11,7 @@ use axum::{
 };
 use proto::{
     object::{Kind, Object},
-    selector::Selector,
+    selector::{Selector, bad_label},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -22,8 +22,6 @@ use crate::hub::Hub;
 
 /// Most labels of an object, and annotations.
 const MAX_LABELS: usize = 64;
-/// Longest key or value of a label, in bytes.
-const MAX_LABEL_BYTES: usize = 128;
 /// Longest annotation, in bytes.
 const MAX_ANNOTATION_BYTES: usize = 16 << 10;
 
@@ -173,12 +171,10 @@ async fn read_object<S: Resource>(body: Body) -> Result<Object<S>, ApiError> {
 
 fn check_labels<S: Kind + PartialEq>(object: &Object<S>) -> Checked {
     let (labels, annotations) = (&object.metadata.labels, &object.metadata.annotations);
-    let good = |text: &str| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
-        text.len() <= MAX_LABEL_BYTES && text.chars().all(plain)
-    };
-    if let Some((key, value)) = labels.iter().find(|(k, v)| k.is_empty() || !good(k) || !good(v)) {
-        let text = format!("label {key:.80}={value:.80}: use letters, digits, '-', '_', '.' and '/', at most 128");
+    if let Some((key, value)) = bad_label(labels) {
+        let text = format!(
+            "label {key:.80}={value:.80}: use letters, digits, '-', '_', '.' and '/', 1 to 128 in key and value"
+        );
         return Err(ApiError::invalid(text));
     }
     if labels.len() > MAX_LABELS || annotations.len() > MAX_LABELS {

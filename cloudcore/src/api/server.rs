@@ -3,14 +3,19 @@
 use std::{io, net::TcpListener, sync::Arc, time::Duration};
 
 use axum::Router;
-use axum_server::{Handle, tls_rustls::RustlsConfig};
+use axum_server::{
+    Handle,
+    tls_rustls::{RustlsAcceptor, RustlsConfig},
+};
 use hyper_util::rt::TokioTimer;
+use jiff::Timestamp;
 use proto::{
     env::Env,
     identity::{TlsClock, crypto_provider},
 };
 use tokio::sync::watch;
 
+use super::door::Door;
 use crate::{
     ca::{Ca, CaError, ServerIdentity},
     hub::Hub,
@@ -18,6 +23,8 @@ use crate::{
 
 /// How long a client may take to send the head of a request (for the handshake axum-server has the same).
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections at once; each holds a file descriptor. More are refused and come again.
+const MAX_CONNECTIONS: usize = 512;
 /// How long requests in work may take when the hub drains.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How often the certificate's age is looked at.
@@ -54,7 +61,8 @@ pub async fn serve(
     let tls = RustlsConfig::from_config(config(hub.env(), identity)?);
     listener.set_nonblocking(true)?;
     let handle = Handle::new();
-    let mut server = axum_server::from_tcp_rustls(listener, tls.clone())?.handle(handle.clone());
+    let door = Door::new(RustlsAcceptor::new(tls.clone()), MAX_CONNECTIONS, HEAD_TIMEOUT);
+    let mut server = axum_server::from_tcp(listener)?.acceptor(door).handle(handle.clone());
     server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     server.http_builder().http2().timer(TokioTimer::new()).keep_alive_interval(Some(HEAD_TIMEOUT * 2));
     let mut serving = std::pin::pin!(server.serve(router.into_make_service()));
@@ -65,15 +73,25 @@ pub async fn serve(
             () = async { drop(stop.wait_for(|stop| *stop).await) } => break,
             _ = check.tick() => {
                 if hub.env().wall.now() >= renew_at {
-                    let identity = self::identity(hub).await?;
-                    renew_at = identity.renew_at;
-                    tls.reload_from_config(config(hub.env(), identity)?);
+                    // The old one serves on for half of its life: time enough to try again.
+                    match renew(hub, &tls).await {
+                        Ok(next) => renew_at = next,
+                        Err(error) => tracing::error!(%error, "the API's certificate could not be renewed; trying again in an hour"),
+                    }
                 }
             }
         }
     }
     handle.graceful_shutdown(Some(DRAIN));
     Ok(serving.await?)
+}
+
+/// Puts a new certificate in place of the old; yields when that one is due.
+async fn renew(hub: &Hub, tls: &RustlsConfig) -> Result<Timestamp, ApiError> {
+    let identity = identity(hub).await?;
+    let renew_at = identity.renew_at;
+    tls.reload_from_config(config(hub.env(), identity)?);
+    Ok(renew_at)
 }
 
 /// The API's certificate for the configured names; it is renewed when half of its life is over.

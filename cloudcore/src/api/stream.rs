@@ -1,6 +1,6 @@
 //! Answers without end: watches and logs. They end when the client goes or the hub drains.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use futures_util::{StreamExt as _, stream};
-use proto::{link::message::LogsRequest, name::Name, selector::Selector};
+use proto::{link::message::LogsRequest, name::Name, object::Object, selector::Selector};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
@@ -40,16 +40,26 @@ pub(crate) async fn watch<S: Resource>(
     since: Option<String>,
 ) -> Result<Response, ApiError> {
     let permit = permit(api)?;
+    let mut shown = Shown::default();
+    if let (Some(selector), Some(since)) = (&selector, &since) {
+        let all = api.hub.store().list::<S>(None).await?.items;
+        shown = Shown::at(since, selector, &all);
+    }
     let (first, since) = match since {
         Some(since) => (vec![], since),
         None => {
-            let list = api.hub.store().list::<S>(selector.as_ref()).await?;
+            let mut list = api.hub.store().list::<S>(None).await?;
+            if let Some(selector) = &selector {
+                shown = Shown::at(&list.resource_version, selector, &list.items);
+                list.items.retain(|o| shown.has.contains(o.name()));
+            }
             let lines = list.items.into_iter().map(|o| line("ADDED", &S::view(&api.hub, o)));
             (lines.collect(), list.resource_version)
         }
     };
     let changes = Changes::<S> {
         watch: api.hub.store().watch(Some(&since))?,
+        shown,
         hub: api.hub.clone(),
         selector,
         stop: api.stop.clone(),
@@ -61,8 +71,51 @@ pub(crate) async fn watch<S: Resource>(
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
 }
 
+/// What the client of a filtered watch has, by name. Of names in neither set it is not known: they changed
+/// between its list and its watch.
+#[derive(Debug, Default)]
+struct Shown {
+    has: BTreeSet<String>,
+    lacks: BTreeSet<String>,
+}
+
+impl Shown {
+    /// For a client that listed at `since`: what has not changed since then is as it was.
+    fn at<S: Resource>(since: &str, selector: &Selector, all: &[Object<S>]) -> Shown {
+        let version = |text: &str| text.parse::<u64>().unwrap_or(u64::MAX);
+        let is_old = |o: &&Object<S>| version(&o.metadata.resource_version) <= version(since);
+        let names = |objects: Vec<&Object<S>>| objects.into_iter().map(|o| o.name().to_owned()).collect();
+        let (has, lacks) = all.iter().filter(is_old).partition(|o| selects(selector, *o));
+        Shown { has: names(has), lacks: names(lacks) }
+    }
+
+    /// What a change is to this client, if anything: what leaves its selection is deleted for it.
+    fn word_for(&mut self, word: &'static str, name: &str, is_selected: bool) -> Option<&'static str> {
+        match (word, is_selected) {
+            ("DELETED", _) => {
+                self.has.remove(name);
+                (!self.lacks.remove(name)).then_some(word)
+            }
+            (_, true) => {
+                self.has.insert(name.to_owned());
+                Some(if self.lacks.remove(name) { "ADDED" } else { word })
+            }
+            (_, false) => {
+                self.has.remove(name);
+                let lacked = !self.lacks.insert(name.to_owned());
+                (word != "ADDED" && !lacked).then_some("DELETED")
+            }
+        }
+    }
+}
+
+fn selects<S: Resource>(selector: &Selector, object: &Object<S>) -> bool {
+    serde_json::to_value(object).is_ok_and(|value| store::selects(selector, &value))
+}
+
 struct Changes<S: Resource> {
     watch: Watch<S>,
+    shown: Shown,
     hub: Hub,
     selector: Option<Selector>,
     stop: watch::Receiver<bool>,
@@ -73,12 +126,15 @@ struct Changes<S: Resource> {
 impl<S: Resource> Changes<S> {
     /// The next line; `None` at the end.
     async fn next(&mut self) -> Option<Bytes> {
+        // One deadline for all turns: changes that the selector leaves out are no sign of life.
+        let quiet = tokio::time::sleep(SIGN_OF_LIFE);
+        tokio::pin!(quiet);
         while !self.ended {
             // Each arm is cancel safe: a dropped `next` loses no change.
             let change = tokio::select! { biased;
                 _ = self.stop.wait_for(|stop| *stop) => return None,
                 change = self.watch.next() => change,
-                () = tokio::time::sleep(SIGN_OF_LIFE) => return Some(Bytes::from_static(b"{\"type\":\"BOOKMARK\"}\n")),
+                () = &mut quiet => return Some(Bytes::from_static(b"{\"type\":\"BOOKMARK\"}\n")),
             };
             let Some(change) = change else {
                 self.ended = true;
@@ -90,16 +146,15 @@ impl<S: Resource> Changes<S> {
                 WatchEvent::Modified(object) => ("MODIFIED", object),
                 WatchEvent::Deleted(object) => ("DELETED", object),
             };
-            if self.selects(&object) {
+            let word = match &self.selector {
+                Some(selector) => self.shown.word_for(word, object.name(), selects(selector, &object)),
+                None => Some(word),
+            };
+            if let Some(word) = word {
                 return Some(line(word, &S::view(&self.hub, object)));
             }
         }
         None
-    }
-
-    fn selects(&self, object: &proto::object::Object<S>) -> bool {
-        let Some(selector) = &self.selector else { return true };
-        serde_json::to_value(object).is_ok_and(|value| store::selects(selector, &value))
     }
 }
 

@@ -230,6 +230,39 @@ async fn a_watch_goes_on_from_a_list_and_ends_when_the_hub_drains() {
 }
 
 #[tokio::test]
+async fn what_leaves_a_selection_is_deleted_for_who_watches_it() {
+    let served = Served::start().await;
+    let client = &served.client;
+    let label = async |name: &str, line: Option<&str>| {
+        let mut object = client.get_value("sites", name).await.unwrap();
+        object["metadata"]["labels"] = line.map_or(json!({}), |line| json!({"line": line}));
+        client.put("sites", name, &object).await.unwrap();
+    };
+    for name in ["a", "b", "c"] {
+        client.post::<Value>("sites", &site(name)).await.unwrap();
+    }
+    label("a", Some("1")).await;
+    label("b", Some("1")).await;
+    let selector = "line=1".parse().unwrap();
+    let list = client.list("sites", Some(&selector)).await.unwrap();
+    label("a", None).await; // between the list and the watch
+    let mut on = Box::pin(client.watch("sites", &list.resource_version, Some(&selector)).await.unwrap());
+    let mut whole = Box::pin(client.watch("sites", "", Some(&selector)).await.unwrap());
+    label("b", None).await;
+    label("b", Some("2")).await; // still outside: nothing is said
+    label("c", Some("1")).await;
+    client.delete("sites", "c").await.unwrap();
+    client.delete("sites", "b").await.unwrap();
+    label("a", Some("1")).await;
+    for (word, name) in [("DELETED", "a"), ("DELETED", "b"), ("ADDED", "c"), ("DELETED", "c"), ("ADDED", "a")] {
+        assert_eq!(change(&mut on).await, (word.into(), name.into()));
+    }
+    for (word, name) in [("ADDED", "b"), ("DELETED", "b"), ("ADDED", "c"), ("DELETED", "c"), ("ADDED", "a")] {
+        assert_eq!(change(&mut whole).await, (word.into(), name.into()));
+    }
+}
+
+#[tokio::test]
 async fn a_release_is_uploaded_published_and_rolled_out() {
     let served = Served::start().await;
     let (client, fixture) = (&served.client, &served.fixture);

@@ -106,3 +106,21 @@ async fn damage_at_rest_is_noticed_and_mended_by_sending_again() {
         assert!(!blobs.has(digest).await.unwrap(), "cut at {cut}");
     }
 }
+
+#[tokio::test]
+async fn a_reader_of_the_damaged_file_leaves_the_sound_one_that_replaced_it() {
+    let (folder, blobs) = store();
+    let content = noise(CHUNK_BYTES);
+    let digest = Digest::of(&content);
+    blobs.put(digest, content.as_slice()).await.unwrap();
+    let path = files(folder.path()).remove(0);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[100] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let old = blobs.reader(digest).await.unwrap();
+    // Another reader finds the damage first, and the content is sent again.
+    assert!(matches!(blobs.read(digest, u64::MAX).await, Err(BlobError::Damaged { .. })));
+    blobs.put(digest, content.as_slice()).await.unwrap();
+    assert!(matches!(old.chunk(0).await, Err(BlobError::Damaged { .. })));
+    assert_eq!(blobs.read(digest, u64::MAX).await.unwrap(), content);
+}

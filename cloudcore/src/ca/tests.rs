@@ -37,6 +37,18 @@ fn a_node_gets_what_the_hub_decides_and_nothing_it_asked_for() {
 }
 
 #[test]
+fn an_authority_that_was_cut_off_on_the_way_is_made_anew() {
+    let (folder, env, ca) = authority();
+    let create = || Ca::create(folder.path(), &"test".parse().unwrap(), &env);
+    assert!(matches!(create(), Err(CaError::Exists(_))));
+    fs::remove_file(folder.path().join("ca/ca.key")).unwrap();
+    assert!(matches!(Ca::open(folder.path(), &env), Err(CaError::Missing(_))));
+    let again = create().unwrap();
+    assert_ne!(again.pem(), ca.pem());
+    assert_eq!(Ca::open(folder.path(), &env).unwrap().pem(), again.pem());
+}
+
+#[test]
 fn requests_that_prove_nothing_are_refused() {
     let (_folder, _env, ca) = authority();
     let name = "n1".parse().unwrap();

@@ -1,11 +1,8 @@
 //! `crossdock apply` and `crossdock delete`.
 
-use std::{
-    io::Read as _,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use proto::selector::Selector;
 use serde_json::Value;
 
@@ -15,6 +12,7 @@ use super::{
     exit::{CliError, Exit},
     kinds::{KindInfo, text},
 };
+use crate::bounded;
 
 /// Largest file accepted, in bytes.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -146,17 +144,13 @@ pub async fn delete(args: DeleteArgs, context: &Context) -> anyhow::Result<()> {
 
 fn read_all(path: &Path) -> anyhow::Result<Vec<(String, String)>> {
     if path == Path::new("-") {
-        let mut text = String::new();
-        std::io::stdin().take(MAX_FILE_BYTES).read_to_string(&mut text).context("read standard input")?;
+        let text = bounded::read(std::io::stdin(), MAX_FILE_BYTES).context("read standard input")?;
         return Ok(vec![("standard input".into(), text)]);
     }
     let origin = path.display().to_string();
     let meta = std::fs::metadata(path).with_context(|| format!("read {origin}"))?;
     if !meta.is_dir() {
-        if meta.len() > MAX_FILE_BYTES {
-            bail!("{origin} has {} bytes, more than the {MAX_FILE_BYTES} allowed", meta.len());
-        }
-        let text = std::fs::read_to_string(path).with_context(|| format!("read {origin}"))?;
+        let text = bounded::read_file(path, MAX_FILE_BYTES).with_context(|| format!("read {origin}"))?;
         return Ok(vec![(origin, text)]);
     }
     let mut files: Vec<PathBuf> = std::fs::read_dir(path)?.flatten().map(|e| e.path()).collect();

@@ -1,7 +1,8 @@
 //! Which hub the commands talk to: a file of contexts, and `crossdock login`.
 //!
 //! The file is `$CROSSDOCK_CONFIG`, else `~/.config/crossdock/contexts.yaml`, readable by its owner
-//! alone. `CROSSDOCK_SERVER`, `CROSSDOCK_TOKEN` and `CROSSDOCK_CA` (a path) override it, for pipelines.
+//! alone. `CROSSDOCK_SERVER`, `CROSSDOCK_TOKEN` and `CROSSDOCK_CA` (a path) override the context in use (or
+//! the one that `CROSSDOCK_CONTEXT` names), for pipelines. Nothing overrides `--context`.
 
 use std::{
     collections::BTreeMap,
@@ -15,8 +16,9 @@ use super::{
     client::Client,
     exit::{CliError, Exit},
 };
+use crate::bounded;
 
-/// Largest contexts file, in bytes.
+/// Largest file that is read here, in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// The file.
@@ -90,14 +92,10 @@ fn file() -> anyhow::Result<PathBuf> {
 impl Contexts {
     fn load() -> anyhow::Result<Contexts> {
         let path = file()?;
-        match std::fs::metadata(&path) {
+        let text = match bounded::read_file(&path, MAX_FILE_BYTES) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Contexts::default()),
-            Ok(meta) if meta.len() > MAX_FILE_BYTES => {
-                anyhow::bail!("{} is over {MAX_FILE_BYTES} bytes", path.display())
-            }
-            _ => {}
-        }
-        let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+            other => other.with_context(|| format!("read {}", path.display()))?,
+        };
         serde_saphyr::from_str(&text)
             .with_context(|| format!("understand {}; mend it or remove it and log in again", path.display()))
     }
@@ -138,7 +136,7 @@ pub async fn login(args: LoginArgs) -> anyhow::Result<()> {
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {
-    std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
+    bounded::read_file(path, MAX_FILE_BYTES).with_context(|| format!("read {}", path.display()))
 }
 
 /// Shows or changes contexts.
@@ -181,20 +179,64 @@ impl Contexts {
     }
 }
 
-/// A client for the context in use, or for `wanted`.
+/// A client for the context in use, or for `wanted`, which was named on the command line.
 ///
 /// # Errors
 /// When nobody logged in, or the context is unknown.
 pub fn client(wanted: Option<&str>) -> anyhow::Result<Client> {
-    let env = |name| std::env::var(name).ok().filter(|v: &String| !v.is_empty());
+    let of_environment = |name: &str| std::env::var(name).ok();
+    client_with(wanted, &of_environment, Contexts::load)
+}
+
+fn client_with(
+    wanted: Option<&str>,
+    variable: &impl Fn(&str) -> Option<String>,
+    load: impl FnOnce() -> anyhow::Result<Contexts>,
+) -> anyhow::Result<Client> {
+    if let Some(wanted) = wanted {
+        let contexts = load()?;
+        let context = contexts.find(wanted)?;
+        return Client::new(&context.server, &context.token, context.ca.as_bytes());
+    }
+    let env = |name| variable(name).filter(|v: &String| !v.is_empty());
     let (server, token, ca) = (env("CROSSDOCK_SERVER"), env("CROSSDOCK_TOKEN"), env("CROSSDOCK_CA"));
     let ca = ca.map(|path| read(Path::new(&path))).transpose()?;
     if let (Some(server), Some(token), Some(ca)) = (&server, &token, &ca) {
         return Client::new(server, token, ca.as_bytes());
     }
-    let contexts = Contexts::load()?;
-    let context = contexts.find(wanted.unwrap_or(&contexts.current))?;
+    let contexts = load()?;
+    let context = contexts.find(&env("CROSSDOCK_CONTEXT").unwrap_or_else(|| contexts.current.clone()))?;
     let server = server.unwrap_or_else(|| context.server.clone());
     let token = token.unwrap_or_else(|| context.token.clone());
     Client::new(&server, &token, ca.unwrap_or_else(|| context.ca.clone()).as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contexts() -> anyhow::Result<Contexts> {
+        let key = rcgen::KeyPair::generate()?;
+        let ca = rcgen::CertificateParams::new(vec!["hub".into()])?.self_signed(&key)?.pem();
+        let hub = |host: &str| {
+            let server = format!("https://{host}:8443");
+            (host.to_owned(), HubContext { server, token: "t".into(), ca: ca.clone() })
+        };
+        Ok(Contexts { current: "a".into(), contexts: [hub("a"), hub("b"), hub("c")].into() })
+    }
+
+    #[test]
+    fn a_context_on_the_command_line_wins_over_the_environment() {
+        let server = |wanted, variables: &[(&str, &str)]| {
+            let variable = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+            client_with(wanted, &variable, contexts).map(|client| client.server().to_owned())
+        };
+        let variables = [("CROSSDOCK_CONTEXT", "c"), ("CROSSDOCK_SERVER", "https://pipeline:1")];
+        assert_eq!(server(None, &[]).unwrap(), "https://a:8443");
+        assert_eq!(server(None, &variables[..1]).unwrap(), "https://c:8443");
+        assert_eq!(server(None, &variables).unwrap(), "https://pipeline:1");
+        assert_eq!(server(Some("b"), &variables).unwrap(), "https://b:8443");
+        let error = server(Some("z"), &variables).unwrap_err();
+        assert!(error.to_string().contains("not known"), "{error}");
+    }
 }

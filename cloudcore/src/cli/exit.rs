@@ -11,6 +11,7 @@
 //! | 6 | timed out |
 //! | 7 | the hub cannot be reached |
 //! | 8 | not logged in, or not allowed |
+//! | 141 | whoever read the output has seen enough, as `head` does |
 
 use std::fmt;
 
@@ -36,6 +37,9 @@ pub enum Exit {
     Unauthorized = 8,
 }
 
+/// 128 and the number of SIGPIPE: what a shell reports of a program that the signal ended.
+pub const PIPE_CLOSED: u8 = 141;
+
 /// An error that knows its exit code. Wrap it in context freely; [`code`] finds it again.
 #[derive(Debug)]
 pub struct CliError {
@@ -60,6 +64,13 @@ impl fmt::Display for CliError {
 }
 
 impl std::error::Error for CliError {}
+
+/// Whether asking again cannot help. A hub that restarts or drains is worth asking again.
+#[must_use]
+pub fn is_final(error: &anyhow::Error) -> bool {
+    let exit = error.downcast_ref::<CliError>().map(|e| e.exit);
+    matches!(exit, Some(Exit::NotFound | Exit::Unauthorized | Exit::Usage | Exit::Refused))
+}
 
 /// The exit code of an error, whatever it was wrapped in.
 #[must_use]

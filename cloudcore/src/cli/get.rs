@@ -1,17 +1,20 @@
 //! `crossdock get`: lists, single objects, and `-w`.
 
-use anyhow::Context as _;
+use std::{collections::BTreeMap, time::Duration};
+
 use futures_util::{StreamExt as _, pin_mut};
 use jiff::Timestamp;
 use proto::{
     env::{SystemClock, WallClock as _},
     selector::Selector,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     Context,
-    kinds::KindInfo,
+    client::Client,
+    exit::{self, Exit, is_final},
+    kinds::{KindInfo, text},
     output::{self, Format},
 };
 
@@ -33,6 +36,13 @@ pub struct GetArgs {
     watch: bool,
 }
 
+impl GetArgs {
+    /// Whether an object is the one that was named, or none was.
+    fn wants(&self, kind: &KindInfo, o: &Value) -> bool {
+        self.name.as_deref().is_none_or(|name| output_name(kind, o) == name || object_name(o) == name)
+    }
+}
+
 /// Time of day, for ages.
 #[must_use]
 pub fn now() -> Timestamp {
@@ -47,8 +57,7 @@ pub async fn run(args: GetArgs, context: &Context) -> anyhow::Result<()> {
     let kind = KindInfo::find(&args.kind)?;
     let client = context.client()?;
     let listed = client.list(kind.plural, args.selector.as_ref()).await?;
-    let is_wanted =
-        |o: &Value| args.name.as_deref().is_none_or(|name| output_name(kind, o) == name || object_name(o) == name);
+    let is_wanted = |o: &Value| args.wants(kind, o);
     match &args.name {
         Some(name) => {
             let found = listed.items.iter().find(|o| is_wanted(o)).cloned();
@@ -61,29 +70,106 @@ pub async fn run(args: GetArgs, context: &Context) -> anyhow::Result<()> {
                 format => output::list(format, kind, &[object], now())?,
             }
         }
-        None => output::list(args.output, kind, &sorted(kind, listed.items), now())?,
+        None => output::list(args.output, kind, &sorted(kind, listed.items.clone()), now())?,
     }
     if !args.watch {
         return Ok(());
     }
-    let changes = client.watch(kind.plural, &listed.resource_version, args.selector.as_ref()).await?;
-    pin_mut!(changes);
-    while let Some(change) = changes.next().await {
-        let change = change.context("follow the changes")?;
-        let Some(object) = change.get("object").filter(|o| is_wanted(o)) else { continue };
-        match args.output {
-            Format::Json => output::print(&format!("{change}\n")),
-            Format::Yaml => output::print(&format!("---\n{}", serde_saphyr::to_string(&change)?)),
-            Format::Name => output::print(&format!("{}/{}\n", kind.plural, object_name(object))),
-            format => {
-                let gone =
-                    if change.get("type").and_then(Value::as_str) == Some("DELETED") { "   (deleted)" } else { "" };
-                let row = output::table(kind, std::slice::from_ref(object), format == Format::Wide, false, now());
-                output::print(&format!("{}{gone}\n", row.trim_end()));
+    let wanted: Vec<Value> = listed.items.into_iter().filter(is_wanted).collect();
+    follow(&args, kind, &client, Known::of(wanted), listed.resource_version).await
+}
+
+/// Shows changes until nobody looks any more. When the watch is lost or the hub restarts, what happened
+/// meanwhile is found by listing again.
+async fn follow(
+    args: &GetArgs,
+    kind: &KindInfo,
+    client: &Client,
+    mut known: Known,
+    mut since: String,
+) -> anyhow::Result<()> {
+    let selector = args.selector.as_ref();
+    loop {
+        match client.watch(kind.plural, &since, selector).await {
+            Ok(changes) => {
+                pin_mut!(changes);
+                // An error (such as 410, or a broken line) and the end come to the same.
+                while let Some(Ok(change)) = changes.next().await {
+                    let (word, object) = (text(&change, "/type"), change.get("object"));
+                    let Some(object) = object.filter(|o| args.wants(kind, o)) else { continue };
+                    if known.take(&word, object) {
+                        show(args.output, kind, &word, object)?;
+                    }
+                }
             }
+            // Refused: the version is too old by now. All else is as final as it is for a list.
+            Err(e) if is_final(&e) && exit::code(&e) != Exit::Refused as u8 => return Err(e),
+            Err(_) => {}
+        }
+        let listed = loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            match client.list(kind.plural, selector).await {
+                Ok(listed) => break listed,
+                Err(e) if is_final(&e) => return Err(e),
+                Err(_) => {} // the hub is away for a moment
+            }
+        };
+        since = listed.resource_version;
+        let wanted = listed.items.into_iter().filter(|o| args.wants(kind, o)).collect();
+        for (word, object) in known.catch_up(wanted) {
+            show(args.output, kind, word, &object)?;
+        }
+    }
+}
+
+fn show(format: Format, kind: &KindInfo, word: &str, object: &Value) -> anyhow::Result<()> {
+    let change = || json!({"type": word, "object": object});
+    match format {
+        Format::Json => output::print(&format!("{}\n", change())),
+        Format::Yaml => output::print(&format!("---\n{}", serde_saphyr::to_string(&change())?)),
+        Format::Name => output::print(&format!("{}/{}\n", kind.plural, object_name(object))),
+        format => {
+            let gone = if word == "DELETED" { "   (deleted)" } else { "" };
+            let row = output::table(kind, std::slice::from_ref(object), format == Format::Wide, false, now());
+            output::print(&format!("{}{gone}\n", row.trim_end()));
         }
     }
     Ok(())
+}
+
+/// What was shown, by name, so that a new list says what is new.
+struct Known(BTreeMap<String, Value>);
+
+impl Known {
+    fn of(objects: Vec<Value>) -> Known {
+        Known(objects.into_iter().map(|o| (object_name(&o).to_owned(), o)).collect())
+    }
+
+    /// Takes note of a change; whether there is anything to show.
+    fn take(&mut self, word: &str, object: &Value) -> bool {
+        let name = object_name(object);
+        if word == "DELETED" {
+            return self.0.remove(name).is_some();
+        }
+        self.0.insert(name.to_owned(), object.clone());
+        true
+    }
+
+    /// What happened since, as a watch would have told it.
+    fn catch_up(&mut self, objects: Vec<Value>) -> Vec<(&'static str, Value)> {
+        let Known(mut before) = std::mem::replace(self, Known::of(objects));
+        let mut changes = vec![];
+        for (name, object) in &self.0 {
+            let version = |o: &Value| text(o, "/metadata/resourceVersion");
+            match before.remove(name) {
+                None => changes.push(("ADDED", object.clone())),
+                Some(old) if version(&old) != version(object) => changes.push(("MODIFIED", object.clone())),
+                Some(_) => {}
+            }
+        }
+        changes.extend(before.into_values().map(|o| ("DELETED", o)));
+        changes
+    }
 }
 
 fn object_name(object: &Value) -> &str {
@@ -101,4 +187,24 @@ fn sorted(kind: &KindInfo, mut items: Vec<Value>) -> Vec<Value> {
         items.sort_by_key(|e| e.pointer("/spec/lastAt").and_then(Value::as_str).map(str::to_owned));
     }
     items
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_list_tells_what_the_lost_watch_did_not() {
+        let object =
+            |name: &str, version: u8| json!({"metadata": {"name": name, "resourceVersion": version.to_string()}});
+        let mut known = Known::of(vec![object("a", 1), object("b", 2), object("c", 3)]);
+        assert!(known.take("MODIFIED", &object("c", 4)));
+        assert!(known.take("DELETED", &object("b", 5)));
+        assert!(!known.take("DELETED", &object("b", 5)), "what was never shown does not go");
+        assert!(known.take("ADDED", &object("d", 6)));
+        let changes = known.catch_up(vec![object("a", 7), object("c", 4), object("e", 8)]);
+        let told: Vec<_> = changes.iter().map(|(word, o)| (*word, object_name(o))).collect();
+        assert_eq!(told, [("MODIFIED", "a"), ("ADDED", "e"), ("DELETED", "d")]);
+        assert!(known.catch_up(vec![object("a", 7), object("c", 4), object("e", 8)]).is_empty());
+    }
 }

@@ -1,7 +1,7 @@
 //! The kinds by the names that people type, and their columns.
 
 use jiff::Timestamp;
-use proto::object::{Node, Rollout, UpdatePhase};
+use proto::object::{JoinToken, Node, Rollout, RolloutCounts, UpdatePhase};
 use serde_json::Value;
 
 use super::exit::{CliError, Exit};
@@ -183,8 +183,8 @@ fn release(object: &Value, now: Timestamp) -> Vec<String> {
 }
 
 fn rollout(object: &Value, now: Timestamp) -> Vec<String> {
-    let (healthy, failed, all) =
-        serde_json::from_value::<Rollout>(object.clone()).map(|r| counts(&r)).unwrap_or_default();
+    let status = serde_json::from_value::<Rollout>(object.clone()).map(|r| r.status).unwrap_or_default();
+    let RolloutCounts { healthy, failed, all, .. } = status.counts();
     vec![
         text(object, "/metadata/name"),
         format!("{}@{}", text(object, "/spec/app"), text(object, "/spec/version")),
@@ -197,17 +197,8 @@ fn rollout(object: &Value, now: Timestamp) -> Vec<String> {
     ]
 }
 
-/// Healthy, failed and all nodes of a rollout.
-#[must_use]
-pub fn counts(rollout: &Rollout) -> (usize, usize, usize) {
-    let nodes = rollout.status.nodes.values();
-    let healthy = nodes.clone().filter(|n| n.phase == UpdatePhase::Succeeded).count();
-    let failed = nodes.clone().filter(|n| matches!(n.phase, UpdatePhase::Failed | UpdatePhase::RolledBack)).count();
-    (healthy, failed, nodes.count())
-}
-
 fn token(object: &Value, now: Timestamp) -> Vec<String> {
-    let used = object.pointer("/status/usedBy").and_then(Value::as_object).map_or(0, serde_json::Map::len);
+    let used = serde_json::from_value::<JoinToken>(object.clone()).map_or(0, |token| token.used());
     vec![
         text(object, "/metadata/name"),
         text(object, "/spec/site"),

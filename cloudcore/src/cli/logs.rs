@@ -1,11 +1,11 @@
 //! `crossdock logs NODE/APP`.
 
 use futures_util::{StreamExt as _, pin_mut};
-use tokio::io::AsyncWriteExt as _;
 
 use super::{
     Context,
     exit::{CliError, Exit},
+    output,
 };
 
 /// `crossdock logs`.
@@ -31,12 +31,8 @@ pub async fn run(args: LogsArgs, context: &Context) -> anyhow::Result<()> {
     };
     let stream = context.client()?.logs(node, app, args.tail, args.follow).await?;
     pin_mut!(stream);
-    let mut out = tokio::io::stdout();
     while let Some(bytes) = stream.next().await {
-        if out.write_all(&bytes?).await.is_err() {
-            return Ok(()); // the reader has seen enough
-        }
+        output::print_bytes(&bytes?);
     }
-    let _ = out.flush().await; // likewise
     Ok(())
 }

@@ -3,6 +3,13 @@
 //! The habits are kubectl's: `get`, `describe`, `apply`, `delete`, `logs`, `-o`, `-l`, `-w`. On a terminal
 //! long work shows progress; in a pipeline it prints plain lines. Exit codes: see [`exit`].
 
+/// In place of the one of `std`, which panics when standard output was closed.
+macro_rules! println {
+    ($($arg:tt)*) => {
+        $crate::cli::output::print(&format!("{}\n", format_args!($($arg)*)))
+    };
+}
+
 pub mod apply;
 pub mod client;
 pub mod contexts;
@@ -29,8 +36,8 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 
 #[derive(Debug, Parser)]
 #[command(name = "crossdock", version, after_help = EXIT_CODES)]
 pub struct Cli {
-    /// Context to use for this command.
-    #[arg(long, global = true, env = "CROSSDOCK_CONTEXT")]
+    /// Context to use for this command, whatever CROSSDOCK_* variables say. Default: $CROSSDOCK_CONTEXT, else the one in use.
+    #[arg(long, global = true)]
     context: Option<String>,
     #[command(subcommand)]
     command: Command,
@@ -133,7 +140,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             Ok(relay.ended().await?)
         }
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "crossdock", &mut std::io::stdout());
+            let mut text = vec![];
+            clap_complete::generate(shell, &mut Cli::command(), "crossdock", &mut text);
+            output::print(&String::from_utf8_lossy(&text));
             Ok(())
         }
     }

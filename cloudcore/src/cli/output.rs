@@ -6,7 +6,10 @@ use clap::ValueEnum;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::kinds::{KindInfo, text};
+use super::{
+    exit,
+    kinds::{KindInfo, text},
+};
 
 /// `-o`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -23,12 +26,27 @@ pub enum Format {
     Name,
 }
 
-/// Prints to standard output; a closed pipe ends the program quietly, as `head` expects it.
+/// Prints to standard output: the one place from which the command line writes there.
 pub fn print(text: &str) {
+    print_bytes(text.as_bytes());
+}
+
+/// As [`print`], whatever the bytes are.
+pub fn print_bytes(bytes: &[u8]) {
     let mut out = std::io::stdout().lock();
-    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
-        std::process::exit(0);
+    if let Err(error) = out.write_all(bytes).and_then(|()| out.flush()) {
+        std::process::exit(i32::from(end_of_output(&error)));
     }
+}
+
+/// How the program ends when nobody takes its output. A closed pipe ends it quietly with the code that the
+/// signal would give it, as `head` and shells expect; anything else is said.
+fn end_of_output(error: &std::io::Error) -> u8 {
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
+        return exit::PIPE_CLOSED;
+    }
+    eprintln!("error: could not write to standard output: {error}");
+    exit::Exit::Failed as u8
 }
 
 /// Prints many objects of one kind.
@@ -105,6 +123,13 @@ pub fn align(rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_closed_pipe_ends_quietly_with_the_code_of_its_signal() {
+        let code = |kind: std::io::ErrorKind| end_of_output(&kind.into());
+        assert_eq!(code(std::io::ErrorKind::BrokenPipe), 141);
+        assert_eq!(code(std::io::ErrorKind::StorageFull), 1);
+    }
 
     #[test]
     fn columns_align_and_control_characters_do_not_break_rows() {

@@ -16,7 +16,7 @@ use proto::{
     digest::Digest,
     durable,
     env::{Seed, SystemClock, WallClock as _},
-    link::message::MetadataReply,
+    link::message::{MetadataReply, MetadataRequest},
     name::ReleaseName,
     tuf::{RoleName, SecretKey, key::short},
 };
@@ -29,7 +29,7 @@ use super::{
 use crate::release::{
     ReleaseError, Repository, Setup, build, describe, keys,
     publish::{self, Destination},
-    staging::{Added, Progress},
+    staging::{Added, Progress, Staged},
     verify,
 };
 
@@ -151,7 +151,8 @@ pub async fn run(args: ReleaseArgs, context: &Context) -> anyhow::Result<()> {
 
 /// Refusals have an exit code of their own, so that a pipeline can tell them from a full disk.
 fn failed(error: ReleaseError) -> anyhow::Error {
-    let refused = matches!(error, ReleaseError::Trust { .. } | ReleaseError::Immutable { .. });
+    use ReleaseError::{Forked, Immutable, Trust};
+    let refused = matches!(error, Trust { .. } | Immutable { .. } | Forked { .. });
     let error = anyhow::Error::new(error);
     if refused { CliError::new(Exit::Refused, format!("{error:#}")).into() } else { error }
 }
@@ -233,7 +234,8 @@ fn build_and_stage(repo: &Path, path: &Path, now: Timestamp) -> Result<(), Relea
     Ok(())
 }
 
-fn show_staged(repository: &Repository) -> Result<(), ReleaseError> {
+/// Shows what is staged, and yields what it showed.
+fn show_staged(repository: &Repository) -> Result<Staged, ReleaseError> {
     let (staged, published) = (repository.staged()?, repository.published()?);
     if let Some(root) = &staged.root {
         println!("staged: root version {}", root.signed.version);
@@ -246,7 +248,7 @@ fn show_staged(repository: &Repository) -> Result<(), ReleaseError> {
         let lines = describe::targets(repository, old, &targets.signed);
         lines.iter().for_each(|line| println!("  {line}"));
     }
-    Ok(())
+    Ok(staged)
 }
 
 fn show_progress(progress: &[Progress]) {
@@ -261,12 +263,12 @@ fn show_progress(progress: &[Progress]) {
 
 fn sign(repo: &Path, files: &[PathBuf]) -> Result<(), ReleaseError> {
     let repository = Repository::open(repo)?;
-    show_staged(&repository)?;
+    let shown = show_staged(&repository)?;
     let keys = match files {
         [] => keys::own(&repository)?,
         files => files.iter().map(|file| keys::read_secret(file)).collect::<Result<Vec<_>, _>>()?,
     };
-    let progress = repository.sign(&keys)?;
+    let progress = repository.sign_shown(&shown, &keys)?;
     show_progress(&progress);
     if progress.iter().all(|document| document.tally.is_enough()) {
         println!("next: crossdock release publish");
@@ -286,6 +288,9 @@ async fn publish(
     // Before anything is signed: is there a hub to publish to?
     let client = if offline { None } else { Some(context.client()?) };
     let repository = Repository::open(repo).map_err(failed)?;
+    if let Some(client) = &client {
+        repository.follows(&Destination::metadata(client).await?).map_err(failed)?;
+    }
     let own = repository.keys_dir().join("pipeline.pem");
     let key = keys::read_secret(key.unwrap_or(&own))
         .context("the pipeline's key is needed to sign snapshot and timestamp; name it with --key FILE")?;
@@ -321,6 +326,9 @@ fn progress_bar(blobs: u64) -> ProgressBar {
 }
 
 impl Destination for Client {
+    async fn metadata(&self) -> anyhow::Result<MetadataReply> {
+        Client::metadata(self, &MetadataRequest::default()).await
+    }
     async fn has_blob(&self, digest: &Digest) -> anyhow::Result<bool> {
         Client::has_blob(self, digest).await
     }

@@ -6,7 +6,7 @@ use futures_util::{StreamExt as _, pin_mut};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::{
     name::ReleaseName,
-    object::{Rollout, RolloutPhase, RolloutSpec},
+    object::{Rollout, RolloutCounts, RolloutPhase, RolloutSpec},
     selector::Selector,
     units::Span,
 };
@@ -15,8 +15,7 @@ use rand::Rng as _;
 use super::{
     Context,
     client::Client,
-    exit::{CliError, Exit},
-    kinds::counts,
+    exit::{CliError, Exit, is_final},
     output::{self, Format},
 };
 
@@ -142,15 +141,9 @@ async fn wait(client: &Client, name: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Whether asking again cannot help. A hub that restarts or drains is worth asking again.
-fn is_final(error: &anyhow::Error) -> bool {
-    let exit = error.downcast_ref::<CliError>().map(|e| e.exit);
-    matches!(exit, Some(Exit::NotFound | Exit::Unauthorized | Exit::Usage | Exit::Refused))
-}
-
 /// Shows a rollout; `Some` when it has ended.
 fn show(rollout: &Rollout, bar: &ProgressBar, person: bool, last: &mut String) -> Option<anyhow::Result<()>> {
-    let (healthy, failed, all) = counts(rollout);
+    let RolloutCounts { healthy, failed, all, .. } = rollout.status.counts();
     let status = &rollout.status;
     if person {
         bar.set_length(all as u64);
@@ -191,7 +184,7 @@ async fn status(args: StatusArgs, client: &Client) -> anyhow::Result<()> {
     if let Some(format @ (Format::Json | Format::Yaml)) = args.output {
         return output::structured(format, &serde_json::to_value(&rollout)?);
     }
-    let (healthy, failed, all) = counts(&rollout);
+    let RolloutCounts { healthy, failed, all, .. } = rollout.status.counts();
     println!("{} of {} to {}: {}", rollout.name(), rollout.release(), rollout.spec.selector, rollout.status.phase);
     println!("{healthy} of {all} nodes healthy, {failed} failed. {}", rollout.status.message);
     output::print(&trouble(&rollout));

@@ -38,7 +38,7 @@ pub(crate) struct Fixture {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) hub: Hub,
     pub(crate) repository: Repository,
-    keys: [SecretKey; 3],
+    pub(crate) keys: [SecretKey; 3],
     running: Option<Running>,
 }
 

@@ -2,10 +2,10 @@
 //!
 //! | who comes | what happens |
 //! |---|---|
-//! | a key that this token (or this node) knows | the same certificate again, nothing is used up |
+//! | a key that this token admitted and its node still has | the same certificate again, nothing is used up |
 //! | a token for one node | that node, whatever the box calls itself: it replaces the box before |
-//! | a free name | a new node |
-//! | the machine that has the name | the same node with its new key: a reinstall |
+//! | a free name | a new node: one use |
+//! | the machine that has the name | the same node with its new key: a reinstall. No use, if this token admitted the node |
 //! | another machine under a name that is taken | refused: `NameTaken` |
 //! | a key that speaks for another node | refused: `TokenForOtherNode` |
 //!
@@ -192,7 +192,7 @@ pub(crate) fn decide(
             format!("the token ended at {}; create a new one with `crossdock token create`", token.spec.expires_at),
         );
     }
-    let used = token.status.used_by.len();
+    let used = token.used();
     // The same command on the same box after a reinstall: the key is new, the box is not.
     let returns = token.status.used_by.values().any(|n| *n == name) && is_same_machine(&name, nodes, request);
     if known || (used >= token.spec.uses as usize && !returns) {

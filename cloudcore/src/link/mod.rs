@@ -32,7 +32,7 @@ use proto::{
     object::{EventType, Node, NodePhase, NodeSpec, Site, SiteSpec},
 };
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
     time::Instant,
 };
@@ -44,8 +44,10 @@ use crate::{
     store::{List, StoreError, Watch, WatchEvent},
 };
 
-/// Handshakes and joins at once; more are refused and come again.
+/// Handshakes at once; more are refused and come again.
 const MAX_HANDSHAKES: usize = 1024;
+/// Boxes that join at once; more are told to come again. Strangers hold no more than these for long.
+const MAX_JOINS: usize = 128;
 /// From here on a peer must show that its address is its own before the hub computes for it.
 const RETRY_ABOVE: usize = 256;
 /// How long a handshake, a first stream or a first frame may take.
@@ -53,7 +55,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Accepts connections until `stop`. Their tasks end with `peers`, so that nothing of a hub outlives it.
 pub(crate) async fn accept_loop(hub: Hub, mut stop: watch::Receiver<bool>, peers: &mut JoinSet<()>) {
-    let slots = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let (slots, joins) = (Arc::new(Semaphore::new(MAX_HANDSHAKES)), Arc::new(Semaphore::new(MAX_JOINS)));
     loop {
         // Both arms are cancel safe: a connection not taken stays with the endpoint.
         let incoming = tokio::select! {
@@ -72,7 +74,7 @@ pub(crate) async fn accept_loop(hub: Hub, mut stop: watch::Receiver<bool>, peers
             incoming.refuse();
             continue;
         };
-        let hub = hub.clone();
+        let (hub, joins) = (hub.clone(), Arc::clone(&joins));
         peers.spawn(async move {
             let remote = incoming.remote_address();
             let connection = match incoming.accept() {
@@ -80,7 +82,7 @@ pub(crate) async fn accept_loop(hub: Hub, mut stop: watch::Receiver<bool>, peers
                 Err(error) => Ok(Err(error)),
             };
             match connection {
-                Ok(Ok(connection)) => welcome(&hub, connection, slot).await,
+                Ok(Ok(connection)) => welcome(&hub, connection, slot, &joins).await,
                 Ok(Err(error)) => tracing::debug!(%remote, %error, "a handshake failed"),
                 Err(_) => tracing::debug!(%remote, "a handshake took too long"),
             }
@@ -88,11 +90,16 @@ pub(crate) async fn accept_loop(hub: Hub, mut stop: watch::Receiver<bool>, peers
     }
 }
 
-/// `slot` bounds strangers; an admitted node gives it back.
-async fn welcome(hub: &Hub, connection: quinn::Connection, slot: tokio::sync::OwnedSemaphorePermit) {
+/// `slot` bounds handshakes; an admitted node gives it back, and a box that joins takes a seat in its place.
+async fn welcome(hub: &Hub, connection: quinn::Connection, slot: OwnedSemaphorePermit, joins: &Semaphore) {
     let data = connection.handshake_data().and_then(|d| d.downcast::<quinn::crypto::rustls::HandshakeData>().ok());
     let alpn = data.and_then(|d| d.protocol).unwrap_or_default();
     if alpn == ALPN_JOIN {
+        let Ok(_seat) = joins.try_acquire() else {
+            close(&connection, CloseCode::Overload, "too many boxes join at this moment; come again");
+            return;
+        };
+        drop(slot);
         join::serve(hub, connection).await;
     } else if ALPN.contains(&alpn.as_slice()) {
         session::serve(hub, connection, slot).await;

@@ -11,11 +11,42 @@ use proto::{
 /// Type of the condition that the hub derives when an agent does not report it.
 pub(crate) const READY: &str = "Ready";
 
+/// Longest reason kept, in characters: it is one word.
+const MAX_REASON_CHARS: usize = 64;
+/// Longest message kept, in characters.
+const MAX_MESSAGE_CHARS: usize = 1024;
+/// Highest generation that is believed. The hub counts one up a change, and never gets there.
+const MAX_GENERATION: u64 = 1 << 48;
+
+/// Cuts what a node says to what is kept of it. Called once, when a report arrives.
+pub(crate) fn bound(report: &mut Report) {
+    for condition in &mut report.conditions {
+        cut(&mut condition.reason, MAX_REASON_CHARS);
+        cut(&mut condition.message, MAX_MESSAGE_CHARS);
+    }
+    for workload in report.workloads.values_mut() {
+        cut(&mut workload.reason, MAX_REASON_CHARS);
+        cut(&mut workload.message, MAX_MESSAGE_CHARS);
+    }
+}
+
+fn cut(text: &mut String, chars: usize) {
+    if let Some((at, _)) = text.char_indices().nth(chars) {
+        text.truncate(at);
+    }
+}
+
 /// Writes a report (and facts, with a Hello) into a node.
 pub(crate) fn apply(node: &mut Node, report: &Report, info: Option<&NodeInfo>, remote: &str, now: Timestamp) {
     let before = node.status.clone();
     let status = &mut node.status;
-    status.observed_generation = report.observed_generation;
+    // An absurd one would take the hub's counter to its end, and nothing could be assigned any more.
+    let absurd = report.observed_generation > MAX_GENERATION;
+    if absurd {
+        tracing::warn!(node = %node.metadata.name, generation = report.observed_generation, "an absurd generation is reported and ignored; remove the agent's state and let the box join again");
+    } else {
+        status.observed_generation = report.observed_generation;
+    }
     status.workloads.clone_from(&report.workloads);
     status.conditions = with_ready(&before.conditions, &report.conditions, now);
     status.phase = phase(&status.conditions);
@@ -27,7 +58,7 @@ pub(crate) fn apply(node: &mut Node, report: &Report, info: Option<&NodeInfo>, r
         status.last_seen = Some(now);
     }
     // A hub restored from an older copy would be ignored for ever if it stayed below.
-    if report.observed_generation > node.metadata.generation {
+    if !absurd && report.observed_generation > node.metadata.generation {
         node.metadata.generation = report.observed_generation.saturating_add(1);
     }
 }
@@ -52,11 +83,13 @@ pub(crate) fn silence(node: &mut Node, seen: Option<Timestamp>, now: Timestamp) 
     node.status.conditions.insert(0, ready);
 }
 
-/// A node that was marked silent and is heard again, with nothing new to report.
-pub(crate) fn revive(node: &mut Node, now: Timestamp) {
+/// A node that was marked silent and is heard again, with nothing new to report. `ready` is what its agent
+/// last said of itself, if anything.
+pub(crate) fn revive(node: &mut Node, ready: Option<&Condition>, now: Timestamp) {
     if node.status.phase == NodePhase::Unknown {
-        let others: Vec<Condition> = node.status.conditions.iter().filter(|c| c.r#type != READY).cloned().collect();
-        node.status.conditions = with_ready(&[], &others, now);
+        let others = node.status.conditions.iter().filter(|c| c.r#type != READY);
+        let reported: Vec<Condition> = ready.into_iter().chain(others).cloned().collect();
+        node.status.conditions = with_ready(&[], &reported, now);
         node.status.phase = phase(&node.status.conditions);
         node.status.last_seen = Some(now);
     }
@@ -111,5 +144,50 @@ mod tests {
         apply(&mut node, &report, None, "", at(61));
         assert_eq!(node.status.phase, NodePhase::Ready);
         assert_eq!(node.status.conditions[0].last_transition_time, at(61));
+    }
+
+    #[test]
+    fn who_is_heard_again_is_as_ready_as_it_said() {
+        let spec = NodeSpec { site: "s1".parse().unwrap(), apps: Default::default() };
+        let mut node: Node = Object::new("n1".parse::<proto::name::Name>().unwrap(), spec);
+        let at = |s| Timestamp::from_second(s).unwrap();
+        let not_ready = Condition {
+            r#type: READY.into(),
+            status: ConditionStatus::False,
+            reason: "DiskFull".into(),
+            message: "no space".into(),
+            last_transition_time: at(1),
+        };
+        let report = Report { conditions: vec![not_ready.clone()], ..Report::default() };
+        apply(&mut node, &report, None, "", at(2));
+        silence(&mut node, Some(at(2)), at(60));
+        revive(&mut node, Some(&not_ready), at(61));
+        assert_eq!((node.status.phase, &node.status.conditions[..]), (NodePhase::NotReady, &[not_ready][..]));
+        silence(&mut node, Some(at(61)), at(120));
+        revive(&mut node, None, at(121));
+        assert_eq!(node.status.phase, NodePhase::Ready);
+    }
+
+    #[test]
+    fn what_a_node_says_is_bounded() {
+        let condition = Condition {
+            r#type: READY.into(),
+            status: ConditionStatus::True,
+            reason: "ä".repeat(100),
+            message: "ö".repeat(5000),
+            last_transition_time: Timestamp::UNIX_EPOCH,
+        };
+        let mut report = Report { conditions: vec![condition], ..Report::default() };
+        bound(&mut report);
+        let kept = &report.conditions[0];
+        assert_eq!((kept.reason.as_str(), kept.message.as_str()), (&*"ä".repeat(64), &*"ö".repeat(1024)));
+
+        let spec = NodeSpec { site: "s1".parse().unwrap(), apps: Default::default() };
+        let mut node: Node = Object::new("n1".parse::<proto::name::Name>().unwrap(), spec);
+        node.metadata.generation = 5;
+        let absurd = Report { observed_generation: u64::MAX, ..report };
+        apply(&mut node, &absurd, None, "", Timestamp::UNIX_EPOCH);
+        assert_eq!((node.metadata.generation, node.status.observed_generation), (5, 0));
+        assert_eq!(node.status.phase, NodePhase::Ready);
     }
 }

@@ -180,7 +180,7 @@ async fn listen(
             }
             AgentMessage::Heartbeat(beat) => {
                 turn.heard(Some(beat.usage));
-                revive(hub, name).await?;
+                revive(hub, name, turn).await?;
             }
             AgentMessage::Unknown => turn.heard(None),
         }
@@ -188,12 +188,13 @@ async fn listen(
 }
 
 /// A node that was marked silent by mistake of a slow line is back with its next heartbeat.
-async fn revive(hub: &Hub, name: &Name) -> Result<(), SessionError> {
+async fn revive(hub: &Hub, name: &Name, turn: &Turn) -> Result<(), SessionError> {
     if !hub.sessions().is_marked(name) {
         return Ok(());
     }
-    let now = hub.env().wall.now();
-    let node = hub.store().modify(name.as_str(), move |node: &mut Node| report::revive(node, now)).await?;
+    let (now, ready) = (hub.env().wall.now(), turn.ready());
+    let change = move |node: &mut Node| report::revive(node, ready.as_ref(), now);
+    let node = hub.store().modify(name.as_str(), change).await?;
     if let Some(node) = node {
         hub.sessions().assign(&node);
     }
@@ -206,7 +207,7 @@ async fn take(
     name: &Name,
     connection: &quinn::Connection,
     turn: &Turn,
-    report: Report,
+    mut report: Report,
     info: Option<proto::object::NodeInfo>,
 ) -> Result<(), SessionError> {
     let over = || SessionError::Over("a newer session took over".into());
@@ -215,12 +216,14 @@ async fn take(
     }
     let remote = sessions::plain(connection.remote_address()).to_string();
     let now = hub.env().wall.now();
+    report::bound(&mut report);
+    turn.reported(&report.conditions);
     let failures = failures(&report);
     let change = move |node: &mut Node| report::apply(node, &report, info.as_ref(), &remote, now);
     let node = hub.store().modify(name.as_str(), change).await?.ok_or_else(over)?;
     hub.sessions().assign(&node);
     for (reason, message) in failures {
-        if turn.first_time(&message) {
+        if turn.may_tell(&message) {
             events::record(
                 hub.store(),
                 hub.env(),

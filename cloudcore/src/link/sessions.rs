@@ -19,15 +19,19 @@ use proto::{
     env::{Env, WallClock},
     link::{CloseCode, message::Assignment},
     name::Name,
-    object::{Node, NodePhase, ReleaseRef, Usage},
+    object::{Condition, Node, NodePhase, ReleaseRef, Usage},
 };
 use tokio::{sync::watch, time::Instant};
 
-use super::{budget::Budgets, close};
+use super::{budget::Budgets, close, report::READY};
 use crate::config::HubConfig;
 
 /// Happenings that a session remembers, so as not to tell them with every report.
 const MAX_TOLD: usize = 256;
+/// Happenings of one node that become events within [`TOLD_PER`]: no node pushes out what others told.
+const MAX_TOLD_PER: u32 = 30;
+/// See there.
+const TOLD_PER: Duration = Duration::from_secs(60);
 
 /// The sessions of the hub. Cheap to clone.
 #[derive(Clone)]
@@ -54,6 +58,8 @@ struct Entry {
     heard: Option<Instant>,
     last_seen: Option<Timestamp>,
     usage: Option<Usage>,
+    /// When the present minute of happenings began, and how many were told in it. Outlives a session.
+    told: Option<(Instant, u32)>,
 }
 
 struct Live {
@@ -69,7 +75,9 @@ pub(crate) struct Turn {
     name: Name,
     id: u64,
     pub(crate) assignment: watch::Receiver<Assignment>,
-    told: Mutex<BTreeSet<String>>,
+    told: Mutex<BTreeSet<Digest>>,
+    /// What the agent last said of itself.
+    ready: Mutex<Option<Condition>>,
 }
 
 impl Sessions {
@@ -111,7 +119,14 @@ impl Sessions {
         if let Some(old) = old {
             close(&old.connection, CloseCode::Replaced, "a newer session of this node took its place");
         }
-        Turn { sessions: self.clone(), name: name.clone(), id, assignment, told: Mutex::default() }
+        Turn {
+            sessions: self.clone(),
+            name: name.clone(),
+            id,
+            assignment,
+            told: Mutex::default(),
+            ready: Mutex::default(),
+        }
     }
 
     /// Takes note of a node as the store has it: new assignment, other key, other phase.
@@ -218,13 +233,41 @@ impl Turn {
         }
     }
 
-    /// Whether this happening was not told before in this session.
-    pub(crate) fn first_time(&self, happening: &str) -> bool {
+    /// Whether this happening is to be told: not told before in this session, and the node's share of
+    /// this minute is not used up. What finds it used up is told with a later report, if it is still so.
+    pub(crate) fn may_tell(&self, happening: &str) -> bool {
+        let digest = Digest::of(happening.as_bytes());
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.contains(&digest) || !self.take_share() {
+            return false;
+        }
         if told.len() >= MAX_TOLD {
             told.clear();
         }
-        told.insert(happening.to_owned())
+        told.insert(digest)
+    }
+
+    fn take_share(&self) -> bool {
+        let mut nodes = self.sessions.nodes();
+        let Some(entry) = nodes.get_mut(self.name.as_str()) else { return false };
+        let told = entry.told.get_or_insert_with(|| (Instant::now(), 0));
+        if told.0.elapsed() >= TOLD_PER {
+            *told = (Instant::now(), 0);
+        }
+        let is_left = told.1 < MAX_TOLD_PER;
+        told.1 += u32::from(is_left);
+        is_left
+    }
+
+    /// Takes note of what the agent says of itself.
+    pub(crate) fn reported(&self, conditions: &[Condition]) {
+        let ready = conditions.iter().find(|c| c.r#type == READY).cloned();
+        *self.ready.lock().unwrap_or_else(PoisonError::into_inner) = ready;
+    }
+
+    /// What the agent last said of itself.
+    pub(crate) fn ready(&self) -> Option<Condition> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether no newer session took over.

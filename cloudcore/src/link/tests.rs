@@ -74,7 +74,7 @@ async fn until<S: proto::object::Kind + PartialEq>(
 async fn a_box_joins_once_whatever_happens_to_it() {
     let fixture = Fixture::start().await;
     let hub = &fixture.hub;
-    let token = fixture.token(None, 2).await;
+    let token = fixture.token(None, 1).await;
     assert!(token.to_string().len() < 500);
 
     let mut first = Machine::new("m1");
@@ -90,12 +90,25 @@ async fn a_box_joins_once_whatever_happens_to_it() {
     let mut again = Machine::new("m1");
     assert_eq!(accepted(&again.join(hub, &token, "n1").await), "n1");
     assert_eq!(hub.store().list::<NodeSpec>(None).await.unwrap().items.len(), 1);
-    // Two keys used the token, so a third box finds it used up, a known one does not.
+    // One box used the token, so another one finds it used up, a known one does not.
     assert_eq!(refused(&Machine::new("m3").join(hub, &token, "n3").await), "TokenUsedUp");
     assert_eq!(accepted(&again.join(hub, &token, "n1").await), "n1");
     // Nor does a box that it admitted and that was reinstalled since: the same command, the same node.
     assert_eq!(accepted(&Machine::new("m1").join(hub, &token, "n1").await), "n1");
     assert_eq!(refused(&Machine::new("m4").join(hub, &token, "n1").await), "TokenUsedUp");
+
+    // Uses are nodes, not keys: a reinstall takes none from the boxes that are still to come.
+    let token = fixture.token(None, 2).await;
+    for (machine, node) in [("m5", "n5"), ("m5", "n5"), ("m5", "n5"), ("m6", "n6")] {
+        assert_eq!(accepted(&Machine::new(machine).join(hub, &token, node).await), node);
+    }
+    assert_eq!(refused(&Machine::new("m7").join(hub, &token, "n7").await), "TokenUsedUp");
+    // But a token for one node is not for any number of boxes that replace each other.
+    let token = fixture.token(Some("n5"), 2).await;
+    for machine in ["m7", "m8"] {
+        assert_eq!(accepted(&Machine::new(machine).join(hub, &token, "x").await), "n5");
+    }
+    assert_eq!(refused(&Machine::new("m9").join(hub, &token, "x").await), "TokenUsedUp");
 
     // Another machine under the same name is refused, and told what to do.
     let token = fixture.token(None, 9).await;
@@ -177,6 +190,22 @@ async fn a_stranger_can_only_join() {
     let request = AgentRequest::Metadata(MetadataRequest::default());
     frame::write(&mut send, &request, MAX_REQUEST_BYTES).await.unwrap();
     assert_eq!(CloseCode::of(&connection.closed().await), Some(CloseCode::ProtocolError));
+}
+
+#[tokio::test]
+async fn idle_joins_hold_neither_sessions_nor_handshakes_up() {
+    let fixture = Fixture::start().await;
+    let hub = &fixture.hub;
+    let machine = fixture.member("n1").await;
+    let (stranger, join) = (Machine::new("m"), [ALPN_JOIN.to_vec()]);
+    let mut idle = vec![];
+    for _ in 0..=super::MAX_JOINS {
+        idle.push(stranger.connect_as(hub, &join, false).await.unwrap());
+    }
+    let (reason, ..) = futures_util::future::select_all(idle.iter().map(|c| Box::pin(c.closed()))).await;
+    assert_eq!(CloseCode::of(&reason), Some(CloseCode::Overload));
+    assert!(reason.to_string().contains("too many boxes"), "{reason}");
+    machine.session(hub, Report::default()).await.assignment().await;
 }
 
 #[tokio::test]

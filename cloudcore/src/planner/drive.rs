@@ -63,9 +63,11 @@ impl<S: Kind + PartialEq> Mirror<S> {
 
 /// Returns when a mirror fell behind: then everything is read anew.
 async fn follow(hub: &Hub, stop: &mut watch::Receiver<bool>) -> Result<(), StoreError> {
-    let mut nodes = Mirror::<NodeSpec>::new(hub).await?;
-    let mut releases = Mirror::<ReleaseSpec>::new(hub).await?;
+    // Rollouts first: what one of them names was there before it, so the later lists have it. The other
+    // way round a rollout could fail for ever because of a node that joined in between.
     let mut rollouts = Mirror::<RolloutSpec>::new(hub).await?;
+    let mut releases = Mirror::<ReleaseSpec>::new(hub).await?;
+    let mut nodes = Mirror::<NodeSpec>::new(hub).await?;
     loop {
         if rollouts.items.values().any(|r| !r.status.phase.is_final()) {
             let snapshot = snapshot(&nodes.items, &rollouts.items, &releases.items);

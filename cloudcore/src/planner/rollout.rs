@@ -5,13 +5,12 @@ use jiff::Timestamp;
 use proto::{
     digest::Digest,
     name::Name,
-    object::{AssignedApp, Node, NodePhase, Rollout, RolloutNode, RolloutPhase, RolloutStatus, UpdatePhase},
+    object::{
+        AssignedApp, Node, NodePhase, Rollout, RolloutCounts, RolloutNode, RolloutPhase, RolloutStatus, UpdatePhase,
+    },
 };
 
 use super::{Owners, Snapshot, Step, validate};
-
-/// Reason of a node that a newer rollout took.
-pub(super) const SUPERSEDED: &str = "Superseded";
 
 /// The status with which a rollout enters this round: one that was not looked at yet gets its digest and
 /// its nodes, or its refusal.
@@ -73,8 +72,8 @@ pub(super) fn judge(
         let (Some(node), Some(digest)) = (snapshot.nodes.get(name), status.digest) else { continue };
         match owner(owners, app, name) {
             Some(newer) if newer != rollout.name() => {
-                if entry.reason != SUPERSEDED {
-                    *entry = waiting(entry.phase, SUPERSEDED, format!("rollout {newer} took the node"));
+                if entry.reason != RolloutNode::SUPERSEDED {
+                    *entry = waiting(entry.phase, RolloutNode::SUPERSEDED, format!("rollout {newer} took the node"));
                 }
             }
             _ => *entry = node_state(node, app, digest, rollout.name(), entry),
@@ -126,16 +125,10 @@ fn is_done(phase: UpdatePhase) -> bool {
 
 /// Where a rollout with these nodes stands, and why.
 fn verdict(status: &RolloutStatus) -> (RolloutPhase, String) {
-    let all = status.nodes.len();
-    let (taken, mine): (Vec<_>, Vec<_>) = status.nodes.values().partition(|n| n.reason == SUPERSEDED);
-    let count = |test: fn(UpdatePhase) -> bool| mine.iter().filter(|n| test(n.phase)).count();
-    let healthy = count(|p| p == UpdatePhase::Succeeded);
-    let failed = count(has_failed);
-    let deferred = count(|p| p == UpdatePhase::Deferred);
-    let blocked = count(|p| p == UpdatePhase::Blocked);
+    let RolloutCounts { all, taken, healthy, failed, deferred, blocked } = status.counts();
+    let mine = all - taken;
     let mut message = format!("{healthy} of {all} healthy");
-    for (number, word) in [(failed, "failed"), (deferred, "offline"), (blocked, "blocked"), (taken.len(), "superseded")]
-    {
+    for (number, word) in [(failed, "failed"), (deferred, "offline"), (blocked, "blocked"), (taken, "superseded")] {
         if number > 0 {
             message.push_str(&format!(", {number} {word}"));
         }
@@ -143,13 +136,13 @@ fn verdict(status: &RolloutStatus) -> (RolloutPhase, String) {
     let phase = if all == 0 {
         message = "every node of it was deleted".into();
         RolloutPhase::Failed
-    } else if mine.is_empty() {
+    } else if mine == 0 {
         RolloutPhase::Superseded
-    } else if failed > 0 && healthy + failed + deferred == mine.len() {
+    } else if failed > 0 && healthy + failed + deferred == mine {
         RolloutPhase::Failed
     } else if healthy == all {
         RolloutPhase::Succeeded
-    } else if healthy == mine.len() {
+    } else if healthy == mine {
         RolloutPhase::Superseded
     } else {
         RolloutPhase::Progressing

@@ -326,13 +326,13 @@ proptest! {
             // One owner: each node runs what the newest started rollout that names it says.
             for (node, object) in &fleet.nodes {
                 let named = |r: &&Rollout| {
-                    r.status.nodes.get(node).is_some_and(|n: &RolloutNode| n.reason != rollout::SUPERSEDED)
+                    r.status.nodes.get(node).is_some_and(|n: &RolloutNode| n.reason != RolloutNode::SUPERSEDED)
                 };
                 let owners = fleet.rollouts.iter().filter(|r| !r.status.phase.is_final()).filter(named).count();
                 prop_assert!(owners <= 1, "{node} has {owners} rollouts at work");
-                if let Some(app) = object.spec.apps.get(&name("app")) {
-                    prop_assert!(app.rollout.is_some());
-                }
+                let newest = fleet.rollouts.iter().filter(|r| r.status.nodes.contains_key(node)).max_by_key(|r| age(r));
+                let runs = object.spec.apps.get(&name("app")).map(|app| (app.rollout.as_deref(), Some(app.digest)));
+                prop_assert_eq!(runs, newest.map(|r| (Some(r.name()), r.status.digest)));
             }
         }
     }

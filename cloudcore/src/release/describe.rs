@@ -109,9 +109,13 @@ pub fn root(old: Option<&RootMeta>, new: &RootMeta) -> Vec<String> {
         let line = format!("{role}: {} of {} keys: {names}", is.0, is.1.len());
         lines.push(match was {
             None => format!("trusts   {line}"),
-            Some(was) if was != is => format!("CHANGES  {line} (was {} of {} keys)", was.0, was.1.len()),
+            Some(ref was) if *was != is => format!("CHANGES  {line} (was {} of {} keys)", was.0, was.1.len()),
             Some(_) => format!("keeps    {line}"),
         });
+        // In full: what is signed here decides whom the fleet believes.
+        let was = was.map(|(_, ids)| ids).unwrap_or_default();
+        lines.extend(is.1.difference(&was).map(|id| format!("         adds key {id}")));
+        lines.extend(was.difference(&is.1).map(|id| format!("         removes key {id}")));
     }
     lines.push(format!("expires  {}", new.expires));
     lines

@@ -111,6 +111,19 @@ pub enum ReleaseError {
         /// What is wrong and how to mend it.
         problem: String,
     },
+    /// The hub serves what another copy of the repository published.
+    #[error(
+        "repository {}: the hub serves targets version {version} and {problem}; publish from the copy that was published last, or bring its metadata/ and targets/ here, then build and sign anew",
+        dir.display()
+    )]
+    Forked {
+        /// Its folder.
+        dir: PathBuf,
+        /// What the hub serves.
+        version: u64,
+        /// How that differs from here.
+        problem: &'static str,
+    },
     /// Metadata is not sound.
     #[error("could not {attempt}")]
     Trust {
@@ -143,13 +156,5 @@ fn trust_error(attempt: &'static str) -> impl FnOnce(TufError) -> ReleaseError {
 
 /// Reads a text file of at most `limit` bytes.
 fn read_text(path: &std::path::Path, limit: u64) -> Result<String, ReleaseError> {
-    use std::io::Read as _;
-    let mut bytes = vec![];
-    let file = std::fs::File::open(path).map_err(io_error("open", path))?;
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(io_error("read", path))?;
-    if bytes.len() as u64 > limit {
-        let source = io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {limit} bytes"));
-        return Err(io_error("read", path)(source));
-    }
-    String::from_utf8(bytes).map_err(|e| io_error("read", path)(io::Error::new(io::ErrorKind::InvalidData, e)))
+    crate::bounded::read_file(path, limit).map_err(io_error("read", path))
 }

@@ -15,6 +15,8 @@ const TRANSFERS: usize = 4;
 
 /// Where releases are published: a hub, seen from outside.
 pub trait Destination {
+    /// All metadata that it serves.
+    fn metadata(&self) -> impl Future<Output = anyhow::Result<MetadataReply>>;
     /// Whether it holds content.
     fn has_blob(&self, digest: &Digest) -> impl Future<Output = anyhow::Result<bool>>;
     /// Gives it content.

@@ -229,6 +229,40 @@ impl Repository {
         read_document::<T>(&self.path("metadata").join(name))
     }
 
+    /// Every targets document that was published here, in no order.
+    pub(super) fn every_targets(
+        &self,
+    ) -> Result<impl Iterator<Item = Result<String, ReleaseError>> + use<>, ReleaseError> {
+        let folder = self.path("metadata");
+        let entries = fs::read_dir(&folder).map_err(io_error("list", &folder))?;
+        let mut files = vec![];
+        for entry in entries {
+            let path = entry.map_err(io_error("list", &folder))?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if name.strip_suffix(".targets.json").is_some_and(|version| version.parse::<u64>().is_ok()) {
+                files.push(path);
+            }
+        }
+        Ok(files.into_iter().map(|path| read_text(&path, RoleName::Targets.limit_bytes() as u64)))
+    }
+
+    /// Whether what a hub serves was published from here, so that a publication undoes nobody else's.
+    ///
+    /// # Errors
+    /// [`ReleaseError::Forked`] when it comes from another copy of the repository.
+    pub fn follows(&self, hub: &MetadataReply) -> Result<(), ReleaseError> {
+        let Some(theirs) = &hub.targets else { return Ok(()) }; // nothing was published to it yet
+        let read = |text: &str| Offered::<TargetsMeta>::parse(text).map_err(trust_error("compare with the hub"));
+        let theirs = read(theirs)?;
+        let version = theirs.signed.version;
+        let problem = match self.document::<TargetsMeta>(&format!("{version}.targets.json"))? {
+            Some(ours) if read(&ours)?.canonical == theirs.canonical => return Ok(()),
+            Some(_) => "this copy has that version with other content",
+            None => "this copy does not have it",
+        };
+        Err(ReleaseError::Forked { dir: self.dir.clone(), version, problem })
+    }
+
     /// Finishes a publication: the pipeline signs snapshot and timestamp, and what was staged is published.
     ///
     /// With nothing staged the timestamp (and a snapshot past half of its time) is renewed. Nothing is

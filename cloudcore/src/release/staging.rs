@@ -13,9 +13,9 @@ use jiff::Timestamp;
 use proto::{
     digest::{Digest, Hasher},
     durable,
-    name::ReleaseName,
+    name::{Name, ReleaseName},
     tuf::{
-        RoleName, SecretKey, Target, TargetCustom, TrustedSet,
+        RoleName, SecretKey, Target, TargetCustom,
         key::short,
         schema::{Offered, Role, RootMeta, Tally, TargetsMeta},
         sign::{Document, whole_seconds},
@@ -133,6 +133,13 @@ impl Repository {
             let (published, built) = (old.digest.short(), built.digest.short());
             return Err(ReleaseError::Immutable { release, published, built });
         }
+        let earlier = self.ever_published(&release.app)?;
+        let same_name = earlier.iter().find(|t| t.custom.version == release.version && t.digest != built.digest);
+        if let Some(old) = same_name {
+            // Withdrawn, but some node may still run it under this name.
+            let (published, built) = (old.digest.short(), built.digest.short());
+            return Err(ReleaseError::Immutable { release, published, built });
+        }
         self.keep(built)?;
         let (mut meta, dropped_signatures) = self.next_targets(now)?;
         let same = |file| Target::try_from(file).is_ok_and(|target| target.digest == built.digest);
@@ -140,7 +147,7 @@ impl Repository {
             return Ok(Added::AlreadyStaged);
         }
         meta.targets.remove(&path);
-        let release_counter = next_counter(&release, published.as_ref(), &meta);
+        let release_counter = next_counter(&release, &earlier, &meta);
         let target = Target {
             length: built.bytes.len() as u64,
             digest: built.digest,
@@ -158,6 +165,21 @@ impl Repository {
         }
         self.stage(&meta)?;
         Ok(Added::Staged { release_counter, dropped_signatures })
+    }
+
+    /// Every release of the app that some published targets document listed, withdrawn ones too.
+    fn ever_published(&self, app: &Name) -> Result<Vec<Target>, ReleaseError> {
+        let mut all: Vec<Target> = vec![];
+        for text in self.every_targets()? {
+            let offered =
+                Offered::<TargetsMeta>::parse(&text?).map_err(trust_error("read what was published before"))?;
+            for target in readable(&offered.signed).into_values().filter(|target| target.custom.app == *app) {
+                if !all.contains(&target) {
+                    all.push(target);
+                }
+            }
+        }
+        Ok(all)
     }
 
     /// Copies manifest and content of a build here.
@@ -195,7 +217,7 @@ impl Repository {
         let Some(Ok(mut target)) = meta.targets.get(&path).map(Target::try_from) else {
             return self.refuse(format!("{release} is not listed; see `crossdock release verify` for what is"));
         };
-        target.custom.release_counter = next_counter(release, self.published()?.as_ref(), &meta);
+        target.custom.release_counter = next_counter(release, &self.ever_published(&release.app)?, &meta);
         target.custom.issued_at = Some(whole_seconds(now));
         match target.to_file() {
             Ok(file) => drop(meta.targets.insert(path, file)),
@@ -227,7 +249,14 @@ impl Repository {
     /// # Errors
     /// When nothing is staged, or a key is listed for none of it.
     pub fn sign(&self, keys: &[SecretKey]) -> Result<Vec<Progress>, ReleaseError> {
-        let staged = self.staged()?;
+        self.sign_shown(&self.staged()?, keys)
+    }
+
+    /// As [`Repository::sign`], but nothing else than `staged`, which the signer has seen.
+    ///
+    /// # Errors
+    /// As there, and when what is staged is not that any more.
+    pub fn sign_shown(&self, staged: &Staged, keys: &[SecretKey]) -> Result<Vec<Progress>, ReleaseError> {
         if staged.root.is_none() && staged.targets.is_none() {
             return self.refuse("nothing is staged, so there is nothing to sign; run `crossdock release build` first");
         }
@@ -260,6 +289,13 @@ impl Repository {
     fn append<T: Role>(&self, offered: &Offered<T>, key: &SecretKey) -> Result<bool, ReleaseError> {
         let path = self.staged_path(T::NAME);
         let text = read_document::<T>(&path)?.unwrap_or_else(|| offered.text.clone());
+        let is_shown = Offered::<T>::parse(&text).is_ok_and(|now| now.canonical == offered.canonical);
+        if !is_shown {
+            return self.refuse(format!(
+                "the staged {} was changed while it was being signed; look at it and sign again: crossdock release sign",
+                T::NAME
+            ));
+        }
         let mut document = Document::parse::<T>(&text).map_err(trust_error("sign what is staged"))?;
         document.sign(key);
         durable::write(&path, document.text().as_bytes(), 0o644)?;
@@ -298,12 +334,13 @@ fn listed(roots: &[RootMeta], role: RoleName, key: &SecretKey) -> bool {
     roots.iter().any(|root| root.roles.get(role.as_str()).is_some_and(|keys| keys.keyids.contains(&id)))
 }
 
-/// One more than any counter of the app that is listed here.
-fn next_counter(release: &ReleaseName, published: Option<&TrustedSet>, meta: &TargetsMeta) -> u64 {
-    let published = published.into_iter().flat_map(|set| set.targets().values().cloned());
+/// One more than any counter that the app ever had: a node's floor never falls, and a withdrawal must
+/// not give a counter a second time.
+fn next_counter(release: &ReleaseName, earlier: &[Target], meta: &TargetsMeta) -> u64 {
     let staged = meta.targets.values().filter_map(|file| Target::try_from(file).ok());
-    let of_app = published.chain(staged).filter(|target| target.custom.app == release.app);
-    of_app.map(|target| target.custom.release_counter).max().unwrap_or(0) + 1
+    let staged = staged.filter(|target| target.custom.app == release.app);
+    let counters = earlier.iter().cloned().chain(staged).map(|target| target.custom.release_counter);
+    counters.max().unwrap_or(0).saturating_add(1)
 }
 
 /// Copies content, unless a whole copy is here already; its digest is checked on the way.

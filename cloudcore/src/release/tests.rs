@@ -174,6 +174,89 @@ fn a_step_back_on_purpose_has_a_higher_counter_and_a_withdrawal_takes_effect() {
     assert_eq!(set.versions().root, 2);
 }
 
+#[test]
+fn a_withdrawn_release_leaves_its_name_and_its_counter_behind() {
+    let desk = Desk::new();
+    let repository = desk.published();
+    let publish = || {
+        repository.sign(&[key(4), key(5)]).unwrap();
+        repository.finish(&key(7), now()).unwrap();
+    };
+    desk.yaml("1.1.0", "command: bin/run");
+    let withdrawn = desk.build().unwrap();
+    assert!(matches!(repository.add(&withdrawn, now()).unwrap(), Added::Staged { release_counter: 2, .. }));
+    publish();
+    repository.remove(&withdrawn.name(), now()).unwrap();
+    publish();
+    desk.yaml("1.2.0", "command: bin/run");
+    // Nodes that ran 1.1.0 refuse everything below counter 2 for ever.
+    assert!(matches!(repository.add(&desk.build().unwrap(), now()).unwrap(), Added::Staged { release_counter: 3, .. }));
+    assert_eq!(repository.reissue(&"scan@1.0.0".parse().unwrap(), now()).unwrap(), 4);
+    publish();
+    desk.yaml("1.1.0", "command: bin/run\n  args: [other]");
+    let error = repository.add(&desk.build().unwrap(), now()).unwrap_err();
+    assert!(matches!(error, ReleaseError::Immutable { .. }), "{error}");
+    // The withdrawn content itself may come back.
+    assert!(matches!(repository.add(&withdrawn, now()).unwrap(), Added::Staged { release_counter: 5, .. }));
+}
+
+#[test]
+fn a_changed_root_names_its_keys_in_full() {
+    let old = Desk::new().repository().next_root().unwrap();
+    let mut new = old.clone();
+    let signers = &mut new.roles.get_mut("targets").unwrap().keyids;
+    signers.retain(|id| *id != key(4).id());
+    signers.push(key(9).id());
+    new.keys.insert(key(9).id(), key(9).public());
+    let lines = describe::root(Some(&old), &new);
+    for line in [format!("adds key {}", key(9).id()), format!("removes key {}", key(4).id())] {
+        assert_eq!(lines.iter().filter(|l| l.trim() == line).count(), 1, "{lines:?}");
+    }
+    assert!(describe::root(Some(&old), &old).iter().all(|line| !line.contains(" key ")));
+}
+
+#[test]
+fn only_what_was_shown_is_signed() {
+    let desk = Desk::new();
+    let repository = desk.published();
+    desk.yaml("1.1.0", "command: bin/run");
+    repository.add(&desk.build().unwrap(), now()).unwrap();
+    let shown = repository.staged().unwrap();
+    repository.sign(&[key(4)]).unwrap(); // another signer's signature is no other content
+    repository.remove(&"scan@1.0.0".parse().unwrap(), now()).unwrap();
+    let before = state(repository.dir());
+    let error = chain(&repository.sign_shown(&shown, &[key(5)]).unwrap_err());
+    assert!(error.contains("changed while"), "{error}");
+    assert_eq!(state(repository.dir()), before);
+    repository.sign_shown(&repository.staged().unwrap(), &[key(5)]).unwrap();
+}
+
+#[tokio::test]
+async fn a_copy_of_the_repository_does_not_undo_what_another_published() {
+    let desk = Desk::new();
+    let repository = desk.published();
+    let hub = Hub { blobs: RefCell::default(), breaks_after: 100, published: RefCell::default() };
+    repository.follows(&hub.metadata().await.unwrap()).unwrap();
+    upload(&hub, &repository.publication().unwrap(), |_| ()).await.unwrap();
+    repository.follows(&hub.metadata().await.unwrap()).unwrap();
+
+    // The same publication in another copy; both go on from there, each in its own way.
+    let other = Desk::new();
+    let copy = other.published();
+    for (desk, repository, version) in [(&desk, &repository, "1.1.0"), (&other, &copy, "1.2.0")] {
+        desk.yaml(version, "command: bin/run");
+        repository.add(&desk.build().unwrap(), now()).unwrap();
+        repository.sign(&[key(4), key(5)]).unwrap();
+    }
+    copy.follows(&hub.metadata().await.unwrap()).unwrap();
+    upload(&hub, &repository.finish(&key(7), now()).unwrap(), |_| ()).await.unwrap();
+    let error = copy.follows(&hub.metadata().await.unwrap()).unwrap_err();
+    assert!(matches!(error, ReleaseError::Forked { version: 2, .. }), "{error}");
+    copy.finish(&key(7), now()).unwrap();
+    let error = copy.follows(&hub.metadata().await.unwrap()).unwrap_err();
+    assert!(error.to_string().contains("other content"), "{error}");
+}
+
 /// All files of a folder, to see that nothing changed.
 fn state(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let (mut files, mut folders) = (BTreeMap::new(), vec![folder.to_owned()]);
@@ -374,6 +457,9 @@ struct Hub {
 }
 
 impl Destination for Hub {
+    async fn metadata(&self) -> anyhow::Result<MetadataReply> {
+        Ok(self.published.borrow().clone().unwrap_or_default())
+    }
     async fn has_blob(&self, digest: &Digest) -> anyhow::Result<bool> {
         Ok(self.blobs.borrow().contains(digest))
     }

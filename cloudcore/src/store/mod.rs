@@ -326,7 +326,7 @@ fn put_if_changed<S: Kind + PartialEq>(
     next.metadata.resource_version = current.metadata.resource_version.clone();
     next.metadata.creation_timestamp = current.metadata.creation_timestamp;
     if next.spec != current.spec && next.metadata.generation <= current.metadata.generation {
-        next.metadata.generation = current.metadata.generation + 1;
+        next.metadata.generation = current.metadata.generation.saturating_add(1);
     }
     next.metadata.generation = next.metadata.generation.max(current.metadata.generation);
     if next == current { Ok(current) } else { put(writer, next, ChangeType::Modified) }

@@ -76,6 +76,30 @@ async fn a_restart_knows_what_was_published_and_damage_is_never_taken_for_nothin
     assert!(matches!(open().await, Err(TrustError::Lost(_))));
 }
 
+#[tokio::test]
+async fn the_name_of_a_withdrawn_release_stays_taken() {
+    let fixture = Fixture::start().await;
+    let hub = &fixture.hub;
+    let (repository, now) = (&fixture.repository, hub.env().wall.now());
+    fixture.release("scan", "1.0", b"content").await;
+    repository.remove(&"scan@1.0".parse().unwrap(), now).unwrap();
+    repository.sign(&fixture.keys[1..2]).unwrap();
+    hub.trust().publish(repository.finish(&fixture.keys[2], now).unwrap().reply).await.unwrap();
+    assert!(hub.store().get::<ReleaseSpec>("scan.1.0").await.unwrap().is_none());
+    // The repository would refuse it too, if it still had what it published.
+    for old in 1..=2 {
+        std::fs::remove_file(repository.dir().join(format!("metadata/{old}.targets.json"))).ok();
+    }
+    let reused = fixture.signed("scan", "1.0", b"other");
+    fixture.upload(&reused).await;
+    let error = hub.trust().publish(reused.reply.clone()).await.unwrap_err();
+    assert!(matches!(error, TrustError::Changed { .. }), "{error}");
+    // Also after a restart.
+    let record = hub.config().data_dir.join("trust.record");
+    let opened = Trust::open(&record, hub.env(), hub.blobs(), hub.store()).await.unwrap();
+    assert!(matches!(opened.publish(reused.reply).await, Err(TrustError::Changed { .. })));
+}
+
 #[test]
 fn only_manifests_of_releases_are_targets() {
     assert_eq!(release_of("scan/1.0.json").unwrap().to_string(), "scan@1.0");

@@ -89,6 +89,16 @@ pub enum TufError {
         /// Version trusted.
         trusted: u64,
     },
+    /// Two contents under one version: two copies of a repository published, or somebody forks the truth.
+    #[error(
+        "{role} metadata has the same version {version} as what is trusted, and other content; publish from the one repository that has the trusted state, with a higher version"
+    )]
+    Equivocation {
+        /// Which document.
+        role: RoleName,
+        /// The version of both.
+        version: u64,
+    },
     /// A root is left out of the chain.
     #[error("root version {offered} is offered after version {trusted}; every root in between is needed, in order")]
     RootGap {

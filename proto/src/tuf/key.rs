@@ -61,6 +61,12 @@ impl PublicKey {
         Digest::of(&canonical).hex()
     }
 
+    /// Whether it is of the one kind that counts here, ed25519.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.keytype == "ed25519" && self.scheme == "ed25519"
+    }
+
     /// The raw key, when it is an ed25519 key that exists on the curve.
     #[must_use]
     pub fn bytes(&self) -> Option<[u8; 32]> {
@@ -68,7 +74,7 @@ impl PublicKey {
     }
 
     fn verifying(&self) -> Option<VerifyingKey> {
-        if self.keytype != "ed25519" || self.scheme != "ed25519" {
+        if !self.is_ours() {
             return None;
         }
         let raw = HEXLOWER_PERMISSIVE.decode(self.keyval.public.as_bytes()).ok()?;

@@ -134,6 +134,11 @@ role! {
         pub roles: BTreeMap<String, RoleKeys>,
     }
     check(self) {
+        // An ID that is not of its key would let a key be swapped where people compare IDs.
+        let wrong = |(id, key): &(&String, &PublicKey)| key.is_ours() && **id != key.id();
+        if let Some((id, key)) = self.keys.iter().find(wrong) {
+            return Err(format!("the key ID {} is not of the key beside it, whose ID is {}", short(id), short(&key.id())));
+        }
         for name in RoleName::ALL {
             let role = self.roles.get(name.as_str()).ok_or_else(|| format!("it lists no keys for the role {name}"))?;
             if role.threshold == 0 {

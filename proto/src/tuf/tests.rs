@@ -193,10 +193,13 @@ fn one_key_counts_once() {
     let error = refused(&set, &repo.publish_with(&twice));
     assert!(matches!(error, TufError::DuplicateSignature { role: RoleName::Targets, .. }), "{error}");
 
-    // The same key under two IDs, both listed.
+    // The same key under two IDs, both listed and both right: its digits are written in two ways.
     let mut root = repo.root.clone();
-    let alias = "a".repeat(64);
-    root.keys.insert(alias.clone(), key(4).public());
+    let mut upper = key(4).public();
+    upper.keyval.public.make_ascii_uppercase();
+    let alias = upper.id();
+    assert_ne!(alias, key(4).id());
+    root.keys.insert(alias.clone(), upper);
     root.roles.get_mut("targets").unwrap().keyids.push(alias.clone());
     let set = TrustedSet::new(&signed(&root, &repo.root_signers)).unwrap();
     let other = signature.replace(&key(4).id(), &alias);
@@ -205,6 +208,17 @@ fn one_key_counts_once() {
         refused(&set, &repo.publish_with(&twice)),
         TufError::Threshold { role: RoleName::Targets, valid: 1, needed: 2 }
     );
+}
+
+#[test]
+fn a_key_under_an_id_that_is_not_its_own_is_refused() {
+    let repo = Repo::new();
+    let mut root = repo.root.clone();
+    // What a reader sees of the root, IDs and thresholds, is as before: another key hides behind one.
+    root.keys.insert(key(4).id(), key(66).public());
+    let text = format!(r#"{{"signatures": [], "signed": {}}}"#, serde_json::to_string(&root).unwrap());
+    let error = TrustedSet::new(&text).unwrap_err().to_string();
+    assert!(error.contains(&key(4).id()[..12]) && error.contains(&key(66).id()[..12]), "{error}");
 }
 
 #[test]
@@ -321,6 +335,33 @@ fn documents_of_different_publications_do_not_mix() {
     assert_eq!(refused(&fresh, &MetadataReply::default()), TufError::Missing { role: RoleName::Timestamp });
     let reply = MetadataReply { targets: None, ..one };
     assert_eq!(refused(&fresh, &reply), TufError::Missing { role: RoleName::Targets });
+}
+
+#[test]
+fn one_version_has_one_content() {
+    let repo = Repo::new();
+    let set = repo.trusted();
+    // Two copies of a repository publish after the same state; the second one even has a newer timestamp.
+    let (mine, mut theirs) = (repo.next(), repo.next());
+    theirs.targets.targets.clear();
+    theirs.timestamp.version += 1;
+    let set = set.update(&mine.publish(), at(NOW)).unwrap();
+    let error = refused(&set, &theirs.publish());
+    assert_eq!(error, TufError::Equivocation { role: RoleName::Snapshot, version: 2 });
+    assert!(error.to_string().contains("same version"), "{error}");
+    theirs.snapshot.version += 1;
+    assert_eq!(refused(&set, &theirs.publish()), TufError::Equivocation { role: RoleName::Targets, version: 2 });
+    // An equal timestamp is discarded (5.4.3.1), whatever it says.
+    let mut again = mine.clone();
+    again.timestamp.expires = at("2030-06-01T00:00:00Z");
+    let next = set.update(&again.publish(), at(NOW)).unwrap();
+    assert_eq!(next.documents(), set.documents());
+    // One more signature is no other content.
+    let mut more = mine.clone();
+    more.targets_signers.push(key(6));
+    more.snapshot.version += 1;
+    more.timestamp.version += 1;
+    set.update(&more.publish(), at(NOW)).unwrap();
 }
 
 /// The next root: other keys, signed by `signers`.

@@ -15,6 +15,7 @@ use super::{
     schema::{MetaFile, Offered, Role, RoleName, RootMeta, SnapshotMeta, Target, TargetsMeta, TimestampMeta},
 };
 use crate::{
+    digest::Digest,
     link::message::{MetadataReply, MetadataRequest},
     name::ReleaseName,
 };
@@ -23,6 +24,8 @@ use crate::{
 #[derive(Debug)]
 struct Held<T> {
     text: String,
+    /// Of what is signed.
+    content: Digest,
     signed: T,
 }
 
@@ -164,6 +167,7 @@ impl TrustedSet {
             let new = offered.signed.meta.get(name).map_or(0, |file| file.version);
             not_lower(&format!("the snapshot's {name}"), new, old.version)?;
         }
+        not_forked(self.snapshot.as_deref(), &offered)?;
         let held = hold(offered); // 5.5.7
         self.snapshot = Some(held.clone());
         Ok(held)
@@ -177,6 +181,7 @@ impl TrustedSet {
         let offered = Offered::<TargetsMeta>::parse(text)?;
         offered.verify(&self.root.signed)?; // 5.6.3; first, so that a changed byte is named as what it is
         fits::<TargetsMeta>(expected, text, offered.signed.version)?; // 5.6.2, 5.6.4
+        not_forked(self.targets.as_deref(), &offered)?;
         let held = hold(offered); // 5.6.6
         self.releases = releases(Some(&held.signed));
         self.targets = Some(held.clone());
@@ -290,7 +295,8 @@ impl TrustedSet {
 }
 
 fn hold<T>(offered: Offered<T>) -> Arc<Held<T>> {
-    Arc::new(Held { text: offered.text, signed: offered.signed })
+    let content = Digest::of(&offered.canonical);
+    Arc::new(Held { text: offered.text, content, signed: offered.signed })
 }
 
 fn releases(targets: Option<&TargetsMeta>) -> Arc<Releases> {
@@ -320,6 +326,17 @@ fn fresh_if_there<T: Role>(held: Option<&Held<T>>, now: Timestamp) -> Result<(),
 
 fn not_lower(what: &str, offered: u64, trusted: u64) -> Result<(), TufError> {
     if offered >= trusted { Ok(()) } else { Err(TufError::Rollback { what: what.into(), offered, trusted }) }
+}
+
+/// One version has one content, so that no publication silently undoes another. More signatures under
+/// the same content are welcome.
+fn not_forked<T: Role>(trusted: Option<&Held<T>>, offered: &Offered<T>) -> Result<(), TufError> {
+    let version = offered.signed.version();
+    let same = |trusted: &Held<T>| trusted.content == Digest::of(&offered.canonical);
+    match trusted.filter(|trusted| trusted.signed.version() == version && !same(trusted)) {
+        Some(_) => Err(TufError::Equivocation { role: T::NAME, version }),
+        None => Ok(()),
+    }
 }
 
 fn snapshot_of(timestamp: &TimestampMeta) -> Result<&MetaFile, TufError> {
