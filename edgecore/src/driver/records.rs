@@ -130,6 +130,19 @@ impl Folder {
         Ok(self.read("running.json")?.filter(|r: &Running| r.instance == launch.instance))
     }
 
+    /// Name of the instance that started last, whatever `launch.json` says.
+    #[must_use]
+    pub fn instance(&self) -> Option<String> {
+        self.read("running.json").ok().flatten().map(|r: Running| r.instance)
+    }
+
+    /// When `running.json` was written; 1970 where nobody knows.
+    #[must_use]
+    pub fn running_written_at(&self) -> Timestamp {
+        let written = fs::metadata(self.path.join("running.json")).and_then(|m| m.modified());
+        written.ok().and_then(|at| Timestamp::try_from(at).ok()).unwrap_or_default()
+    }
+
     /// Notes that it runs.
     ///
     /// # Errors
@@ -212,6 +225,12 @@ impl Folder {
         let bytes = serde_json::to_vec(content)?;
         durable::write(&self.path.join(name), &bytes, 0o600).map_err(io::Error::other)
     }
+}
+
+/// Whether a record was there and its content is none; any other error is one of reading.
+#[must_use]
+pub fn is_damaged(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidData
 }
 
 fn whole_file() -> libc::flock {
