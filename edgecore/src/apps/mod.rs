@@ -25,6 +25,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    panic::resume_unwind,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -78,8 +79,11 @@ impl Apps {
                     std::future::pending::<()>().await; // the agent is going away and drops this
                 },
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => {
-                    if let Ok(app) = ended {
-                        self.wanted.remove(&app);
+                    match ended {
+                        Ok(app) => drop(self.wanted.remove(&app)),
+                        // Nobody would look after that app any more: the agent ends with it, and starts anew.
+                        Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+                        Err(_) => {} // aborted: this set is going away
                     }
                 }
             }
