@@ -117,7 +117,7 @@ impl Folder {
         fs::set_permissions(&self.path, fs::Permissions::from_mode(0o700))?; // environment and logs may hold secrets
         self.write("launch.json", launch)?;
         for stale in ["running.json", "exit.json", "grace"] {
-            remove(&self.path.join(stale))?;
+            durable::remove(&self.path.join(stale)).map_err(io::Error::other)?;
         }
         Ok(())
     }
@@ -235,11 +235,4 @@ pub fn is_damaged(error: &io::Error) -> bool {
 
 fn whole_file() -> libc::flock {
     libc::flock { l_type: libc::F_WRLCK as _, l_whence: libc::SEEK_SET as _, l_start: 0, l_len: 0, l_pid: 0 }
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
 }
