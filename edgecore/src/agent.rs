@@ -191,9 +191,8 @@ async fn watch_conditions(shared: Arc<Shared>, trust: watch::Receiver<TrustState
     loop {
         ticks.tick().await;
         let now = shared.env.wall.now();
-        let usage = shared.facts.usage();
         let mut conditions = vec![ready(&trust.borrow(), now)];
-        conditions.extend(shared.facts.conditions(&usage, now));
+        conditions.extend(shared.facts.conditions(now));
         shared.board.send_if_modified(|board| {
             for condition in &mut conditions {
                 // A condition's time is that of its last change of status.
