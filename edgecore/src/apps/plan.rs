@@ -209,9 +209,8 @@ fn judge(running: &RunningView, now: Instant) -> Step {
         return if now >= proven { Step::Confirm } else { Step::Wait(Some(proven)) };
     }
     let detail = if running.message.is_empty() { "no probe has succeeded" } else { &running.message };
-    let failed = |reason: &str, message: String| {
-        Step::Fail(Failure { digest: running.digest, reason: reason.into(), message })
-    };
+    let failed =
+        |reason: &str, message: String| Step::Fail(Failure { digest: running.digest, reason: reason.into(), message });
     if running.ended {
         return failed("Exited", format!("it ended before it proved healthy: {detail}"));
     }

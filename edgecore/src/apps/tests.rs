@@ -6,7 +6,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -78,6 +81,8 @@ struct FakeDriver {
     process: Mutex<Option<Process>>,
     started: Mutex<Vec<Digest>>,
     violations: Mutex<Vec<String>>,
+    /// It has a bug.
+    broken: AtomicBool,
 }
 
 fn ended() -> LastExit {
@@ -109,6 +114,7 @@ impl Driver for FakeDriver {
     }
     fn inspect<'a>(&'a self, _: &'a Name) -> BoxFuture<'a, Result<Option<Instance>, DriverError>> {
         Box::pin(async move {
+            assert!(!self.broken.load(Ordering::Relaxed), "a bug");
             Ok(self.process.lock().unwrap().as_ref().map(|p| Instance {
                 release: p.spec.release.clone(),
                 started_at: env().wall.now(),
@@ -616,6 +622,17 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(play(ops));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_the_task_of_an_app_is_not_swallowed() {
+    let world = World::new();
+    world.driver.broken.store(true, Ordering::Relaxed);
+    let assignment = Assignment { generation: 1, apps: [(APP.parse().unwrap(), world.releases["1"].clone())].into() };
+    let (_sender, assignment) = watch::channel(Some(assignment));
+    let apps = Apps::new(world.context(), world.folder.path().to_owned(), assignment);
+    let ended = timeout(LONG, tokio::spawn(apps.run())).await.expect("it ends");
+    assert!(ended.unwrap_err().is_panic());
 }
 
 #[tokio::test(start_paused = true)]

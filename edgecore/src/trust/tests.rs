@@ -98,7 +98,8 @@ fn publication_until(version: u64, releases: &[(&str, u64)], issued: Option<&str
         let target = Target { length: 3, digest: Digest::of(name.as_bytes()), custom };
         (format!("web/{name}.json"), target.to_file().unwrap())
     };
-    let targets = signed(&meta!(TargetsMeta, "targets", version, expires, targets: releases.iter().map(target).collect()));
+    let targets =
+        signed(&meta!(TargetsMeta, "targets", version, expires, targets: releases.iter().map(target).collect()));
     let meta = [("targets.json".to_owned(), MetaFile::of(version, &targets))].into();
     let snapshot = signed(&meta!(SnapshotMeta, "snapshot", version, expires, meta));
     let meta = [("snapshot.json".to_owned(), MetaFile::of(version, &snapshot))].into();
