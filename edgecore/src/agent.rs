@@ -26,7 +26,7 @@ use proto::{
     object::{Condition, ConditionStatus},
 };
 use tokio::{
-    sync::watch,
+    sync::{Semaphore, watch},
     task::{JoinError, JoinSet},
     time::{MissedTickBehavior, interval},
 };
@@ -34,6 +34,7 @@ use tokio::{
 use crate::{
     apps::{
         Apps,
+        guard::PARALLEL_CHECKS,
         stage::{Stage, Stager},
         task::Context,
     },
@@ -118,7 +119,8 @@ impl Agent {
         let boot_id = facts.boot_id();
         let status = StatusView::new(&config, &env, board.subscribe(), link.state(), trust.state());
         let online = link.online();
-        let context = Context { env, driver, stage, boot_id, board, online };
+        let checks = Arc::new(Semaphore::new(PARALLEL_CHECKS));
+        let context = Context { env, driver, stage, boot_id, board, online, checks };
         let apps = Apps::new(Arc::new(context), paths.apps(), assignment);
         Ok(Agent { config, shared, trust, link, apps, status, _lock: lock })
     }
@@ -189,9 +191,8 @@ async fn watch_conditions(shared: Arc<Shared>, trust: watch::Receiver<TrustState
     loop {
         ticks.tick().await;
         let now = shared.env.wall.now();
-        let usage = shared.facts.usage();
         let mut conditions = vec![ready(&trust.borrow(), now)];
-        conditions.extend(shared.facts.conditions(&usage, now));
+        conditions.extend(shared.facts.conditions(now));
         shared.board.send_if_modified(|board| {
             for condition in &mut conditions {
                 // A condition's time is that of its last change of status.

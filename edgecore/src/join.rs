@@ -7,9 +7,10 @@
 //! Until the answer is checked nothing of an identity that is there is touched. A cut at any point is
 //! mended by the same command: the hub knows the key and answers again without using the token up. On a
 //! box that had joined before it yields the same node with a new key; what the box trusts is kept when
-//! it is whole and descends from the root that the token pins.
+//! it is whole and descends from the root that the token pins. Under another root the apps go on, while the
+//! assignment, the floors and the failures of before, which the other root vouched for, are forgotten.
 
-use std::{fs, io, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
 use data_encoding::BASE64;
 use proto::{
@@ -30,7 +31,7 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, pem::PemObject as _};
 use tokio::time::timeout;
 
 use crate::{
-    apps,
+    apps::{self, slot::SlotError},
     config::{self, AgentConfig, ConfigError, Paths},
     link::{problem::Problem, quic},
     trust::{self, Refusal},
@@ -108,14 +109,9 @@ pub enum JoinError {
     /// A file could not be written.
     #[error(transparent)]
     Durable(#[from] DurableError),
-    /// A file could not be read or removed.
-    #[error("could not use {}: {source}", path.display())]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    /// What is known of an app could not be read or written.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
     /// No key or request could be made.
     #[error("no certificate request could be made: {0}")]
     Key(#[from] rcgen::Error),
@@ -291,37 +287,26 @@ fn check(token: &Token, key: &KeyPair, node: &Name, certificates: &str, root: &s
     Ok(())
 }
 
-/// Writes all of it; `agent.json` last.
+/// Writes all of it; `agent.json` last. What another trust root vouched for is forgotten before the new one
+/// is on disk, so that a cut in between is mended by the same command.
 fn keep(paths: &Paths, config: &AgentConfig, key: &KeyPair, certificates: &str, root: &str) -> Result<(), JoinError> {
     let first_root = paths.first_root();
     let same_root = fs::read(&first_root).is_ok_and(|bytes| bytes == root.as_bytes());
+    if !same_root {
+        // Another fleet: its counters and generations have nothing to do with those before.
+        apps::forget_trust(&paths.apps())?;
+        paths.assignment().remove()?;
+    }
     if !same_root || !trust::is_whole(&paths.trust())? {
-        forget(&paths.trust())?;
+        paths.trust().remove()?;
         trust::begin(&paths.trust(), root)?;
         durable::write(&first_root, root.as_bytes(), 0o600)?;
     }
     let bundle = format!("{}{certificates}", key.serialize_pem());
     durable::write(&paths.identity(), bundle.as_bytes(), 0o600)?;
     config.store()?;
-    apps::forget_lost(&paths.apps()).map_err(|source| JoinError::Io { path: paths.apps(), source })?;
-    let joining = paths.joining_key();
-    match fs::remove_file(&joining) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(JoinError::Io { path: joining, source }),
-        _ => Ok(()),
-    }
-}
-
-/// Removes both copies of a record that no longer counts.
-fn forget(record: &durable::Record) -> Result<(), JoinError> {
-    let mut second = record.path().as_os_str().to_owned();
-    second.push(".bak");
-    for path in [record.path().to_owned(), second.into()] {
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(JoinError::Io { path, source }),
-            _ => {}
-        }
-    }
-    Ok(())
+    apps::forget_lost(&paths.apps())?;
+    Ok(durable::remove(&paths.joining_key())?)
 }
 
 #[cfg(test)]

@@ -165,7 +165,7 @@ async fn join(args: JoinArgs) -> anyhow::Result<()> {
     let token: Token = text.parse()?;
     let env = Env::real()?;
     let data_dir = args.data.data;
-    let machine_id = Facts::new(env.clone(), data_dir.clone()).machine_id();
+    let machine_id = Facts::new(data_dir.clone()).machine_id();
     let options = JoinOptions { data_dir: data_dir.clone(), hub: args.hub, token, name: args.name, machine_id };
     let joined = join::join(options, &env).await?;
     println!("joined: this box is node {} of site {}, fleet {}", joined.node, joined.site, joined.fleet);
@@ -183,7 +183,7 @@ async fn run(data_dir: PathBuf) -> anyhow::Result<()> {
     let env = Env::real()?;
     let paths = Paths::new(&data_dir);
     let driver = Arc::new(ProcessDriver::new(paths.driver(), env.clone()));
-    let facts = Facts::new(env.clone(), data_dir.clone());
+    let facts = Facts::new(data_dir.clone());
     let agent = Agent::open(&data_dir, env, driver, facts).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -15,7 +15,7 @@ use std::{
 
 use jiff::Timestamp;
 use proto::{
-    durable::{Loaded, Record},
+    durable::{self, Loaded, Record},
     env::{Env, WallClock},
     link::message::{Assignment, Report},
     name::Name,
@@ -75,6 +75,9 @@ pub struct Status {
     /// What is durably known of each app; only from the records.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub slots: BTreeMap<Name, Slot>,
+    /// Apps of which nothing can be told, and why; only from the records.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub lost: BTreeMap<Name, String>,
 }
 
 /// No status could be had.
@@ -133,6 +136,7 @@ impl StatusView {
             trust: Some(self.trust.borrow().clone()),
             report: self.board.borrow().clone(),
             slots: BTreeMap::new(),
+            lost: BTreeMap::new(),
         }
     }
 }
@@ -144,10 +148,7 @@ impl StatusView {
 pub async fn serve(view: StatusView, paths: &Paths) -> Result<std::convert::Infallible, StatusError> {
     let path = paths.socket();
     let bind = || {
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
+        durable::remove(&path).map_err(io::Error::other)?;
         let listener = UnixListener::bind(&path)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o660))?;
         Ok(listener)
@@ -193,13 +194,13 @@ fn from_records(data_dir: &Path, paths: &Paths, env: &Env) -> Result<Status, Sta
         Ok(Loaded::Good(content) | Loaded::Fallback(content)) => serde_json::from_slice(&content).ok(),
         _ => None,
     };
-    let mut slots = BTreeMap::new();
+    let (mut slots, mut lost) = (BTreeMap::new(), BTreeMap::new());
     for entry in fs::read_dir(paths.apps()).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_str().and_then(|n| n.parse::<Name>().ok());
-        if let (Some(name), Ok(slot)) = (name, slot::load(&Record::at(entry.path().join("slot"))))
-            && !slot.is_cleared()
-        {
-            slots.insert(name, slot);
+        let Some(name) = entry.file_name().to_str().and_then(|n| n.parse::<Name>().ok()) else { continue };
+        match slot::load(&Record::at(entry.path().join("slot"))) {
+            Ok(slot) if slot.is_cleared() => {}
+            Ok(slot) => drop(slots.insert(name, slot)),
+            Err(error) => drop(lost.insert(name, error.to_string())),
         }
     }
     Ok(Status {
@@ -216,6 +217,7 @@ fn from_records(data_dir: &Path, paths: &Paths, env: &Env) -> Result<Status, Sta
         trust: None,
         report: Report { observed_generation: assignment.map_or(0, |a| a.generation), ..Report::default() },
         slots,
+        lost,
     })
 }
 
@@ -281,8 +283,34 @@ fn apps(status: &Status) -> Vec<String> {
         let trial = slot.trial.as_ref().map(|t| format!(", {} on trial", t.installed.release.version));
         lines.push(format!("app {app} active {active}{}", trial.unwrap_or_default()));
     }
+    lines.extend(status.lost.iter().map(|(app, problem)| format!("app {app} Blocked StateLost {problem}")));
     if lines.is_empty() {
         lines.push("no apps".into());
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn without_an_agent_the_records_tell_lost_slots_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = |text: &str| text.parse::<Name>().unwrap();
+        let data_dir = folder.path().to_owned();
+        let config = AgentConfig { data_dir, node: name("n1"), site: name("s1"), fleet: name("f1"), hubs: vec![] };
+        config.store().unwrap();
+        let paths = Paths::new(folder.path());
+        for (app, content) in [("whole", br#"{"floor": 1}"#.as_slice()), ("unreadable", b"{")] {
+            fs::create_dir_all(paths.apps().join(app)).unwrap();
+            Record::at(paths.apps().join(app).join("slot")).store(content).unwrap();
+        }
+        fs::create_dir_all(paths.apps().join("damaged")).unwrap();
+        fs::write(paths.apps().join("damaged/slot"), "x").unwrap();
+        let status = read(folder.path(), &Env::real().unwrap()).await.unwrap();
+        assert_eq!(status.lost.keys().map(Name::as_str).collect::<Vec<_>>(), ["damaged", "unreadable"]);
+        let text = explain(&status);
+        assert!(text.contains("app damaged Blocked StateLost") && text.contains("edgecore join"), "{text}");
+    }
 }

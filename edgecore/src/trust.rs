@@ -4,8 +4,10 @@
 //! damaged later something went wrong: then nothing new is accepted until the box joins again, while
 //! what runs goes on. An older second copy is used and reported.
 //!
-//! Time is the later of the clock and the newest signed issue time, so a clock that fell back cannot
-//! make expired metadata fresh again. [`crate::apps`] asks, before anything is fetched.
+//! Time is the latest of the clock, [`BUILT`], and the newest issue time that the persisted releases were
+//! signed with. Only what is signed offline raises it: a clock that was ahead, or a hub that lies, locks
+//! nobody out. So a clock that fell back makes metadata fresh again that expired after that time, and none
+//! that expired before it. [`crate::apps`] asks, before anything is fetched.
 
 use jiff::Timestamp;
 use proto::{
@@ -20,6 +22,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, watch};
 
 use crate::fetch::{Source, SourceError};
+
+/// 2026-01-01: this program is no older. Raised with each version; a build script that asked the clock would
+/// make two builds of one source differ.
+pub const BUILT: Timestamp = Timestamp::constant(1_767_225_600, 0);
 
 /// Why a release is not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -219,9 +225,9 @@ impl Trust {
     }
 }
 
-/// The later of the clock and every signed issue time.
+/// The latest of the clock, the build and every signed issue time.
 fn now(set: &TrustedSet, clock: Timestamp) -> Timestamp {
-    set.targets().values().filter_map(|t| t.custom.issued_at).fold(clock, Timestamp::max)
+    set.targets().values().filter_map(|t| t.custom.issued_at).fold(clock.max(BUILT), Timestamp::max)
 }
 
 fn judge(

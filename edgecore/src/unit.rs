@@ -1,7 +1,10 @@
 //! `edgecore install`: the systemd unit.
 //!
-//! `KillMode=process`: stopping or upgrading the agent leaves the workloads running, each under its
-//! shim; the agent finds them again. `Delegate=yes`: the workloads' control groups are the agent's.
+//! `KillMode=process`: stopping or upgrading the agent ends the agent alone. The shims, which sit in the
+//! unit's own control group, stay there with their workloads, and the next agent finds them again.
+//!
+//! `Delegate=yes`: systemd enables all controllers from the root of the hierarchy on and leaves them so.
+//! The workloads' groups, which lie beside the unit's and not below it ([`crate::driver::cgroup`]), need them.
 
 use std::{
     io,
@@ -54,8 +57,9 @@ StartLimitIntervalSec=0
 ExecStart={program} run --data {data_dir}
 Restart=always
 RestartSec=2
-# Workloads outlive the agent, each under its shim.
+# Workloads outlive the agent: their shims stay in this unit's control group.
 KillMode=process
+# Controllers stay enabled for the workloads' control groups, which lie below /crossdock.
 Delegate=yes
 LimitNOFILE=65536
 

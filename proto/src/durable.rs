@@ -1,6 +1,7 @@
 //! Replacing a file so that a crash or power cut at any moment leaves the old or the new content.
 //!
-//! The one helper for every write-sync-rename of hub and agent. [`write`] replaces a file; [`Record`]
+//! The one helper for every write-sync-rename of hub and agent. [`write`] replaces a file, [`remove`] sees
+//! to it that there is none; [`Record`]
 //! adds a checksum and a second copy, so that a torn or bit-flipped file is noticed and the last good
 //! state is used and the damage reported.
 
@@ -45,10 +46,7 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), DurableError> {
     let mut temp = path.as_os_str().to_owned();
     temp.push(".tmp");
     let temp = PathBuf::from(temp);
-    match fs::remove_file(&temp) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(during("clear away", &temp)(e)),
-        _ => {}
-    }
+    remove(&temp)?;
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temp)?;
         file.write_all(bytes)?;
@@ -60,6 +58,17 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), DurableError> {
     }
     fs::rename(&temp, path).map_err(during("put in place", path))?;
     sync_parent(path)
+}
+
+/// Removes a file. That it is gone already is success; [`sync_parent`] makes it last.
+///
+/// # Errors
+/// When it is there and stays.
+pub fn remove(path: &Path) -> Result<(), DurableError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(during("clear away", path)(e)),
+        _ => Ok(()),
+    }
 }
 
 /// Flushes the folder entry of `path`, so that a creation, rename or removal survives a power cut.
@@ -149,6 +158,16 @@ impl Record {
         write(&self.path, &bytes, 0o600)
     }
 
+    /// Forgets the record, both copies. A cut in between leaves the newest.
+    ///
+    /// # Errors
+    /// Names the copy that stays.
+    pub fn remove(&self) -> Result<(), DurableError> {
+        remove(&self.backup())?;
+        remove(&self.path)?;
+        sync_parent(&self.path)
+    }
+
     /// Reads the newest whole content.
     ///
     /// # Errors
@@ -217,6 +236,10 @@ mod tests {
         assert_eq!(record.load().unwrap(), Loaded::Fallback(b"one".to_vec()));
         fs::write(record.backup(), b"x").unwrap();
         assert_eq!(record.load().unwrap(), Loaded::Lost);
+        for _ in 0..2 {
+            record.remove().unwrap();
+            assert_eq!(record.load().unwrap(), Loaded::Absent);
+        }
     }
 
     #[test]

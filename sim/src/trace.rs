@@ -2,7 +2,8 @@
 //!
 //! Network, world and scenarios write here. Two runs of one seed must end with the same digest; the
 //! file of each, where one was asked for, shows the first line that differs. A line holds sizes, times
-//! and decisions, never key material: keys are fresh in each run, and nothing may depend on them.
+//! and decisions, never key material: the keys of hub, releases and nodes come from the seed, but those of
+//! each TLS handshake are fresh, and nothing may depend on them.
 
 use std::{
     fmt, fs,

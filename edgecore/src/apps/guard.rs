@@ -1,5 +1,6 @@
 //! A driver that verifies the tree of a release before every start, restarts after a crash included: a
-//! file that was damaged at rest since the last start is never executed. Used by [`super::task`].
+//! file that was damaged at rest since the last start is never executed. What runs already is left alone.
+//! Used by [`super::task`].
 
 use std::{
     sync::{
@@ -16,26 +17,31 @@ use proto::{
     object::LastExit,
     release::Probe,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::{
     driver::{Driver, DriverError, Instance, InstanceSpec, ProbeOutcome},
     fetch::tree,
 };
 
+/// Trees that are hashed at once, over all apps: the agent has few threads for what blocks.
+pub const PARALLEL_CHECKS: usize = 2;
+
 /// Wraps the driver for one supervised release.
 #[derive(Debug)]
 pub struct Guard {
     inner: Arc<dyn Driver>,
     env: Env,
+    checks: Arc<Semaphore>,
     damaged: Arc<AtomicBool>,
 }
 
 impl Guard {
-    /// Passes everything on to `inner`, and raises `damaged` instead of starting a damaged tree.
+    /// Passes everything on to `inner`, and raises `damaged` instead of starting a damaged tree. `checks`
+    /// is shared by all apps.
     #[must_use]
-    pub fn new(inner: Arc<dyn Driver>, env: Env, damaged: Arc<AtomicBool>) -> Guard {
-        Guard { inner, env, damaged }
+    pub fn new(inner: Arc<dyn Driver>, env: Env, checks: Arc<Semaphore>, damaged: Arc<AtomicBool>) -> Guard {
+        Guard { inner, env, checks, damaged }
     }
 }
 
@@ -44,8 +50,12 @@ impl Driver for Guard {
         Box::pin(async move {
             let name = ReleaseName { app: spec.app.clone(), version: spec.release.version.clone() };
             let (folder, digest) = (spec.tree.parent().map(ToOwned::to_owned).unwrap_or_default(), spec.release.digest);
-            let verified = self.env.blocking.run(move || tree::verify(&folder, digest, &name)).await;
-            if let Err(error) = verified {
+            let permit = self.checks.clone().acquire_owned().await; // never closed
+            let verified = self.env.blocking.run(move || {
+                let _permit = permit; // a check goes on when nobody waits for it any more
+                tree::verify(&folder, digest, &name)
+            });
+            if let Err(error) = verified.await {
                 self.damaged.store(true, Ordering::Relaxed);
                 return Err(DriverError { attempt: "start", app: spec.app.clone(), problem: error.to_string() });
             }

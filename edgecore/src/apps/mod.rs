@@ -25,13 +25,14 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::PathBuf,
+    panic::resume_unwind,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use proto::{
-    durable::{Loaded, Record},
+    durable::Record,
     link::message::Assignment,
     name::Name,
     object::{UpdatePhase, WorkloadStatus},
@@ -40,6 +41,7 @@ use tokio::{sync::watch, task::JoinSet, time::timeout};
 
 use self::{
     plan::Wanted,
+    slot::{Slot, SlotError},
     task::{App, Context},
 };
 
@@ -78,8 +80,11 @@ impl Apps {
                     std::future::pending::<()>().await; // the agent is going away and drops this
                 },
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => {
-                    if let Ok(app) = ended {
-                        self.wanted.remove(&app);
+                    match ended {
+                        Ok(app) => drop(self.wanted.remove(&app)),
+                        // Nobody would look after that app any more: the agent ends with it, and starts anew.
+                        Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+                        Err(_) => {} // aborted: this set is going away
                     }
                 }
             }
@@ -168,21 +173,40 @@ async fn work(shared: Arc<Context>, name: Name, folder: PathBuf, mut wanted: wat
     }
 }
 
-/// Clears away slots of which both copies are damaged: whoever joins the box again vouches for it.
+/// Clears away slots that are lost: whoever joins the box again vouches for it.
 ///
 /// # Errors
-/// When a file cannot be removed.
-pub fn forget_lost(folder: &std::path::Path) -> std::io::Result<()> {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let record = Record::at(entry.path().join("slot"));
-        if matches!(record.load(), Ok(Loaded::Lost)) {
-            for name in ["slot", "slot.bak"] {
-                match fs::remove_file(entry.path().join(name)) {
-                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-                    _ => {}
-                }
-            }
+/// When a file cannot be read or removed.
+pub fn forget_lost(folder: &Path) -> Result<(), SlotError> {
+    for record in records(folder) {
+        match slot::load(&record) {
+            Err(SlotError::Lost(_)) => record.remove()?,
+            other => drop(other?),
         }
     }
     Ok(())
+}
+
+/// Forgets what a trust root that no longer counts said: floors and failures. What is active stays.
+///
+/// # Errors
+/// When a slot cannot be read or written.
+pub fn forget_trust(folder: &Path) -> Result<(), SlotError> {
+    for record in records(folder) {
+        let known = match slot::load(&record) {
+            Err(SlotError::Lost(_)) => continue, // see above
+            other => other?,
+        };
+        let begun_anew = Slot { floor: 0, failed: vec![], ..known };
+        for _ in 0..2 {
+            slot::store(&record, &begun_anew)?; // the second copy is not to say otherwise
+        }
+    }
+    Ok(())
+}
+
+/// Slots of the apps below `folder`.
+fn records(folder: &Path) -> impl Iterator<Item = Record> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter(|e| e.path().is_dir()).map(|e| Record::at(e.path().join("slot")))
 }

@@ -4,14 +4,16 @@
 //!            fetch (beside everything else)
 //! active runs ------------------> staged --Stop--> nothing runs --Switch--> trial recorded
 //!     ^                                                                        | Start
-//!     |  Abandon (stop, record)                                                v
+//!     |  Fail, Stop, Abandon (record)                                          v
 //!     +---------- unhealthy at the deadline, ended for good <------------- trial runs
 //!     |                                                                        |
 //!     +---- becomes the active one <------------- Confirm (record) <-- healthy for the soak time
 //! ```
 //!
 //! Each [`Step`] makes at most one durable change, so a cut between any two steps leaves a state that
-//! is planned from again. [`super::task`] carries the steps out.
+//! is planned from again. A failed trial stops before it is recorded, so that a full disk keeps no bad
+//! release running; a cut in between forgets the verdict, and the trial is resumed or abandoned as after
+//! any other cut. [`super::task`] carries the steps out.
 
 use std::time::Duration;
 
@@ -68,6 +70,8 @@ pub struct View<'a> {
     pub leftover: bool,
     /// Whether this process has counted the recorded trial as an attempt.
     pub begun: bool,
+    /// Why the trial failed, which is not on record yet.
+    pub verdict: Option<&'a Failure>,
     /// Digest of a release whose tree was found damaged and must be fetched again before it runs.
     pub damaged: Option<Digest>,
     /// This boot.
@@ -81,7 +85,7 @@ pub struct View<'a> {
 pub enum Step {
     /// Stop what runs.
     Stop,
-    /// Verify the tree of a release and run it.
+    /// Run a release, or adopt it where it runs.
     Start(Installed),
     /// Record that a staged release is on trial.
     Switch(Installed),
@@ -89,8 +93,12 @@ pub enum Step {
     Resume,
     /// Record that the trial proved itself.
     Confirm,
+    /// Remember why the trial failed: it is stopped next, and then abandoned.
+    Fail(Failure),
     /// Record that the trial is over; what it goes back to is the active release.
     Abandon(Option<Failure>),
+    /// Record that the trial did not take place: its tree was damaged on disk.
+    Undo,
     /// Record that the trial is over because something else is wanted now.
     Withdraw,
     /// Record that nothing is installed any more.
@@ -158,6 +166,10 @@ fn fetch(view: &View<'_>) -> Option<Fetch> {
 
 fn trial_step(view: &View<'_>, trial: &Installed, boot_id: &str) -> Step {
     let digest = trial.release.digest;
+    if let Some(failure) = view.verdict.filter(|f| f.digest == digest) {
+        let alive = view.running.is_some() || view.leftover;
+        return if alive { Step::Stop } else { Step::Abandon(Some(failure.clone())) };
+    }
     let superseded = matches!(view.wanted, Wanted::Run(release) if release.digest != digest);
     if let Some(running) = &view.running
         && (running.digest != digest || superseded || !view.begun)
@@ -169,7 +181,7 @@ fn trial_step(view: &View<'_>, trial: &Installed, boot_id: &str) -> Step {
     }
     // A tree that does not match its manifest is never run: it is fetched again and tried again.
     if view.damaged == Some(digest) {
-        return Step::Abandon(None);
+        return Step::Undo;
     }
     if !view.begun {
         let attempts = view.slot.attempts(digest);
@@ -197,9 +209,8 @@ fn judge(running: &RunningView, now: Instant) -> Step {
         return if now >= proven { Step::Confirm } else { Step::Wait(Some(proven)) };
     }
     let detail = if running.message.is_empty() { "no probe has succeeded" } else { &running.message };
-    let failed = |reason: &str, message: String| {
-        Step::Abandon(Some(Failure { digest: running.digest, reason: reason.into(), message }))
-    };
+    let failed =
+        |reason: &str, message: String| Step::Fail(Failure { digest: running.digest, reason: reason.into(), message });
     if running.ended {
         return failed("Exited", format!("it ended before it proved healthy: {detail}"));
     }

@@ -36,7 +36,7 @@ pub struct Trial {
     pub boot_id: String,
 }
 
-/// How often a release was put on trial.
+/// How often a release was put on trial and cut short.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempts {
     /// Which release.
@@ -132,6 +132,15 @@ impl Slot {
             let surplus = self.failed.len().saturating_sub(MAX_FAILURES);
             self.failed.drain(..surplus);
         }
+    }
+
+    /// The trial did not take place, so it does not count as an attempt.
+    pub fn undo(&mut self) {
+        self.trial = None;
+        if let Some(attempts) = &mut self.attempts {
+            attempts.count = attempts.count.saturating_sub(1);
+        }
+        self.attempts.take_if(|a| a.count == 0);
     }
 
     /// The trial is over because something else is wanted: nothing is held against the release.

@@ -23,7 +23,7 @@ use proto::{
 };
 use rand_chacha::ChaCha12Rng;
 use tokio::{
-    sync::watch,
+    sync::{Semaphore, watch},
     task::JoinSet,
     time::{Instant, sleep_until},
 };
@@ -32,7 +32,7 @@ use super::{
     guard::Guard,
     plan::{Fetch, Plan, RunningView, Step, View, Wanted, plan},
     report::{Extra, FetchView, report},
-    slot::{self, Installed, Slot, SlotError},
+    slot::{self, Failure, Installed, Slot, SlotError},
     stage::{Hindrance, Order, Stage},
 };
 use crate::{
@@ -66,6 +66,8 @@ pub struct Context {
     pub board: watch::Sender<Report>,
     /// Whether the hub is in reach.
     pub online: watch::Receiver<bool>,
+    /// [`PARALLEL_CHECKS`](super::guard::PARALLEL_CHECKS) trees are hashed at once.
+    pub checks: Arc<Semaphore>,
 }
 
 /// What [`App::turn`] leaves to do.
@@ -128,6 +130,7 @@ pub struct App {
     run: Option<Run>,
     leftover: bool,
     begun: bool,
+    verdict: Option<Failure>,
     staged: Option<Installed>,
     damaged: Option<Digest>,
     fetching: Fetching,
@@ -142,7 +145,7 @@ impl App {
     /// Reads what is known of the app in `folder`.
     ///
     /// # Errors
-    /// When its slot is lost, or the driver cannot be asked.
+    /// When its slot is lost.
     pub async fn open(
         shared: Arc<Context>,
         name: Name,
@@ -156,7 +159,13 @@ impl App {
             Ok::<_, StepError>(slot::load(&read)?)
         });
         let slot = slot.await?;
-        let leftover = shared.driver.inspect(&name).await?.is_some_and(|i| i.exit.is_none());
+        let leftover = match shared.driver.inspect(&name).await {
+            Ok(found) => found.is_some_and(|i| i.exit.is_none()),
+            Err(error) => {
+                tracing::warn!(app = %name, %error, "taken as running");
+                true
+            }
+        };
         let rng = shared.env.seed.stream(&format!("app {name}"));
         let online = shared.online.clone();
         Ok(App {
@@ -170,6 +179,7 @@ impl App {
             run: None,
             leftover,
             begun: false,
+            verdict: None,
             staged: None,
             damaged: None,
             fetching: Fetching::Idle,
@@ -233,6 +243,7 @@ impl App {
             running: self.run.as_ref().map(Run::view),
             leftover: self.leftover,
             begun: self.begun,
+            verdict: self.verdict.as_ref(),
             damaged: self.damaged,
             boot_id: &self.shared.boot_id,
             now,
@@ -257,7 +268,9 @@ impl App {
                 self.begun = true;
             }
             Step::Confirm => self.store(Slot::confirm).await?,
+            Step::Fail(failure) => self.verdict = Some(failure),
             Step::Abandon(failure) => self.store(|slot| slot.abandon(failure)).await?,
+            Step::Undo => self.store(Slot::undo).await?,
             Step::Withdraw => self.store(Slot::withdraw).await?,
             Step::Remove => self.store(Slot::clear).await?,
             Step::Done => {
@@ -278,6 +291,7 @@ impl App {
         let (record, written) = (self.record.clone(), next.clone());
         self.shared.env.blocking.run(move || slot::store(&record, &written)).await?;
         self.begun &= next.trial.is_some();
+        self.verdict.take_if(|_| next.trial.is_none());
         self.slot = next;
         self.litter = true;
         Ok(())
@@ -294,18 +308,19 @@ impl App {
         Ok(())
     }
 
-    /// Verifies the tree and runs it; a damaged one is not run.
+    /// Adopts the release where it runs already, however its tree changed since; starts it otherwise,
+    /// past the [`Guard`], which verifies the tree.
     async fn start(&mut self, installed: &Installed) -> Result<(), StepError> {
         let release = installed.release.clone();
         let folder = tree::release_folder(&self.folder.join("releases"), release.digest);
         let data = self.folder.join("data");
         let name = ReleaseName { app: self.name.clone(), version: release.version.clone() };
-        let (checked, made) = (folder.clone(), data.clone());
-        let verified = self.shared.env.blocking.run(move || {
+        let (at, made) = (folder.clone(), data.clone());
+        let manifest = self.shared.env.blocking.run(move || {
             durable::create_dir_all(&made)?;
-            Ok::<_, StepError>(tree::verify(&checked, release.digest, &name))
+            Ok::<_, StepError>(tree::manifest(&at, release.digest, &name))
         });
-        let manifest = match verified.await? {
+        let manifest = match manifest.await? {
             Ok(manifest) => manifest,
             Err(error) => {
                 tracing::warn!(app = %self.name, %error, "not started");
@@ -320,7 +335,8 @@ impl App {
         let tree = tree::tree_folder(&folder);
         let spec = InstanceSpec { app: self.name.clone(), release: release.clone(), tree, data, workload };
         let damaged = Arc::new(AtomicBool::new(false));
-        let guard = Guard::new(self.shared.driver.clone(), self.shared.env.clone(), damaged.clone());
+        let Context { driver, env, checks, .. } = &*self.shared;
+        let guard = Guard::new(driver.clone(), env.clone(), checks.clone(), damaged.clone());
         let supervisor = Supervisor::start(self.shared.env.clone(), Arc::new(guard), spec);
         let health = supervisor.health();
         self.leftover = false;
@@ -340,7 +356,9 @@ impl App {
             keep.insert(release.digest);
         }
         let releases = self.folder.join("releases");
-        self.shared.env.blocking.run(move || tree::collect(&releases, &keep)).await.map_err(StepError::Collect)
+        let collected = self.shared.env.blocking.run(move || tree::collect(&releases, &keep)).await;
+        self.litter |= collected.is_err(); // the next turn tries again
+        collected.map_err(StepError::Collect)
     }
 
     /// A fetch ended.

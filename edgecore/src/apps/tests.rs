@@ -6,7 +6,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,7 +25,7 @@ use proto::{
 };
 use tempfile::TempDir;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     time::{Instant, timeout},
 };
 
@@ -78,6 +81,8 @@ struct FakeDriver {
     process: Mutex<Option<Process>>,
     started: Mutex<Vec<Digest>>,
     violations: Mutex<Vec<String>>,
+    /// It has a bug.
+    broken: AtomicBool,
 }
 
 fn ended() -> LastExit {
@@ -109,6 +114,7 @@ impl Driver for FakeDriver {
     }
     fn inspect<'a>(&'a self, _: &'a Name) -> BoxFuture<'a, Result<Option<Instance>, DriverError>> {
         Box::pin(async move {
+            assert!(!self.broken.load(Ordering::Relaxed), "a bug");
             Ok(self.process.lock().unwrap().as_ref().map(|p| Instance {
                 release: p.spec.release.clone(),
                 started_at: env().wall.now(),
@@ -273,6 +279,7 @@ impl World {
             boot_id: self.boot.to_string(),
             board: self.board.clone(),
             online: self.online.subscribe(),
+            checks: Arc::new(Semaphore::new(1)),
         })
     }
 
@@ -615,6 +622,119 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(play(ops));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_the_task_of_an_app_is_not_swallowed() {
+    let world = World::new();
+    world.driver.broken.store(true, Ordering::Relaxed);
+    let assignment = Assignment { generation: 1, apps: [(APP.parse().unwrap(), world.releases["1"].clone())].into() };
+    let (_sender, assignment) = watch::channel(Some(assignment));
+    let apps = Apps::new(world.context(), world.folder.path().to_owned(), assignment);
+    let ended = timeout(LONG, tokio::spawn(apps.run())).await.expect("it ends");
+    assert!(ended.unwrap_err().is_panic());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_tree_stops_nothing_that_runs() {
+    let mut world = World::new();
+    world.want("1");
+    world.settle().await;
+    world.damage("1");
+    world.crash();
+    world.settle().await;
+    let starts = world.driver.started.lock().unwrap().len();
+    assert_eq!((world.driver.running(), starts), (Some(world.digest("1")), 1), "adopted as it is");
+    world.check_settled(0);
+    // Once it ends it is fetched again before it starts.
+    world.reboot();
+    world.settle().await;
+    world.check_settled(0);
+    assert!(tree::verify(&world.tree_of(world.digest("1")), world.digest("1"), &"web@1".parse().unwrap()).is_ok());
+}
+
+/// Takes from the disk, or gives back, the room for a new slot.
+fn fill_disk(world: &World, full: bool) {
+    for name in ["slot.tmp", "slot.bak.tmp"] {
+        let path = world.folder.path().join(name);
+        if full { fs::create_dir(path).unwrap() } else { fs::remove_dir(path).unwrap() }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_trial_stops_although_the_disk_is_full() {
+    for bad in ["3", "4"] {
+        let mut world = World::new();
+        world.want("1");
+        world.settle().await;
+        world.want(bad);
+        while world.slot().trial.is_none() {
+            world.turns(1, LONG).await;
+        }
+        fill_disk(&world, true);
+        let mut app = world.app.take().unwrap();
+        let until_stuck = async {
+            while let Ok(turn) = app.turn().await {
+                if let Turn::Wait(until) = turn {
+                    app.changed(until).await;
+                }
+            }
+        };
+        timeout(LONG, until_stuck).await.expect("its failure cannot be recorded");
+        assert_eq!(world.driver.running(), None, "{bad} is stopped all the same");
+        fill_disk(&world, false);
+        // Cut between the stop and the record it is tried again, and fails again.
+        drop(app);
+        world.settle().await;
+        world.check_settled(1);
+        assert!(world.slot().failure(world.digest(bad)).is_some());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn litter_that_cannot_be_cleared_away_is_tried_again() {
+    let mut world = World::new();
+    world.want("1");
+    world.settle().await;
+    let litter = world.folder.path().join("releases/litter");
+    fs::create_dir(&litter).unwrap();
+    world.want("2");
+    let releases = world.folder.path().join("releases");
+    world.settle().await;
+    assert!(!litter.exists());
+    // A release folder that is none cannot be read.
+    let app = world.app.as_mut().unwrap();
+    let aside = world.folder.path().join("aside");
+    fs::rename(&releases, &aside).unwrap();
+    fs::write(&releases, "").unwrap();
+    world.wanted.send_replace(Wanted::Keep);
+    app.changed(None).await;
+    app.turn().await.unwrap_err();
+    fs::remove_file(&releases).unwrap();
+    fs::rename(&aside, &releases).unwrap();
+    fs::create_dir(&litter).unwrap();
+    app.turn().await.unwrap();
+    assert!(!litter.exists());
+}
+
+/// A trial that was undone for a damaged tree is none that was cut short.
+#[tokio::test(start_paused = true)]
+async fn a_tree_damaged_before_its_trial_counts_as_no_attempt() {
+    play(vec![Op::Want(1), Op::Turns(2), Op::Damage(1), Op::Turns(5), Op::Crash, Op::Turns(1), Op::Crash]).await;
+    let mut world = World::new();
+    world.want("1");
+    world.settle().await;
+    world.want("2");
+    while world.slot().trial.is_none() {
+        world.turns(1, LONG).await;
+    }
+    world.damage("2");
+    while world.slot().trial.is_some() {
+        world.turns(1, LONG).await;
+    }
+    assert_eq!(world.slot().attempts, None);
+    world.settle().await;
+    world.check_settled(0);
 }
 
 /// Found by the property above: damage between the check of the tree and the start of the program.

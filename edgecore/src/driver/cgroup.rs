@@ -2,8 +2,10 @@
 //!
 //! A [`Layout`] says which hierarchy of this box serves which controller; version 1 wins where both do,
 //! since a hybrid box gives version 2 no controllers. A [`Group`] is the folders of one workload,
-//! `crossdock/<name>` in each hierarchy that it needs, beside the agent's own group rather than below
-//! it: a unit that systemd restarts must be free of workloads. Shim and driver use it.
+//! `crossdock/<name>` in each hierarchy that it needs, beside the agent's own group rather than below it:
+//! version 2 gives no limits below a group that holds processes itself, and the agent's holds the agent
+//! and its shims. A workload leaves it for its own; where none can be made it stays in the agent's. Shim
+//! and driver use it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

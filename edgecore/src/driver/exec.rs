@@ -32,6 +32,7 @@ use super::{
     cgroup::Group,
     procs,
     records::{Folder, Launch},
+    shim::take_stdin,
 };
 
 /// Search path of a workload.
@@ -113,13 +114,6 @@ fn prepare(request: &Request, status: &mut Box<dyn io::Write>) -> Result<Command
     let mut command = Command::new(program);
     command.args(args).env_clear().envs(environment(&launch));
     Ok(command)
-}
-
-/// Standard input becomes empty; what it was is the pipe to the shim, closed by exec.
-fn take_stdin() -> io::Result<File> {
-    let pipe = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
-    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
-    Ok(File::from(pipe))
 }
 
 fn program(request: &Request, launch: &Launch) -> Result<(PathBuf, Vec<OsString>), Failure> {

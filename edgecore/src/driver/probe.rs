@@ -129,11 +129,15 @@ impl Drop for KillGroup {
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpSocket};
 
     use super::*;
 
     async fn against(answer: &'static [u8], close: bool) -> ProbeOutcome {
+        within("30s", answer, close).await
+    }
+
+    async fn within(limit: &str, answer: &'static [u8], close: bool) -> ProbeOutcome {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let server = tokio::spawn(async move {
@@ -146,7 +150,7 @@ mod tests {
                 std::future::pending::<()>().await;
             }
         });
-        let text = format!(r#"{{"http": {{"path": "/healthz?x=1", "port": {port}}}, "timeout": "300ms"}}"#);
+        let text = format!(r#"{{"http": {{"path": "/healthz?x=1", "port": {port}}}, "timeout": "{limit}"}}"#);
         let probe: Probe = serde_json::from_str(&text).unwrap();
         let outcome = attempt(Path::new("/nowhere"), &Folder::at("/nowhere"), &probe).await;
         server.abort();
@@ -169,19 +173,22 @@ mod tests {
         for nonsense in [&b""[..], b"SSH-2.0-x\r\n", b"HTTP/1.1\r\n", b"HTTP/1.1 20\r\n", b"\xff\xff\n"] {
             assert!(text(against(nonsense, true).await).ends_with("not HTTP/1.1"));
         }
-        assert_eq!(text(against(b"HTTP/1.1 2", false).await), "no answer within 300ms");
+        assert_eq!(text(within("300ms", b"HTTP/1.1 2", false).await), "no answer within 300ms");
         assert!(text(against(&[b'x'; 100_000], true).await).contains("not HTTP/1.1"));
     }
 
     #[tokio::test]
     async fn tcp_succeeds_when_somebody_listens() {
+        let probe = |port: u16| serde_json::from_str::<Probe>(&format!(r#"{{"tcp": {{"port": {port}}}}}"#)).unwrap();
+        let folder = Folder::at("/nowhere");
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let probe: Probe = serde_json::from_str(&format!(r#"{{"tcp": {{"port": {port}}}}}"#)).unwrap();
-        let folder = Folder::at("/nowhere");
-        assert_eq!(attempt(Path::new("/nowhere"), &folder, &probe).await, ProbeOutcome::Success);
-        drop(listener);
-        let refused = text(attempt(Path::new("/nowhere"), &folder, &probe).await);
+        assert_eq!(attempt(Path::new("/nowhere"), &folder, &probe(port)).await, ProbeOutcome::Success);
+        // Held and not listening: nobody else can come to listen there.
+        let silent = TcpSocket::new_v4().unwrap();
+        silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let port = silent.local_addr().unwrap().port();
+        let refused = text(attempt(Path::new("/nowhere"), &folder, &probe(port)).await);
         assert!(refused.contains(&format!("127.0.0.1:{port}")), "{refused}");
     }
 }

@@ -3,6 +3,9 @@
 //! The driver keeps nothing in memory: who runs is who holds the lock of an app's folder, so an agent
 //! that is started anew finds all that the one before it left running. A shim that was killed is
 //! noticed by its free lock and missing exit record; then the driver kills what it left behind.
+//!
+//! No record keeps an app from being stopped or started: a damaged one is told and counts as none, and
+//! an end that cannot be written, for want of disk, is an end all the same once nothing is left.
 
 use std::{
     collections::BTreeSet,
@@ -39,7 +42,7 @@ use super::{
     Driver, DriverError, Instance, InstanceSpec, ProbeOutcome,
     cgroup::Group,
     logs, probe, procs,
-    records::{Ended, Folder, Launch},
+    records::{Ended, Folder, Launch, is_damaged},
     shim::STARTED,
 };
 
@@ -48,6 +51,11 @@ const MAX_REPORT_BYTES: u64 = 8192;
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Beyond the grace: how long SIGKILL may take.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Grace for an instance of which nobody knows what it is.
+const UNKNOWN_GRACE: Duration = Duration::from_secs(10);
+/// A process in the middle of execve shows no environment, and so no mark: one empty scan proves nothing.
+const EMPTY_SCANS: u32 = 2;
+const SCAN_AGAIN: Duration = Duration::from_millis(50);
 
 /// Runs workloads as processes.
 #[derive(Debug)]
@@ -77,6 +85,13 @@ impl ProcessDriver {
         Folder::at(self.root.join(app.as_str()))
     }
 
+    /// Name of an app's control group; agents with other folders have others.
+    fn group(&self, app: &str) -> String {
+        let place = Digest::of(self.root.as_os_str().as_encoded_bytes()).to_string();
+        let place: String = place.chars().filter(char::is_ascii_hexdigit).rev().take(8).collect();
+        format!("{app}-{place}")
+    }
+
     /// Does what blocks where it may.
     async fn on<T: Send + 'static>(
         &self,
@@ -89,12 +104,10 @@ impl ProcessDriver {
 
     fn launch_for(&self, spec: &InstanceSpec) -> Launch {
         let random = self.names.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next_u64();
-        let place = Digest::of(self.root.as_os_str().as_encoded_bytes()).to_string();
-        let place: String = place.chars().filter(char::is_ascii_hexdigit).rev().take(8).collect();
         Launch {
             instance: format!("{random:016x}{:x}", self.env.wall.now().as_millisecond()),
             boot_id: procs::boot_id(),
-            group: format!("{}-{place}", spec.app),
+            group: self.group(spec.app.as_str()),
             app: spec.app.clone(),
             release: spec.release.clone(),
             tree: spec.tree.clone(),
@@ -146,18 +159,29 @@ impl ProcessDriver {
                 Seen::Nothing => return Ok(None),
                 Seen::Instance(instance) => return Ok(Some(instance)),
                 Seen::Starting if Instant::now() < deadline => sleep(LOOK_AGAIN).await,
-                Seen::Starting => return Err("its shim neither starts nor gives up; stop it".into()),
+                Seen::Starting => {
+                    tracing::warn!(folder = %folder.path().display(), "its shim neither starts nor gives up: stopped");
+                    self.end(folder, Duration::ZERO).await?;
+                }
+                Seen::Unknown => self.end(folder, UNKNOWN_GRACE).await?,
+                Seen::Remains => {
+                    self.sweep_folder(folder).await?;
+                    return Ok(None);
+                }
                 Seen::ShimGone(launch) => {
-                    self.sweep(&launch).await?;
+                    self.sweep(&Remains::of(&launch)).await?;
                     let exit = LastExit {
                         code: None,
                         signal: Some(9),
                         at: self.env.wall.now(),
                         message: "its shim was killed, and the rest was stopped".into(),
                     };
-                    let ended = Ended { instance: launch.instance.clone(), exit };
-                    let noted = self.on(folder, move |folder| folder.store_ended(&ended)).await;
-                    noted.map_err(|e| format!("its end cannot be recorded: {}", chain(&e)))?;
+                    let ended = Ended { instance: launch.instance.clone(), exit: exit.clone() };
+                    if let Err(e) = self.on(folder, move |folder| folder.store_ended(&ended)).await {
+                        tracing::warn!(app = %launch.app, error = chain(&e), "its end cannot be recorded");
+                        let started_at = exit.at; // nobody knows better
+                        return Ok(Some(Instance { release: launch.release, started_at, exit: Some(exit) }));
+                    }
                 }
             }
         }
@@ -178,43 +202,63 @@ impl ProcessDriver {
     }
 
     async fn try_stop(&self, folder: &Folder, grace: Duration) -> Result<(), String> {
-        if let Some(shim) = Shim::find(folder).map_err(|e| format!("its shim cannot be found: {e}"))? {
-            let asked = self.on(folder, move |folder| folder.store_grace(grace)).await;
-            asked.map_err(|e| format!("its grace cannot be written: {e}"))?;
-            shim.signal(Signal::TERM);
-            if timeout(grace.saturating_add(KILL_TIMEOUT), shim.ended()).await.is_err() {
-                shim.signal(Signal::KILL); // and what it could not end is swept
-                let _ = timeout(KILL_TIMEOUT, shim.ended()).await;
-            }
+        self.end(folder, grace).await?;
+        if self.sweep_folder(folder).await? {
+            self.look(folder).await?; // an end that nobody noted is noted now
         }
-        let launch = self.on(folder, |folder| folder.launch()).await;
-        match launch.map_err(|e| format!("its records cannot be read: {e}"))? {
-            Some(launch) if launch.boot_id == procs::boot_id() => {
-                self.sweep(&launch).await?;
-                match self.look(folder).await? {
-                    Some(Instance { exit: None, .. }) => Err("its shim does not die; reboot".into()),
-                    _ => Ok(()), // an end that nobody noted is noted now
-                }
-            }
-            _ => Ok(()),
+        Ok(())
+    }
+
+    /// Has a living shim stop its workload and waits until it is gone.
+    async fn end(&self, folder: &Folder, grace: Duration) -> Result<(), String> {
+        let find = || Shim::find(folder).map_err(|e| format!("its shim cannot be found: {e}"));
+        let Some(shim) = find()? else { return Ok(()) };
+        if let Err(e) = self.on(folder, move |folder| folder.store_grace(grace)).await {
+            tracing::warn!(folder = %folder.path().display(), error = %e, "its grace cannot be written, its release's counts");
+        }
+        shim.signal(Signal::TERM);
+        if timeout(grace.saturating_add(KILL_TIMEOUT), shim.ended()).await.is_err() {
+            shim.signal(Signal::KILL); // and what it could not end is swept
+            let _ = timeout(KILL_TIMEOUT, shim.ended()).await;
+        }
+        find()?.map_or(Ok(()), |_| Err("its shim does not die; reboot".into()))
+    }
+
+    /// Kills what is left in this boot of the instance of a folder without a shim; whether there was one.
+    async fn sweep_folder(&self, folder: &Folder) -> Result<bool, String> {
+        let app = folder.path().file_name().unwrap_or_default().to_string_lossy();
+        let group = self.group(&app);
+        let remains = self.on(folder, move |folder| match folder.launch() {
+            Ok(launch) => Ok(launch.filter(|l| l.boot_id == procs::boot_id()).map(|l| Remains::of(&l))),
+            // Its group is known by the app's name, and `running.json` names the instance too.
+            Err(e) if is_damaged(&e) => Ok(Some(Remains { group, instance: folder.instance() })),
+            Err(e) => Err(e),
+        });
+        match remains.await.map_err(|e| format!("its records cannot be read: {e}"))? {
+            Some(remains) => self.sweep(&remains).await.map(|()| true),
+            None => Ok(false),
         }
     }
 
-    /// Kills all that is left of an instance whose shim is gone.
-    async fn sweep(&self, launch: &Launch) -> Result<(), String> {
+    async fn sweep(&self, remains: &Remains) -> Result<(), String> {
         let deadline = Instant::now() + KILL_TIMEOUT;
-        loop {
-            let launch = launch.clone();
-            let left = self.env.blocking.run(move || kill_left(&launch)).await;
+        let mut empty_scans = 0;
+        while empty_scans < EMPTY_SCANS {
+            let remains = remains.clone();
+            let left = self.env.blocking.run(move || remains.kill()).await;
             if left.is_empty() {
-                return Ok(());
+                empty_scans += 1;
+                sleep(SCAN_AGAIN).await;
+                continue;
             }
+            empty_scans = 0;
             if Instant::now() >= deadline {
                 let left: Vec<_> = left.iter().map(i32::to_string).collect();
                 return Err(format!("processes {} do not die; they may hang in a device: reboot", left.join(", ")));
             }
             sleep(LOOK_AGAIN).await;
         }
+        Ok(())
     }
 }
 
@@ -224,42 +268,80 @@ enum Seen {
     Starting,
     Instance(Instance),
     ShimGone(Box<Launch>),
+    /// A shim lives, and the record of what it runs is damaged.
+    Unknown,
+    /// No shim lives, and the record of what ran is damaged.
+    Remains,
 }
 
 fn see(folder: &Folder) -> io::Result<Seen> {
     // The lock first: a shim notes the end before it lets go of the lock.
     let alive = folder.holder()?.is_some();
-    let Some(launch) = folder.launch()? else { return Ok(Seen::Nothing) };
+    let launch = match folder.launch() {
+        Ok(Some(launch)) => launch,
+        Ok(None) => return Ok(Seen::Nothing),
+        Err(e) if is_damaged(&e) => {
+            tracing::warn!(error = %e, alive, "nobody knows what it ran: stopped");
+            return Ok(if alive { Seen::Unknown } else { Seen::Remains });
+        }
+        Err(e) => return Err(e),
+    };
     if launch.boot_id != procs::boot_id() {
         return Ok(Seen::Nothing);
     }
-    let running = folder.running(&launch)?;
-    let exit = folder.ended(&launch)?;
-    Ok(match (running, exit, alive) {
+    // That there is a record says that it started, whatever has become of its content.
+    let started_at = match folder.running(&launch) {
+        Err(e) if is_damaged(&e) => {
+            tracing::warn!(app = %launch.app, error = %e, "the time of its start is estimated");
+            Some(folder.running_written_at())
+        }
+        running => running?.map(|r| r.started_at),
+    };
+    let exit = match folder.ended(&launch) {
+        Err(e) if is_damaged(&e) => {
+            tracing::warn!(app = %launch.app, error = %e, "nobody knows how it ended");
+            None
+        }
+        exit => exit?,
+    };
+    Ok(match (started_at, exit, alive) {
         (None, None, true) => Seen::Starting,
         (None, None, false) => Seen::Nothing,
         (Some(_), None, false) => Seen::ShimGone(Box::new(launch)),
-        (running, exit, _) => {
-            let started_at = running.map(|r| r.started_at).or_else(|| exit.as_ref().map(|e| e.at)).unwrap_or_default();
+        (started_at, exit, _) => {
+            let started_at = started_at.or_else(|| exit.as_ref().map(|e| e.at)).unwrap_or_default();
             Seen::Instance(Instance { release: launch.release, started_at, exit })
         }
     })
 }
 
-/// Kills what is marked as part of the instance or sits in its group; returns it.
-fn kill_left(launch: &Launch) -> BTreeSet<i32> {
-    let group = Group::existing(&launch.group);
-    let mut left = procs::marked(&launch.instance);
-    left.extend(group.pids());
-    if left.is_empty() {
-        group.remove();
-        return left;
+/// By what the processes of an instance are found.
+#[derive(Debug, Clone)]
+struct Remains {
+    group: String,
+    instance: Option<String>,
+}
+
+impl Remains {
+    fn of(launch: &Launch) -> Remains {
+        Remains { group: launch.group.clone(), instance: Some(launch.instance.clone()) }
     }
-    group.kill();
-    for pid in left.iter().filter_map(|pid| Pid::from_raw(*pid)) {
-        let _ = rustix::process::kill_process(pid, Signal::KILL); // ended meanwhile: as wanted
+
+    /// Kills what is marked as part of the instance or sits in its group; returns it.
+    fn kill(&self) -> BTreeSet<i32> {
+        let group = Group::existing(&self.group);
+        let mut left = self.instance.as_deref().map(procs::marked).unwrap_or_default();
+        left.extend(group.pids());
+        if left.is_empty() {
+            group.remove();
+            return left;
+        }
+        group.kill();
+        for pid in left.iter().filter_map(|pid| Pid::from_raw(*pid)) {
+            let _ = rustix::process::kill_process(pid, Signal::KILL); // ended meanwhile: as wanted
+        }
+        left
     }
-    left
 }
 
 /// A living shim.

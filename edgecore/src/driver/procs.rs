@@ -35,7 +35,9 @@ pub fn descendants(root: i32) -> BTreeSet<i32> {
     found
 }
 
-/// Processes whose environment names an instance.
+/// Processes whose environment names an instance. Where there is no control group to ask, this is best
+/// effort: a process that cleared its environment is missed, and so is one in the middle of execve, whose
+/// environment reads empty for a moment.
 #[must_use]
 pub fn marked(instance: &str) -> BTreeSet<i32> {
     let own = i32::try_from(std::process::id()).unwrap_or_default();

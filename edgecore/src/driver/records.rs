@@ -117,7 +117,7 @@ impl Folder {
         fs::set_permissions(&self.path, fs::Permissions::from_mode(0o700))?; // environment and logs may hold secrets
         self.write("launch.json", launch)?;
         for stale in ["running.json", "exit.json", "grace"] {
-            remove(&self.path.join(stale))?;
+            durable::remove(&self.path.join(stale)).map_err(io::Error::other)?;
         }
         Ok(())
     }
@@ -128,6 +128,19 @@ impl Folder {
     /// When the file cannot be read or is damaged.
     pub fn running(&self, launch: &Launch) -> io::Result<Option<Running>> {
         Ok(self.read("running.json")?.filter(|r: &Running| r.instance == launch.instance))
+    }
+
+    /// Name of the instance that started last, whatever `launch.json` says.
+    #[must_use]
+    pub fn instance(&self) -> Option<String> {
+        self.read("running.json").ok().flatten().map(|r: Running| r.instance)
+    }
+
+    /// When `running.json` was written; 1970 where nobody knows.
+    #[must_use]
+    pub fn running_written_at(&self) -> Timestamp {
+        let written = fs::metadata(self.path.join("running.json")).and_then(|m| m.modified());
+        written.ok().and_then(|at| Timestamp::try_from(at).ok()).unwrap_or_default()
     }
 
     /// Notes that it runs.
@@ -214,13 +227,12 @@ impl Folder {
     }
 }
 
-fn whole_file() -> libc::flock {
-    libc::flock { l_type: libc::F_WRLCK as _, l_whence: libc::SEEK_SET as _, l_start: 0, l_len: 0, l_pid: 0 }
+/// Whether a record was there and its content is none; any other error is one of reading.
+#[must_use]
+pub fn is_damaged(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidData
 }
 
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
+fn whole_file() -> libc::flock {
+    libc::flock { l_type: libc::F_WRLCK as _, l_whence: libc::SEEK_SET as _, l_start: 0, l_len: 0, l_pid: 0 }
 }

@@ -70,7 +70,8 @@ pub fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn take_stdin() -> io::Result<File> {
+/// Standard input becomes empty; what it was is a pipe to whoever waits for word, closed by exec.
+pub(super) fn take_stdin() -> io::Result<File> {
     let pipe = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
     Ok(File::from(pipe))

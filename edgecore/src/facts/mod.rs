@@ -13,10 +13,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use proto::{
-    env::Env,
-    object::{Condition, NodeInfo, Usage},
-};
+use proto::object::{Condition, NodeInfo, Usage};
 
 use conditions::Conditions;
 use read::CpuTimes;
@@ -46,7 +43,7 @@ struct State {
 impl Facts {
     /// Facts of the machine that this runs on; `state_dir` is the folder whose disk matters.
     #[must_use]
-    pub fn new(_env: Env, state_dir: PathBuf) -> Facts {
+    pub fn new(state_dir: PathBuf) -> Facts {
         Facts::of(Source::Machine { state_dir })
     }
 
@@ -89,12 +86,13 @@ impl Facts {
     /// `DiskPressure`, `MemoryPressure` and `ClockSkew`, with hysteresis. A condition's text changes
     /// only together with its status, so that an unchanged report stays unchanged.
     #[must_use]
-    pub fn conditions(&self, usage: &Usage, now: Timestamp) -> Vec<Condition> {
-        let memory_bytes = match &*self.source {
-            Source::Machine { .. } => read::memory_total_bytes(),
-            Source::Fixed(info) => info.memory_bytes,
+    pub fn conditions(&self, now: Timestamp) -> Vec<Condition> {
+        let (usage, memory_bytes) = match &*self.source {
+            // Without the processor: its busy share counts from one heartbeat to the next.
+            Source::Machine { state_dir } => (read::usage(state_dir, 0), read::memory_total_bytes()),
+            Source::Fixed(info) => (Usage::default(), info.memory_bytes),
         };
-        self.state().conditions.update(usage, memory_bytes, now)
+        self.state().conditions.update(&usage, memory_bytes, now)
     }
 
     /// What the hub's clock said when ours said `now`.
@@ -131,7 +129,7 @@ mod tests {
     #[test]
     fn this_machine_has_facts() {
         let folder = tempfile::tempdir().unwrap();
-        let facts = Facts::new(Env::real().unwrap(), folder.path().to_owned());
+        let facts = Facts::new(folder.path().to_owned());
         let info = facts.info();
         assert!(info.cpus > 0 && info.memory_bytes > 16 << 20);
         assert!(!info.kernel.is_empty() && !info.os_image.is_empty() && info.boot_id == facts.boot_id());
@@ -141,8 +139,10 @@ mod tests {
         let usage = facts.usage();
         assert!(usage.uptime_s > 0 && usage.memory_used_bytes > 0 && usage.cpu_permille <= 1000);
         assert!(usage.memory_used_bytes < info.memory_bytes);
-        assert!(usage.disks[0].total_bytes > usage.disks[0].free_bytes);
-        assert_eq!(facts.conditions(&usage, Timestamp::UNIX_EPOCH).len(), 3);
+        assert!(usage.disks[0].total_bytes >= usage.disks[0].free_bytes);
+        let sample = facts.state().cpu;
+        assert_eq!(facts.conditions(Timestamp::UNIX_EPOCH).len(), 3);
+        assert_eq!(facts.state().cpu, sample, "the next heartbeat counts from the one before");
     }
 
     #[test]

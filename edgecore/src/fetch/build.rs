@@ -71,6 +71,9 @@ pub(super) fn prepare(job: &Job) -> Result<bool, FetchError> {
     for part in ["parts", "tree"] {
         fs::create_dir_all(folder.join(part)).map_err(io_in(&folder))?;
     }
+    // The manifest may hold secrets, in its workload's environment: nobody else reads it while it arrives either.
+    let parts = folder.join("parts");
+    fs::set_permissions(&parts, fs::Permissions::from_mode(0o700)).map_err(io_in(&parts))?;
     let path = folder.join("manifest.json");
     let there = File::open(&path).and_then(Digest::of_reader).is_ok_and(|(digest, _)| digest == job.digest);
     Ok(there)
@@ -82,7 +85,7 @@ pub(super) fn place_manifest(job: &Job) -> Result<Manifest, FetchError> {
     let part = part(&folder, job.digest);
     if part.exists() {
         let path = folder.join("manifest.json");
-        fs::set_permissions(&part, fs::Permissions::from_mode(0o644))
+        fs::set_permissions(&part, fs::Permissions::from_mode(0o600))
             .and_then(|()| fs::rename(&part, &path))
             .map_err(io_in(&path))?;
     }

@@ -246,6 +246,8 @@ async fn a_release_becomes_whole_by_one_rename() {
     world.fetcher.stage(&job, &progress).await.unwrap();
     assert!(whole(&job));
     assert!(!tree::staging_folder(&job.releases, job.digest).exists());
+    let manifest = fs::metadata(tree::release_folder(&job.releases, job.digest).join("manifest.json")).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::mode(&manifest) & 0o777, 0o600, "it may hold secrets");
     let total_bytes = big().len() as u64 + 18;
     assert_eq!(*seen.borrow(), Progress { done_bytes: big().len() as u64 + 9, total_bytes });
     world.asked();

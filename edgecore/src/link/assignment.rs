@@ -1,7 +1,8 @@
 //! The newest assignment: on disk before anybody acts on it.
 //!
-//! Its generation never falls. Both copies lost is the same as never seen: what is active goes on, and
-//! the hub states the whole assignment again in the next session.
+//! Its generation never falls. A damaged newest copy is never guessed at: the copy before it may lack
+//! apps, or name releases that were superseded. Of that copy only the generation counts, what is active
+//! or on trial goes on, and the hub states the whole assignment again in the next session.
 
 use proto::{
     durable::{DurableError, Loaded, Record},
@@ -16,6 +17,8 @@ pub struct Assignments {
     env: Env,
     record: Record,
     current: watch::Sender<Option<Assignment>>,
+    /// Generation of a copy that is not acted on.
+    seen: u64,
 }
 
 impl Assignments {
@@ -24,15 +27,27 @@ impl Assignments {
     /// # Errors
     /// When the record cannot be read at all.
     pub fn open(record: Record, env: Env) -> Result<Assignments, DurableError> {
-        let kept = match record.load()? {
-            Loaded::Good(content) | Loaded::Fallback(content) => serde_json::from_slice(&content).ok(),
-            Loaded::Absent => None,
-            Loaded::Lost => {
-                tracing::warn!("the kept assignment is damaged; what is active goes on until the hub states it again");
+        let goes_on = "what is active goes on until the hub states it again";
+        let parse = |content: &[u8]| match serde_json::from_slice::<Assignment>(content) {
+            Ok(assignment) => Some(assignment),
+            Err(error) => {
+                tracing::warn!(record = %record.path().display(), %error, "the kept assignment is unreadable; {goes_on}");
                 None
             }
         };
-        Ok(Assignments { env, record, current: watch::channel(kept).0 })
+        let (kept, seen) = match record.load()? {
+            Loaded::Good(content) => (parse(&content), 0),
+            Loaded::Fallback(content) => {
+                tracing::warn!(record = %record.path().display(), "the newest assignment is damaged; {goes_on}");
+                (None, parse(&content).map_or(0, |before| before.generation))
+            }
+            Loaded::Absent => (None, 0),
+            Loaded::Lost => {
+                tracing::warn!(record = %record.path().display(), "the kept assignment is damaged; {goes_on}");
+                (None, 0)
+            }
+        };
+        Ok(Assignments { env, record, current: watch::channel(kept).0, seen })
     }
 
     /// The newest, as it changes.
@@ -44,7 +59,7 @@ impl Assignments {
     /// Generation of the newest; 0 without one.
     #[must_use]
     pub fn generation(&self) -> u64 {
-        self.current.borrow().as_ref().map_or(0, |a| a.generation)
+        self.current.borrow().as_ref().map_or(self.seen, |a| a.generation)
     }
 
     /// Takes an assignment that is not older than what was seen: writes it, then acts on it.
@@ -73,7 +88,11 @@ impl Assignments {
 
 #[cfg(test)]
 mod tests {
-    use proto::env::{Blocking, Seed, SystemClock, Udp};
+    use proto::{
+        digest::Digest,
+        env::{Blocking, Seed, SystemClock, Udp},
+        object::ReleaseRef,
+    };
 
     use super::*;
 
@@ -104,5 +123,30 @@ mod tests {
 
         std::fs::write(record.path(), "x").unwrap();
         assert_eq!(*open().subscribe().borrow(), None, "lost is never seen");
+    }
+
+    #[tokio::test]
+    async fn a_stale_copy_takes_no_app_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let record = Record::at(folder.path().join("assignment"));
+        let board = watch::channel(Report::default()).0;
+        let open = || Assignments::open(record.clone(), crate::fetch::tests::env()).unwrap();
+        let release = ReleaseRef { version: "1".parse().unwrap(), digest: Digest::of(b"1") };
+        let newest = Assignment { generation: 5, apps: [("web".parse().unwrap(), release)].into() };
+        let kept = open();
+        kept.accept(Assignment { generation: 4, ..Assignment::default() }, &board).await.unwrap();
+        kept.accept(newest.clone(), &board).await.unwrap();
+        std::fs::write(record.path(), "x").unwrap();
+
+        let stale = open();
+        assert_eq!(*stale.subscribe().borrow(), None, "the copy before lacks the app and is not acted on");
+        assert_eq!(stale.generation(), 4);
+        stale.accept(Assignment { generation: 3, ..Assignment::default() }, &board).await.unwrap();
+        assert_eq!(*stale.subscribe().borrow(), None, "older than that copy");
+        stale.accept(newest.clone(), &board).await.unwrap();
+        assert_eq!(*open().subscribe().borrow(), Some(newest));
+
+        record.store(b"[]").unwrap();
+        assert_eq!(*open().subscribe().borrow(), None, "whole and no assignment");
     }
 }

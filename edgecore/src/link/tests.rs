@@ -5,13 +5,14 @@ use std::{collections::BTreeMap, net::SocketAddr, path::Path};
 use data_encoding::BASE64;
 use proto::{
     digest::Digest,
+    durable::{Loaded, Record},
     identity::{HUB_DNS_NAME, NODE_DNS_SUFFIX, crypto_provider, spki_digest},
     link::{
         ALPN_JOIN,
         frame::{self, MAX_CONTROL_BYTES, MAX_METADATA_BYTES, MAX_REQUEST_BYTES},
-        message::{AgentMessage, Assignment, HubMessage, JoinReply, JoinRequest, Welcome},
+        message::{AgentMessage, Assignment, Hello, HubMessage, JoinReply, JoinRequest, Welcome},
     },
-    object::NodeInfo,
+    object::{NodeInfo, ReleaseRef},
     token::Token,
 };
 use quinn::{ServerConfig, crypto::rustls::QuicServerConfig};
@@ -26,6 +27,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{
     agent::Agent,
+    apps::slot::{self, Failure, Installed, Slot},
     driver::process::ProcessDriver,
     fetch::tests::env,
     join::{JoinError, JoinOptions, join},
@@ -116,6 +118,15 @@ impl Hub {
             token: self.token(),
             name: Some("n1".into()),
             machine_id: "m1".into(),
+        }
+    }
+
+    /// The next greeting; what came of a session before it is passed over.
+    async fn hello(&mut self) -> Box<Hello> {
+        loop {
+            if let AgentMessage::Hello(hello) = self.messages.recv().await.unwrap() {
+                return hello;
+            }
         }
     }
 
@@ -275,6 +286,39 @@ async fn a_box_joins_and_joins_again() {
 }
 
 #[tokio::test]
+async fn another_trust_root_ends_what_the_one_before_vouched_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let hub = Hub::start(authority(), Manner::Welcoming);
+    join(hub.options(folder.path()), &env()).await.unwrap();
+    let paths = Paths::new(folder.path());
+    let digest = Digest::of(b"1");
+    let slot = Slot {
+        active: Some(Installed { release: ReleaseRef { version: "1".parse().unwrap(), digest }, counter: 9 }),
+        failed: vec![Failure { digest, reason: "Unhealthy".into(), message: String::new() }],
+        floor: 9,
+        ..Slot::default()
+    };
+    let kept = |app: &str| Record::at(paths.apps().join(app).join("slot"));
+    for app in ["web", "unreadable"] {
+        std::fs::create_dir_all(paths.apps().join(app)).unwrap();
+        slot::store(&kept(app), &slot).unwrap();
+    }
+    kept("unreadable").store(b"{").unwrap();
+    paths.assignment().store(b"{}").unwrap();
+
+    join(hub.options(folder.path()), &env()).await.unwrap();
+    assert_eq!(slot::load(&kept("web")).unwrap(), slot, "the same fleet: all stays");
+    assert_eq!(slot::load(&kept("unreadable")).unwrap(), Slot::default(), "whoever joins vouches for it");
+    assert_ne!(paths.assignment().load().unwrap(), Loaded::Absent);
+
+    std::fs::write(paths.first_root(), "another").unwrap();
+    join(hub.options(folder.path()), &env()).await.unwrap();
+    let begun_anew = Slot { floor: 0, failed: vec![], ..slot };
+    assert_eq!(slot::load(&kept("web")).unwrap(), begun_anew, "another fleet: what runs goes on");
+    assert_eq!(paths.assignment().load().unwrap(), Loaded::Absent);
+}
+
+#[tokio::test]
 async fn each_refusal_of_a_join_is_told_apart_and_leaves_nothing() {
     for manner in [Manner::Refusing, Manner::LosingAnswers, Manner::OtherProtocol, Manner::OtherRoot] {
         let folder = tempfile::tempdir().unwrap();
@@ -300,7 +344,7 @@ async fn each_refusal_of_a_join_is_told_apart_and_leaves_nothing() {
 async fn a_session_greets_takes_the_assignment_and_beats() {
     let (folder, mut hub) = joined(Manner::Welcoming).await;
     let node = agent(folder.path()).await;
-    let AgentMessage::Hello(hello) = hub.messages.recv().await.unwrap() else { panic!("no hello") };
+    let hello = hub.hello().await;
     assert_eq!((hello.info.hostname.as_str(), hello.report.observed_generation), ("h", 0));
     let (mut reported, mut beats) = (false, 0);
     while !reported || beats < 2 {
@@ -315,7 +359,7 @@ async fn a_session_greets_takes_the_assignment_and_beats() {
     node.stop().await;
     // The next agent knows it from disk.
     let _node = agent(folder.path()).await;
-    let AgentMessage::Hello(hello) = hub.messages.recv().await.unwrap() else { panic!("no hello") };
+    let hello = hub.hello().await;
     assert_eq!(hello.report.observed_generation, 7);
 }
 

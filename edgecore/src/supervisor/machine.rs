@@ -131,6 +131,11 @@ impl<R: Rng> Machine<R> {
         matches!(self.phase, Phase::Up { .. })
     }
 
+    /// What runs is not known yet, for want of an answer of the driver.
+    pub fn unknown(&mut self, problem: &str) {
+        self.health.message = problem.to_owned();
+    }
+
     /// Instead of a start: it ran already when the agent came.
     pub fn adopt(&mut self, now: Instant, started_at: Timestamp) {
         self.starts = 1;
@@ -170,11 +175,7 @@ impl<R: Rng> Machine<R> {
 
     /// The program ended of its own accord.
     pub fn ended(&mut self, now: Instant, exit: LastExit) {
-        if let Phase::Up { since } = self.phase
-            && now.saturating_duration_since(since) >= BACK_OFF_RESET
-        {
-            self.back_off = BACK_OFF_FIRST;
-        }
+        self.forgive(now);
         self.health.message = exit.message.clone();
         self.after_end(now, exit);
     }
@@ -190,6 +191,15 @@ impl<R: Rng> Machine<R> {
                 self.down(RunState::Exited);
             }
             _ => self.restart(now, exit),
+        }
+    }
+
+    /// A program that ran for long begins anew with the first back-off.
+    fn forgive(&mut self, now: Instant) {
+        if let Phase::Up { since } = self.phase
+            && now.saturating_duration_since(since) >= BACK_OFF_RESET
+        {
+            self.back_off = BACK_OFF_FIRST;
         }
     }
 
@@ -260,7 +270,7 @@ impl<R: Rng> Machine<R> {
                 track.failures = track.failures.saturating_add(u32::from(counts));
                 let failed = track.failures >= track.probe.failure_threshold;
                 let text = format!("{} probe failed: {text}", kind.word());
-                self.failed(kind, failed, text);
+                self.failed(now, kind, failed, text);
             }
         }
     }
@@ -283,9 +293,10 @@ impl<R: Rng> Machine<R> {
         }
     }
 
-    fn failed(&mut self, kind: ProbeKind, for_good: bool, text: String) {
+    fn failed(&mut self, now: Instant, kind: ProbeKind, for_good: bool, text: String) {
         match (kind, for_good) {
             (ProbeKind::Startup | ProbeKind::Liveness, true) => {
+                self.forgive(now);
                 self.health.message = format!("{text}; it is restarted");
                 (self.health.ready, self.health.live, self.health.healthy_since) = (false, false, None);
                 self.phase = Phase::MustKill;

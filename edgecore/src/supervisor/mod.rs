@@ -2,13 +2,13 @@
 //!
 //! [`machine`] decides; the task here carries out what it says through the [`Driver`] and publishes a
 //! [`Health`]. A supervisor that is dropped or detached leaves the workload running, to be adopted by
-//! the next one.
+//! the next one. A driver that cannot tell is asked again: only its word that nothing runs is an end.
 
 pub mod machine;
 #[cfg(test)]
 mod tests;
 
-use std::{pin::Pin, sync::Arc};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use jiff::Timestamp;
@@ -20,11 +20,14 @@ use rand_chacha::ChaCha12Rng;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 use crate::driver::{Driver, DriverError, InstanceSpec, ProbeOutcome, STOPPED_ON_REQUEST};
 use machine::{Action, Machine, ProbeKind};
+
+/// Until a driver that could not answer is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// How a workload is, as its supervisor sees it.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,7 +73,7 @@ pub struct Supervisor {
     driver: Arc<dyn Driver>,
     spec: Arc<InstanceSpec>,
     health: watch::Receiver<Health>,
-    stop: mpsc::Sender<oneshot::Sender<Result<(), DriverError>>>,
+    stop: mpsc::Sender<Stop>,
     task: JoinHandle<()>,
 }
 
@@ -131,13 +134,23 @@ struct Task {
     publish: watch::Sender<Health>,
 }
 
-type Wait<'a> = Pin<Box<dyn Future<Output = Result<LastExit, DriverError>> + Send + 'a>>;
+type Stop = oneshot::Sender<Result<(), DriverError>>;
 
 impl Task {
-    async fn run(mut self, mut stops: mpsc::Receiver<oneshot::Sender<Result<(), DriverError>>>) {
-        let (driver, spec) = (self.driver.clone(), self.spec.clone());
-        self.adopt().await;
-        let mut wait: Option<Wait<'_>> = None;
+    async fn run(mut self, mut stops: mpsc::Receiver<Stop>) {
+        let (driver, spec, env) = (self.driver.clone(), self.spec.clone(), self.env.clone());
+        while let Err(error) = self.adopt().await {
+            tracing::warn!(app = %spec.app, %error, "asking again");
+            self.machine.unknown(&error.to_string());
+            self.publish();
+            // Both arms are cancel safe.
+            tokio::select! {
+                biased;
+                stop = stops.recv() => return self.stop(stop).await,
+                () = sleep(ASK_AGAIN) => {}
+            }
+        }
+        let mut wait: Option<BoxFuture<'_, LastExit>> = None;
         let mut probes: FuturesUnordered<BoxFuture<'_, (ProbeKind, ProbeOutcome)>> = FuturesUnordered::new();
         loop {
             while let Some(action) = self.machine.poll(Instant::now()) {
@@ -152,20 +165,16 @@ impl Task {
                 probes.clear(); // what they would say is about a program that is gone
                 wait = None;
             } else if wait.is_none() {
-                wait = Some(driver.wait(&spec.app));
+                wait = Some(Box::pin(end(&*driver, &spec, &env)));
             }
             self.publish();
             let wake_at = self.machine.wake_at();
-            // Every arm is cancel safe: a probe goes on in `probes`, the driver's wait says so of itself.
+            // Every arm is cancel safe: a probe goes on in `probes`, the wait for the end in `wait`.
             tokio::select! {
                 biased;
                 stop = stops.recv() => {
-                    let Some(reply) = stop else { return };
                     drop((wait, probes));
-                    let result = driver.stop(&spec.app, spec.workload.stop_grace.get()).await;
-                    self.publish.send_modify(stopped);
-                    let _ = reply.send(result); // whoever asked may have gone
-                    return;
+                    return self.stop(stop).await;
                 }
                 exit = async { Some(wait.as_mut()?.await) }, if wait.is_some() => {
                     wait = None;
@@ -179,16 +188,25 @@ impl Task {
         }
     }
 
-    async fn adopt(&mut self) {
-        match self.driver.inspect(&self.spec.app).await {
-            Ok(Some(found)) if found.release == self.spec.release => match found.exit {
+    /// Ends what it supervises, for who asked; nobody did when the supervisor is gone.
+    async fn stop(&self, stop: Option<Stop>) {
+        let Some(reply) = stop else { return };
+        let result = self.driver.stop(&self.spec.app, self.spec.workload.stop_grace.get()).await;
+        self.publish.send_modify(stopped);
+        let _ = reply.send(result); // whoever asked may have gone
+    }
+
+    /// Finds out what runs already.
+    async fn adopt(&mut self) -> Result<(), DriverError> {
+        match self.driver.inspect(&self.spec.app).await? {
+            Some(found) if found.release == self.spec.release => match found.exit {
                 None => self.machine.adopt(Instant::now(), found.started_at),
                 Some(exit) if exit.message != STOPPED_ON_REQUEST => self.machine.found_ended(Instant::now(), exit),
                 Some(_) => {}
             },
-            Ok(_) => {}
-            Err(e) => tracing::warn!(app = %self.spec.app, error = %e, "a new instance is started"),
+            _ => {}
         }
+        Ok(())
     }
 
     async fn start(&mut self) {
@@ -212,11 +230,7 @@ impl Task {
         self.machine.killed(Instant::now(), exit.unwrap_or(unknown));
     }
 
-    fn ended(&mut self, exit: Result<LastExit, DriverError>) {
-        let exit = exit.unwrap_or_else(|e| {
-            let at = self.env.wall.now();
-            LastExit { code: None, signal: None, at, message: e.to_string() }
-        });
+    fn ended(&mut self, exit: LastExit) {
         tracing::info!(app = %self.spec.app, how = exit.message, "ended");
         self.machine.ended(Instant::now(), exit);
     }
@@ -229,6 +243,28 @@ impl Task {
             }
             changed
         });
+    }
+}
+
+/// How the instance ended, once it did.
+async fn end(driver: &dyn Driver, spec: &InstanceSpec, env: &Env) -> LastExit {
+    loop {
+        match driver.wait(&spec.app).await {
+            Ok(exit) => return exit,
+            Err(error) => tracing::warn!(app = %spec.app, %error, "asking again"),
+        }
+        sleep(ASK_AGAIN).await;
+        match driver.inspect(&spec.app).await {
+            Ok(Some(found)) if found.release == spec.release => match found.exit {
+                Some(exit) => return exit,
+                None => {}
+            },
+            Ok(_) => {
+                let message = "it is gone, and nobody knows how it ended".into();
+                return LastExit { code: None, signal: None, at: env.wall.now(), message };
+            }
+            Err(error) => tracing::warn!(app = %spec.app, %error, "asking again"),
+        }
     }
 }
 

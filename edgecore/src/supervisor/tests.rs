@@ -245,6 +245,26 @@ async fn liveness_restarts_after_failures_in_a_row() {
 }
 
 #[tokio::test]
+async fn a_long_run_resets_the_back_off_of_a_liveness_kill_too() {
+    let mut rig = Rig::new(
+        r#"{"command": "run", "probes": {
+        "liveness": {"tcp": {"port": 2}, "period": "60s", "failureThreshold": 1}}}"#,
+    );
+    for failed_start in 0..9 {
+        rig.start();
+        rig.machine.ended(rig.now, exit(failed_start));
+    }
+    rig.start();
+    for _ in 0..10 {
+        rig.probe(ProbeKind::Liveness, &ProbeOutcome::Success);
+    }
+    rig.probe(ProbeKind::Liveness, &failure());
+    assert_eq!(rig.next(), Action::Kill);
+    rig.machine.killed(rig.now, exit(0));
+    assert!(rig.machine.wake_at().unwrap() - rig.now <= Duration::from_secs(1));
+}
+
+#[tokio::test]
 async fn late_words_about_a_program_that_is_gone_change_nothing() {
     let mut rig = Rig::new(PROBED);
     rig.start();
@@ -269,6 +289,8 @@ struct PretendState {
     stops: u32,
     refuse: Option<String>,
     unready: bool,
+    /// The driver cannot tell what runs.
+    blind: bool,
 }
 
 impl Pretend {
@@ -279,6 +301,11 @@ impl Pretend {
     fn starts_and_stops(&self) -> (u32, u32) {
         let state = self.state();
         (state.starts, state.stops)
+    }
+
+    fn set_blind(&self, blind: bool) {
+        self.state().blind = blind;
+        self.changed.notify_waiters();
     }
 
     fn end(&self, exit: LastExit) {
@@ -302,13 +329,16 @@ impl Driver for Pretend {
     }
 
     fn inspect<'a>(&'a self, _: &'a Name) -> BoxFuture<'a, Result<Option<Instance>, DriverError>> {
-        Box::pin(async move { Ok(self.state().instance.clone()) })
+        Box::pin(async move { if self.state().blind { Err(blind()) } else { Ok(self.state().instance.clone()) } })
     }
 
     fn wait<'a>(&'a self, _: &'a Name) -> BoxFuture<'a, Result<LastExit, DriverError>> {
         Box::pin(async move {
             loop {
                 let changed = self.changed.notified();
+                if self.state().blind {
+                    return Err(blind());
+                }
                 if let Some(exit) = self.state().instance.as_ref().and_then(|i| i.exit.clone()) {
                     return Ok(exit);
                 }
@@ -342,6 +372,10 @@ impl Driver for Pretend {
     fn logs<'a>(&'a self, _: &'a Name, _: Option<u32>, _: bool) -> BoxFuture<'a, Option<mpsc::Receiver<Bytes>>> {
         Box::pin(async { None })
     }
+}
+
+fn blind() -> DriverError {
+    DriverError { attempt: "inspect", app: "web".parse().unwrap(), problem: "its records cannot be read".into() }
 }
 
 fn spec(json: &str) -> InstanceSpec {
@@ -396,6 +430,43 @@ async fn the_task_adopts_the_same_release_and_replaces_another() {
     let third = supervise(&driver, r#"{"command": "run"}"#);
     until(&third, |h| h.healthy_since.is_some()).await;
     assert_eq!(driver.state().starts, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_driver_that_cannot_tell_is_asked_again_and_nothing_is_restarted() {
+    let driver = Arc::new(Pretend::default());
+    let first = supervise(&driver, r#"{"command": "run"}"#);
+    let mut health = first.health();
+    until(&first, |h| h.healthy_since.is_some()).await;
+    driver.set_blind(true);
+    let quiet = timeout(Duration::from_secs(60), health.wait_for(|h| h.healthy_since.is_none())).await;
+    assert!(quiet.is_err(), "an error is no end");
+    driver.set_blind(false);
+    driver.end(exit(7));
+    assert_eq!(until(&first, |h| h.state == RunState::BackOff).await.last_exit, Some(exit(7)));
+    until(&first, |h| h.healthy_since.is_some()).await;
+    first.detach();
+
+    // The same for who comes anew, and it can be stopped meanwhile.
+    driver.set_blind(true);
+    let second = supervise(&driver, r#"{"command": "run"}"#);
+    until(&second, |h| h.message.contains("cannot be read")).await;
+    driver.set_blind(false);
+    until(&second, |h| h.healthy_since.is_some()).await;
+    assert_eq!(driver.starts_and_stops(), (2, 0));
+    // Gone without a word is an end.
+    driver.set_blind(true);
+    advance(Duration::from_secs(1)).await;
+    driver.state().instance = None;
+    driver.set_blind(false);
+    until(&second, |h| h.state == RunState::BackOff).await;
+    until(&second, |h| h.healthy_since.is_some()).await;
+    second.detach();
+    driver.set_blind(true);
+    let third = supervise(&driver, r#"{"command": "run"}"#);
+    until(&third, |h| h.message.contains("cannot be read")).await;
+    third.stop().await.unwrap();
+    assert_eq!(driver.starts_and_stops(), (3, 1));
 }
 
 #[tokio::test(start_paused = true)]

@@ -17,6 +17,10 @@ use tempfile::TempDir;
 use super::*;
 use crate::fetch::{Reader, tests::env};
 
+/// When releases were signed, and when their metadata expires, unless a test says otherwise.
+const ISSUED: &str = "2030-01-01T00:00:00Z";
+const EXPIRES: &str = "2031-01-01T00:00:00Z";
+
 #[derive(Debug)]
 struct Clock(Mutex<Timestamp>);
 
@@ -58,10 +62,10 @@ fn signed<T: Role>(content: &T) -> String {
 }
 
 macro_rules! meta {
-    ($name:ident, $kind:literal, $version:expr, $($rest:tt)*) => {
+    ($name:ident, $kind:literal, $version:expr, $expires:expr, $($rest:tt)*) => {
         $name {
             kind: $kind.into(), spec_version: SPEC_VERSION.into(), version: $version,
-            expires: at("2031-01-01T00:00:00Z"), other: BTreeMap::new(), $($rest)*
+            expires: at($expires), other: BTreeMap::new(), $($rest)*
         }
     };
 }
@@ -70,7 +74,7 @@ pub(crate) fn root() -> String {
     let key = SecretKey::from_seed(&[1; 32]);
     let role = || RoleKeys { keyids: vec![key.id()], threshold: 1 };
     let roles = [RoleName::Root, RoleName::Targets, RoleName::Snapshot, RoleName::Timestamp];
-    signed(&meta!(RootMeta, "root", 1,
+    signed(&meta!(RootMeta, "root", 1, EXPIRES,
         consistent_snapshot: true,
         keys: [(key.id(), key.public())].into(),
         roles: roles.iter().map(|r| (r.as_str().to_owned(), role())).collect(),
@@ -79,22 +83,27 @@ pub(crate) fn root() -> String {
 
 /// Publication `version` with the releases `(version, counter)` of the app `web`.
 fn publication(version: u64, releases: &[(&str, u64)]) -> MetadataReply {
+    publication_until(version, releases, Some(ISSUED), EXPIRES)
+}
+
+fn publication_until(version: u64, releases: &[(&str, u64)], issued: Option<&str>, expires: &str) -> MetadataReply {
     let target = |(name, counter): &(&str, u64)| {
         let custom = TargetCustom {
             app: "web".parse().unwrap(),
             version: name.parse().unwrap(),
             release_counter: *counter,
             hardware: ["x86_64".to_owned()].into(),
-            issued_at: Some(at("2030-01-01T00:00:00Z")),
+            issued_at: issued.map(at),
         };
         let target = Target { length: 3, digest: Digest::of(name.as_bytes()), custom };
         (format!("web/{name}.json"), target.to_file().unwrap())
     };
-    let targets = signed(&meta!(TargetsMeta, "targets", version, targets: releases.iter().map(target).collect()));
+    let targets =
+        signed(&meta!(TargetsMeta, "targets", version, expires, targets: releases.iter().map(target).collect()));
     let meta = [("targets.json".to_owned(), MetaFile::of(version, &targets))].into();
-    let snapshot = signed(&meta!(SnapshotMeta, "snapshot", version, meta));
+    let snapshot = signed(&meta!(SnapshotMeta, "snapshot", version, expires, meta));
     let meta = [("snapshot.json".to_owned(), MetaFile::of(version, &snapshot))].into();
-    let timestamp = signed(&meta!(TimestampMeta, "timestamp", version, meta));
+    let timestamp = signed(&meta!(TimestampMeta, "timestamp", version, expires, meta));
     MetadataReply { roots: vec![], timestamp: Some(timestamp), snapshot: Some(snapshot), targets: Some(targets) }
 }
 
@@ -120,6 +129,10 @@ impl World {
 
     fn offline(&self) {
         *self.hub.0.lock().unwrap() = None;
+    }
+
+    fn set_clock(&self, text: &str) {
+        *self.clock.0.lock().unwrap() = at(text);
     }
 
     fn open(&self) -> Trust {
@@ -174,14 +187,34 @@ async fn each_attack_is_refused_by_its_name_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn expired_metadata_accepts_nothing_new_and_a_clock_set_back_does_not_help() {
+async fn expired_metadata_accepts_nothing_new_and_no_wrong_clock_locks_out() {
     let world = World::new();
     world.publish(1, &[("1", 1)]);
     let trust = world.open();
-    *world.clock.0.lock().unwrap() = at("1970-01-01T00:00:00Z");
+    world.set_clock("1970-01-01T00:00:00Z");
     world.accept(&trust, "1", 0).await.unwrap();
-    *world.clock.0.lock().unwrap() = at("2032-01-01T00:00:00Z");
+    world.set_clock("2032-01-01T00:00:00Z");
     assert_eq!(world.accept(&trust, "1", 0).await, Err("MetadataExpired"));
+    // A clock that was ahead leaves nothing behind.
+    world.set_clock("1970-01-01T00:00:00Z");
+    world.accept(&trust, "1", 0).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_clock_set_back_helps_nothing_that_expired_before_the_floor() {
+    let world = World::new();
+    world.publish(1, &[("1", 1)]);
+    world.accept(&world.open(), "1", 0).await.unwrap();
+    world.set_clock("1970-01-01T00:00:00Z");
+    let old = publication_until(2, &[("1", 1), ("2", 2)], Some(ISSUED), "2029-12-31T00:00:00Z");
+    *world.hub.0.lock().unwrap() = Some(old);
+    assert_eq!(world.accept(&world.open(), "2", 0).await, Err("MetadataExpired"), "older than what is held");
+
+    // Without a release there is the time of the build.
+    let fresh = World::new();
+    fresh.set_clock("1970-01-01T00:00:00Z");
+    *fresh.hub.0.lock().unwrap() = Some(publication_until(1, &[("1", 1)], None, "2025-12-31T00:00:00Z"));
+    assert_eq!(fresh.accept(&fresh.open(), "1", 0).await, Err("MetadataExpired"), "older than this program");
 }
 
 #[tokio::test]

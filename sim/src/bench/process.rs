@@ -85,7 +85,8 @@ mod tests {
     fn this_process_has_memory_and_time() {
         let pid = std::process::id();
         let memory = memory(pid).unwrap();
-        assert!(memory.private_bytes > 0 && memory.rss_bytes >= memory.private_bytes, "{memory:?}");
+        // Two files, read one after the other: which figure is greater says nothing while tests run beside.
+        assert!(memory.private_bytes > 0 && memory.rss_bytes > 0, "{memory:?}");
         cpu(pid).unwrap();
         loopback_bytes().unwrap();
     }
