@@ -12,7 +12,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::Path,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
@@ -24,6 +24,7 @@ use edgecore::{
 };
 use proto::{digest::Digest, durable::Record, object::UpdatePhase};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::Instant;
 
 const NODE: &str = "box-1";
 const VICTIMS: [&str; 3] = ["agent", "hub", "both"];
