@@ -49,8 +49,13 @@ enum Command {
 #[derive(Debug, Args)]
 struct DataArgs {
     /// Folder of the agent's state
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_DIR, env = "EDGECORE_DATA")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_DIR, env = "EDGECORE_DATA", value_parser = absolute)]
     data: PathBuf,
+}
+
+/// What the agent starts works in folders of its own: a relative path would mean another folder there.
+fn absolute(path: &str) -> io::Result<PathBuf> {
+    std::path::absolute(path)
 }
 
 #[derive(Debug, Args)]
@@ -220,7 +225,7 @@ async fn status(args: StatusArgs) -> anyhow::Result<()> {
 }
 
 fn install(args: InstallArgs) -> anyhow::Result<()> {
-    let data_dir = std::path::absolute(&args.data.data)?;
+    let data_dir = args.data.data;
     if args.print {
         print!("{}", unit::text(&std::env::current_exe()?, &data_dir)?);
         return Ok(());
@@ -229,4 +234,24 @@ fn install(args: InstallArgs) -> anyhow::Result<()> {
         println!("{line}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_data_folder_is_absolute_whatever_was_given() {
+        let here = std::env::current_dir().unwrap();
+        for command in [&["run"][..], &["status"], &["join", "hub", "--token", "t"], &["install"]] {
+            let args = ["edgecore"].iter().chain(command).chain(&["--data", "box-1"]);
+            let data = match Cli::try_parse_from(args).unwrap().command {
+                Command::Run(args) => args.data,
+                Command::Status(args) => args.data.data,
+                Command::Join(args) => args.data.data,
+                Command::Install(args) => args.data.data,
+            };
+            assert_eq!(data, here.join("box-1"), "{command:?}");
+        }
+    }
 }
