@@ -4,7 +4,6 @@
 //! skipped with a warning, so a newer file still starts an older hub.
 
 use std::{
-    collections::BTreeMap,
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -18,7 +17,7 @@ use proto::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::bounded;
+use crate::{bounded, unknown};
 
 /// Largest `hub.yaml` that is read, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -135,10 +134,11 @@ impl HubConfig {
             Err(source) => return Err(ConfigError::Read { path, source }),
         };
         let wrong = |problem: String| ConfigError::Wrong { path: path.clone(), problem };
-        let mut config: HubConfig = serde_saphyr::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        let (mut config, skipped) = unknown::read_yaml::<HubConfig>(&text).map_err(|e| wrong(e.to_string()))?;
         config.data_dir = data_dir.into();
-        for field in unknown_fields(&text, &config) {
-            tracing::warn!(field, path = %path.display(), "unknown field in the configuration, skipped");
+        for field in skipped {
+            let problem = unknown::warning(&field, &[unknown::fields_of::<HubConfig>()]);
+            tracing::warn!(path = %path.display(), "{problem}");
         }
         config.check()?;
         Ok(config)
@@ -214,13 +214,6 @@ impl HubConfig {
     }
 }
 
-fn unknown_fields(text: &str, config: &HubConfig) -> Vec<String> {
-    let optional = ["bulkBytesPerSNode"];
-    let known = serde_json::to_value(config).unwrap_or_default();
-    let given: BTreeMap<String, serde_json::Value> = serde_saphyr::from_str(text).unwrap_or_default();
-    given.into_keys().filter(|key| known.get(key).is_none() && !optional.contains(&key.as_str())).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -236,10 +229,11 @@ mod tests {
         assert_eq!(HubConfig::load(folder.path()).unwrap(), config);
 
         let path = folder.path().join("hub.yaml");
-        let text = fs::read_to_string(&path).unwrap() + "brokers: [a, b]\n";
+        let text = fs::read_to_string(&path).unwrap() + "brokers: [a, b]\nbulkBytesPerSNode: null\n";
         fs::write(&path, &text).unwrap();
         assert_eq!(HubConfig::load(folder.path()).unwrap(), config);
-        assert_eq!(unknown_fields(&text, &config), ["brokers"]);
+        assert_eq!(unknown::read_yaml::<HubConfig>(&text).unwrap().1, ["brokers"]);
+        assert!(unknown::fields_of::<HubConfig>().contains(&"bulkBytesPerSNode"));
         fs::write(&path, "fleet: hz\n").unwrap();
         assert_eq!(HubConfig::load(folder.path()).unwrap().link_listen.port(), 7443);
     }

@@ -16,6 +16,7 @@
 //! | [`release`] | the release engineer's side: build, sign, publish |
 //! | [`stage`] | a fleet as processes on one machine, for demo, tests and benches |
 //! | `bounded` | files and streams of others, read up to a bound |
+//! | `unknown` | fields that are skipped, and told |
 //! | [`cli`] | the command `crossdock` |
 
 pub mod api;
@@ -34,3 +35,4 @@ pub mod serve;
 pub mod stage;
 pub mod store;
 pub mod trust;
+mod unknown;

@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use proto::selector::Selector;
+use proto::{
+    object::{AssignedApp, Metadata, NodeSpec, RolloutSpec, Site, SiteSpec},
+    selector::Selector,
+};
 use serde_json::Value;
 
 use super::{
@@ -12,7 +15,10 @@ use super::{
     exit::{CliError, Exit},
     kinds::{KindInfo, text},
 };
-use crate::bounded;
+use crate::{
+    bounded,
+    unknown::{self, fields_of},
+};
 
 /// Largest file accepted, in bytes.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -37,7 +43,8 @@ pub struct DeleteArgs {
     selector: Option<Selector>,
 }
 
-/// Creates objects, or merges into those that exist (RFC 7396: absent stays, `null` removes). All files are read and checked before the first is sent.
+/// Creates objects, or merges into those that exist (RFC 7396: absent stays, `null` removes). Fields that the hub did not
+/// keep are told. All files are read and checked before the first is sent.
 ///
 /// # Errors
 /// Names the file and the document that is wrong.
@@ -65,13 +72,12 @@ async fn apply_one(client: &Client, kind: &KindInfo, mut object: Value) -> anyho
     }
     let conditional = object.pointer("/metadata/resourceVersion").is_some();
     let mut tries = 5; // a node's status changes all the time, and each change is a new resourceVersion
-    let verb = loop {
+    let (verb, kept) = loop {
         tries -= 1;
         let old = match client.get_value(kind.plural, &name).await {
             Ok(old) => old,
             Err(e) if exit_of(&e) == Some(Exit::NotFound) => {
-                client.post::<Value>(kind.plural, &object).await?;
-                break "created";
+                break ("created", client.post::<Value>(kind.plural, &object).await?);
             }
             Err(e) => return Err(e),
         };
@@ -83,15 +89,30 @@ async fn apply_one(client: &Client, kind: &KindInfo, mut object: Value) -> anyho
         }
         match client.put(kind.plural, &name, &merged).await {
             Ok(new) if text(&new, "/metadata/resourceVersion") == text(&old, "/metadata/resourceVersion") => {
-                break "unchanged";
+                break ("unchanged", new);
             }
-            Ok(_) => break "configured",
+            Ok(new) => break ("configured", new),
             Err(e) if exit_of(&e) == Some(Exit::Refused) && !conditional && tries > 0 => {}
             Err(e) => return Err(e),
         }
     };
+    for field in unknown::dropped(&object, &kept) {
+        eprintln!("warning: {}/{name}: {}", kind.plural, unknown::warning(&field, &known_fields()));
+    }
     println!("{}/{name} {verb}", kind.plural);
     Ok(())
+}
+
+/// Names of the fields of what can be applied.
+fn known_fields() -> [&'static [&'static str]; 6] {
+    [
+        fields_of::<Site>(),
+        fields_of::<Metadata>(),
+        fields_of::<NodeSpec>(),
+        fields_of::<AssignedApp>(),
+        fields_of::<SiteSpec>(),
+        fields_of::<RolloutSpec>(),
+    ]
 }
 
 fn exit_of(error: &anyhow::Error) -> Option<Exit> {

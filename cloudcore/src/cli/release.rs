@@ -219,6 +219,7 @@ fn sample(path: &Path) -> anyhow::Result<()> {
 fn build_and_stage(repo: &Path, path: &Path, now: Timestamp) -> Result<(), ReleaseError> {
     let repository = Repository::open(repo)?;
     let built = build(path)?;
+    built.warnings.iter().for_each(|warning| eprintln!("warning: {}: {warning}", path.display()));
     let (name, digest, files) = (built.name(), built.digest.short(), built.manifest.files.len());
     println!("built {name}: {files} files, {} bytes, manifest {digest}", built.manifest.total_bytes());
     match repository.add(&built, now)? {

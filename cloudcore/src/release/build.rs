@@ -10,10 +10,14 @@ use proto::{
     API_VERSION,
     digest::Digest,
     name::ReleaseName,
-    release::{FileEntry, MAX_MANIFEST_BYTES, MAX_RELEASE_YAML_BYTES, Manifest, ReleaseYaml},
+    release::{
+        ArtifactYaml, ExecProbe, FileEntry, HttpProbe, Limits, MAX_MANIFEST_BYTES, MAX_RELEASE_YAML_BYTES, Manifest,
+        ManifestError, Port, Probe, Probes, ReleaseYaml, TcpProbe, Workload,
+    },
 };
 
 use super::{ReleaseError, io_error, read_text, tree};
+use crate::unknown::{self, fields_of};
 
 /// A release as built: nothing is signed or copied yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +30,8 @@ pub struct Built {
     pub digest: Digest,
     /// Content of its files: where each is on this disk.
     pub blobs: BTreeMap<Digest, PathBuf>,
+    /// What of `release.yaml` counts for nothing: fields that this version does not know.
+    pub warnings: Vec<String>,
 }
 
 impl Built {
@@ -48,7 +54,7 @@ impl Built {
             )));
         }
         let digest = Digest::of(&bytes);
-        Ok(Built { manifest, bytes, digest, blobs })
+        Ok(Built { manifest, bytes, digest, blobs, warnings: vec![] })
     }
 
     /// `app@version`.
@@ -63,7 +69,7 @@ impl Built {
 /// # Errors
 /// What is wrong with it or with a file, and how to mend it.
 pub fn build(path: &Path) -> Result<Built, ReleaseError> {
-    let yaml = read_yaml(path)?;
+    let (yaml, warnings) = read_yaml(path)?;
     let base = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut found = vec![];
     for artifact in &yaml.artifacts {
@@ -90,14 +96,31 @@ pub fn build(path: &Path) -> Result<Built, ReleaseError> {
         files,
         workload: yaml.workload,
     };
-    Built::new(manifest, blobs)
+    Ok(Built { warnings, ..Built::new(manifest, blobs)? })
 }
 
-fn read_yaml(path: &Path) -> Result<ReleaseYaml, ReleaseError> {
+/// Names of all fields that may stand in a `release.yaml`.
+fn known_fields() -> [&'static [&'static str]; 10] {
+    [
+        fields_of::<ReleaseYaml>(),
+        fields_of::<ArtifactYaml>(),
+        fields_of::<Workload>(),
+        fields_of::<Port>(),
+        fields_of::<Limits>(),
+        fields_of::<Probes>(),
+        fields_of::<Probe>(),
+        fields_of::<HttpProbe>(),
+        fields_of::<TcpProbe>(),
+        fields_of::<ExecProbe>(),
+    ]
+}
+
+/// A `release.yaml`, and the warnings about it.
+fn read_yaml(path: &Path) -> Result<(ReleaseYaml, Vec<String>), ReleaseError> {
     let refuse = |problem: String| Err(ReleaseError::Yaml { path: path.to_owned(), problem });
     let text = read_text(path, MAX_RELEASE_YAML_BYTES)?;
-    let yaml: ReleaseYaml = match serde_saphyr::from_str(&text) {
-        Ok(yaml) => yaml,
+    let (yaml, skipped) = match unknown::read_yaml::<ReleaseYaml>(&text) {
+        Ok(read) => read,
         Err(e) => return refuse(format!("{e}\nA commented example: crossdock release init --sample")),
     };
     if yaml.api_version != API_VERSION {
@@ -106,7 +129,8 @@ fn read_yaml(path: &Path) -> Result<ReleaseYaml, ReleaseError> {
     if let Some(kind) = yaml.kind.as_deref().filter(|kind| *kind != "ReleaseManifest") {
         return refuse(format!("its kind is {kind:?}, write ReleaseManifest or leave it out"));
     }
-    Ok(yaml)
+    let known = known_fields();
+    Ok((yaml, skipped.iter().map(|field| unknown::warning(field, &known)).collect()))
 }
 
 /// Whether every command of the tree is in the tree and may be executed.

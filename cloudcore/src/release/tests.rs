@@ -385,6 +385,38 @@ fn trees_that_are_not_plain_files_are_refused() {
 }
 
 #[test]
+fn what_release_yaml_says_in_vain_is_told() {
+    let desk = Desk::new();
+    assert_eq!(desk.build().unwrap().warnings, ["unknown field future is ignored"]);
+    desk.write(
+        "release.yaml",
+        "apiVersion: crossdock.io/v1
+app: scan
+version: 1.0.0
+hardwear: [x86_64]
+artifacts:
+  - source: files
+    tarjet: x
+workload:
+  command: bin/run
+  env: { any: thing }
+  probs: {}
+  probes: { livness: {}, readiness: { http: { prot: 1, port: 2 } } }
+  limits: { memroy: 1Gi }
+",
+    );
+    let said = [
+        "hardwear is ignored; did you mean hardware?",
+        "artifacts.0.tarjet is ignored; did you mean target?",
+        "workload.probs is ignored; did you mean probes?",
+        "workload.probes.livness is ignored; did you mean liveness?",
+        "workload.probes.readiness.http.prot is ignored; did you mean port?",
+        "workload.limits.memroy is ignored; did you mean memory?",
+    ];
+    assert_eq!(desk.build().unwrap().warnings, said.map(|said| format!("unknown field {said}")));
+}
+
+#[test]
 fn release_yaml_that_cannot_work_is_refused() {
     let desk = Desk::new();
     let good = fs::read_to_string(desk.path("release.yaml")).unwrap();
