@@ -223,7 +223,13 @@ fn build_and_stage(repo: &Path, path: &Path, now: Timestamp) -> Result<(), Relea
     let (name, digest, files) = (built.name(), built.digest.short(), built.manifest.files.len());
     println!("built {name}: {files} files, {} bytes, manifest {digest}", built.manifest.total_bytes());
     match repository.add(&built, now)? {
-        Added::AlreadyPublished => println!("{name} is published already with this content: nothing to do"),
+        Added::AlreadyPublished { restored: 0 } => {
+            println!("{name} is published already with this content: nothing to do");
+        }
+        Added::AlreadyPublished { restored } => println!(
+            "{name} is published already with this content; {restored} files that were missing or damaged in {} are whole again",
+            repo.display()
+        ),
         Added::AlreadyStaged => println!("{name} is staged already with this content; next: crossdock release sign"),
         Added::Staged { release_counter, dropped_signatures } => {
             println!("staged {name} with counter {release_counter}; next: crossdock release sign");
@@ -306,7 +312,8 @@ async fn publish(
     })
     .await;
     bar.finish_and_clear();
-    let uploaded = uploaded.context("the publication is finished here but not at the hub; run publish again")?;
+    let uploaded = uploaded
+        .context("the publication is finished here but not at the hub; mend what follows and run publish again")?;
     println!(
         "published to {}: {} blobs ({} bytes) sent, {} were there",
         client.server(),

@@ -71,10 +71,20 @@ async fn send(hub: &impl Destination, digest: &Digest, path: &Path) -> anyhow::R
     }
     let bytes = fs::metadata(path).map(|meta| meta.len()).map_err(|e| {
         anyhow::anyhow!(
-            "neither the hub nor this repository has {digest} ({}: {e}); run `crossdock release build` again for the release that needs it",
+            "neither the hub nor this repository has {digest} ({}: {e}); run `crossdock release build` again for the release that needs it (`crossdock release verify` names it)",
             path.display()
         )
     })?;
-    hub.put_blob(digest, path).await?;
-    Ok(Some(bytes))
+    match hub.put_blob(digest, path).await {
+        Ok(()) => Ok(Some(bytes)),
+        Err(error) if is_damaged(digest, path) => Err(error.context(format!(
+            "{} is damaged in this repository; run `crossdock release build` again for the release that needs it (`crossdock release verify` names it)",
+            path.display()
+        ))),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_damaged(digest: &Digest, path: &Path) -> bool {
+    fs::File::open(path).and_then(Digest::of_reader).is_ok_and(|(found, _)| found != *digest)
 }

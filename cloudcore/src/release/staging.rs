@@ -42,8 +42,11 @@ pub struct Staged {
 /// What [`Repository::add`] did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Added {
-    /// It is published with this very content: nothing to do.
-    AlreadyPublished,
+    /// It is published with this very content. So many files of it were missing or damaged here.
+    AlreadyPublished {
+        /// Files that are whole again.
+        restored: usize,
+    },
     /// It was staged with this very content already: its signatures stay.
     AlreadyStaged,
     /// It is staged now; so many signatures of the staged targets were dropped.
@@ -128,7 +131,7 @@ impl Repository {
         let published = self.published()?;
         if let Some(old) = published.as_ref().and_then(|set| set.target(&path)) {
             if old.digest == built.digest {
-                return Ok(Added::AlreadyPublished);
+                return Ok(Added::AlreadyPublished { restored: self.keep(built)? });
             }
             let (published, built) = (old.digest.short(), built.digest.short());
             return Err(ReleaseError::Immutable { release, published, built });
@@ -182,16 +185,18 @@ impl Repository {
         Ok(all)
     }
 
-    /// Copies manifest and content of a build here.
-    fn keep(&self, built: &Built) -> Result<(), ReleaseError> {
+    /// Copies manifest and content of a build here; yields how many files were not here whole.
+    fn keep(&self, built: &Built) -> Result<usize, ReleaseError> {
+        let mut copied = 0;
         for (digest, source) in &built.blobs {
-            keep_blob(source, digest, &self.blob_path(digest))?;
+            copied += usize::from(keep_blob(source, digest, &self.blob_path(digest))?);
         }
         let path = self.manifest_path(&built.name(), &built.digest);
         if let Some(folder) = path.parent() {
             durable::create_dir_all(folder)?;
         }
-        Ok(durable::write(&path, &built.bytes, 0o644)?)
+        durable::write(&path, &built.bytes, 0o644)?;
+        Ok(copied)
     }
 
     /// Stages the withdrawal of a release: nodes that do not have it yet will refuse it.
@@ -343,12 +348,12 @@ fn next_counter(release: &ReleaseName, earlier: &[Target], meta: &TargetsMeta) -
     counters.max().unwrap_or(0).saturating_add(1)
 }
 
-/// Copies content, unless a whole copy is here already; its digest is checked on the way.
-fn keep_blob(source: &Path, digest: &Digest, path: &Path) -> Result<(), ReleaseError> {
+/// Copies content, unless a whole copy is here already; its digest is checked on the way. Yields whether it did.
+fn keep_blob(source: &Path, digest: &Digest, path: &Path) -> Result<bool, ReleaseError> {
     if let Ok(file) = File::open(path) {
         let (found, _) = Digest::of_reader(file).map_err(io_error("read", path))?;
         if found == *digest {
-            return Ok(());
+            return Ok(false);
         }
     }
     let mut input = File::open(source).map_err(io_error("open", source))?;
@@ -367,7 +372,8 @@ fn keep_blob(source: &Path, digest: &Digest, path: &Path) -> Result<(), ReleaseE
     }
     output.sync_all().map_err(io_error("flush", &temp))?;
     fs::rename(&temp, path).map_err(io_error("put in place", path))?;
-    Ok(durable::sync_parent(path)?)
+    durable::sync_parent(path)?;
+    Ok(true)
 }
 
 /// Paths of targets and what stands behind them, for who compares.

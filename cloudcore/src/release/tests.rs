@@ -126,7 +126,7 @@ fn a_release_goes_from_a_folder_to_a_publication_that_clients_believe() {
     }
     assert_eq!(publication.blobs.len(), 3);
     assert_eq!(repository.publication().unwrap(), publication);
-    assert_eq!(repository.add(&built, now()).unwrap(), Added::AlreadyPublished);
+    assert_eq!(repository.add(&built, now()).unwrap(), Added::AlreadyPublished { restored: 0 });
     assert_eq!(verify::repository(&repository, now()).unwrap().releases.len(), 1);
     assert_eq!(verify::build(&repository, &built, now()).unwrap(), *target);
 
@@ -319,8 +319,13 @@ fn nothing_is_published_that_clients_would_refuse() {
     let blob = repository.blob_path(&Digest::of(b"a"));
     fs::write(&blob, "b").unwrap();
     assert!(chain(&verify::repository(&repository, now()).unwrap_err()).contains("share/a.txt"));
-    // Building again mends it, and a changed file under a published version is refused.
-    repository.add(&desk.build().unwrap(), now()).unwrap();
+    // Building again mends it, also when it is gone, and a changed file under a published version is refused.
+    let again = desk.build().unwrap();
+    assert_eq!(repository.add(&again, now()).unwrap(), Added::AlreadyPublished { restored: 1 });
+    fs::remove_file(&blob).unwrap();
+    assert!(chain(&verify::repository(&repository, now()).unwrap_err()).contains("crossdock release build"));
+    assert_eq!(repository.add(&again, now()).unwrap(), Added::AlreadyPublished { restored: 1 });
+    verify::repository(&repository, now()).unwrap();
     desk.write("files/share/a.txt", "other");
     let changed = desk.build().unwrap();
     assert!(matches!(repository.add(&changed, now()), Err(ReleaseError::Immutable { .. })));
@@ -497,7 +502,7 @@ impl Destination for Hub {
     }
     async fn put_blob(&self, digest: &Digest, path: &Path) -> anyhow::Result<()> {
         anyhow::ensure!(self.blobs.borrow().len() < self.breaks_after, "the line broke");
-        assert_eq!(Digest::of(&fs::read(path)?), *digest);
+        anyhow::ensure!(Digest::of(&fs::read(path)?) == *digest, "content and digest differ");
         self.blobs.borrow_mut().insert(*digest);
         Ok(())
     }
@@ -519,8 +524,11 @@ async fn an_upload_goes_on_where_it_broke_off_and_names_last() {
     let uploaded = upload(&hub, &publication, |_| ()).await.unwrap();
     assert_eq!((uploaded.sent, uploaded.present), (2, 1));
     assert_eq!(hub.published.borrow().as_ref(), Some(&publication.reply));
-    // Content that neither side has is named.
+    // Content that neither side has whole is named.
     hub.blobs.borrow_mut().clear();
+    fs::write(repository.blob_path(&Digest::of(b"a")), "b").unwrap();
+    let error = format!("{:#}", upload(&hub, &publication, |_| ()).await.unwrap_err());
+    assert!(error.contains("damaged") && error.contains("release build") && error.contains("differ"), "{error}");
     fs::remove_file(repository.blob_path(&Digest::of(b"a"))).unwrap();
     let error = upload(&hub, &publication, |_| ()).await.unwrap_err().to_string();
     assert!(error.contains("release build"), "{error}");

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
+    io,
 };
 
 use jiff::Timestamp;
@@ -81,15 +82,17 @@ fn content(
             continue;
         }
         let path = repository.blob_path(&file.digest);
-        let opened = File::open(&path).map_err(io_error("open", &path))?;
+        let of = format!("{} of {}; run `crossdock release build` for it again", file.path.as_str(), manifest.name());
+        let opened = match File::open(&path) {
+            Ok(opened) => opened,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(ReleaseError::Tree { path, problem: format!("it is gone: {of}") });
+            }
+            Err(e) => return Err(io_error("open", &path)(e)),
+        };
         let (digest, size) = Digest::of_reader(opened).map_err(io_error("read", &path))?;
         if digest != file.digest || size != file.size {
-            let problem = format!(
-                "its content is not what {} was built from ({}); run `crossdock release build` again",
-                manifest.name(),
-                file.path.as_str()
-            );
-            return Err(ReleaseError::Tree { path, problem });
+            return Err(ReleaseError::Tree { path, problem: format!("its content is not that of {of}") });
         }
         verified.files += 1;
         verified.bytes += size;
