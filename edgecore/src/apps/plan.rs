@@ -186,31 +186,27 @@ fn trial_step(view: &View<'_>, trial: &Installed, boot_id: &str) -> Step {
     if !view.begun {
         let attempts = view.slot.attempts(digest);
         if attempts >= MAX_ATTEMPTS {
-            return Step::Abandon(Some(interrupted(digest, attempts)));
+            return Step::Abandon(Some(interrupted(trial, attempts)));
         }
         return if boot_id == view.boot_id { Step::Resume } else { Step::Abandon(None) };
     }
     let Some(running) = &view.running else { return Step::Start(trial.clone()) };
-    judge(running, view.now)
+    judge(trial, running, view.now)
 }
 
-fn interrupted(digest: Digest, attempts: u32) -> Failure {
-    let message = format!(
-        "{attempts} trials were cut short by a restart of the agent or the box; \
-         publish the release under a new version to try again"
-    );
-    Failure { digest, reason: "Interrupted".into(), message }
+fn interrupted(installed: &Installed, attempts: u32) -> Failure {
+    let message = format!("{attempts} trials were cut short by a restart of the agent or the box");
+    Failure::of(installed, "Interrupted", message)
 }
 
 /// Whether a running trial has proved itself, has failed, or needs more time.
-fn judge(running: &RunningView, now: Instant) -> Step {
+fn judge(trial: &Installed, running: &RunningView, now: Instant) -> Step {
     if let Some(since) = running.healthy_since {
         let proven = since + running.soak;
         return if now >= proven { Step::Confirm } else { Step::Wait(Some(proven)) };
     }
     let detail = if running.message.is_empty() { "no probe has succeeded" } else { &running.message };
-    let failed =
-        |reason: &str, message: String| Step::Fail(Failure { digest: running.digest, reason: reason.into(), message });
+    let failed = |reason: &str, message: String| Step::Fail(Failure::of(trial, reason, message));
     if running.ended {
         return failed("Exited", format!("it ended before it proved healthy: {detail}"));
     }
@@ -237,7 +233,7 @@ fn settled_step(view: &View<'_>) -> Step {
     // Nothing runs. A staged release goes on trial; otherwise the active one comes up.
     match (ready, active) {
         (Some(ready), _) if view.slot.attempts(ready.release.digest) >= MAX_ATTEMPTS => {
-            Step::Abandon(Some(interrupted(ready.release.digest, MAX_ATTEMPTS)))
+            Step::Abandon(Some(interrupted(ready, MAX_ATTEMPTS)))
         }
         (Some(ready), _) => Step::Switch(ready.clone()),
         (None, Some(active)) if view.damaged != Some(active.release.digest) => Step::Start(active.clone()),

@@ -11,6 +11,8 @@ use crate::supervisor::Health;
 
 /// Longest message: the reports of all apps must fit one frame.
 const MAX_MESSAGE_CHARS: usize = 1_000;
+/// What to do about a remembered failure, said with each of them, in whatever rollout it is wanted.
+const NOT_TRIED_AGAIN: &str = "; it is not tried again on this node: mend the cause and publish it under a new version";
 
 /// How a fetch stands.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,10 +40,12 @@ struct Verdict {
     phase: UpdatePhase,
     reason: String,
     message: String,
+    /// Known better than by when this process first said it.
+    since: Option<Timestamp>,
 }
 
 fn verdict(phase: UpdatePhase, reason: &str, message: impl Into<String>) -> Verdict {
-    Verdict { phase, reason: reason.into(), message: message.into() }
+    Verdict { phase, reason: reason.into(), message: message.into(), since: None }
 }
 
 /// The report; `before` is the last one, whose time stays while its phase does. `None`: nothing to say.
@@ -59,12 +63,13 @@ pub fn report(
         (None, None) => verdict(UpdatePhase::Applying, "Removing", "no longer assigned: it is stopped and removed"),
         (Some(target), None) => judge(view, extra, target),
     };
-    let since = before.filter(|b| b.phase == said.phase && b.target == target).map_or(now, |b| b.since);
+    let before = before.filter(|b| b.phase == said.phase && b.target == target);
+    let since = said.since.unwrap_or_else(|| before.map_or(now, |b| b.since));
     let progress = match extra.fetch {
         FetchView::Active(progress) if said.phase == UpdatePhase::Downloading => Some(progress),
         _ => None,
     };
-    let Verdict { phase, reason, message } = said;
+    let Verdict { phase, reason, message, .. } = said;
     let message = message.chars().take(MAX_MESSAGE_CHARS).collect();
     let running = extra.running.as_ref().map(|(release, health)| running(release, health));
     Some(WorkloadStatus { target, phase, reason, message, since, progress, running })
@@ -92,7 +97,9 @@ fn judge(view: &View<'_>, extra: &Extra<'_>, target: &ReleaseRef) -> Verdict {
     }
     if let Some(failure) = view.slot.failure(digest) {
         let phase = if view.slot.active.is_some() { UpdatePhase::RolledBack } else { UpdatePhase::Failed };
-        return verdict(phase, &failure.reason, failure.message.clone());
+        let room = MAX_MESSAGE_CHARS - NOT_TRIED_AGAIN.len();
+        let message = failure.message.chars().take(room).chain(NOT_TRIED_AGAIN.chars()).collect::<String>();
+        return Verdict { since: failure.at, ..verdict(phase, &failure.reason, message) };
     }
     if view.slot.active.as_ref().is_some_and(|a| a.release.digest == digest) {
         return match (&extra.fetch, view.damaged == Some(digest)) {

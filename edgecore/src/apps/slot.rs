@@ -4,6 +4,7 @@
 //! after it; [`super::plan`] says what follows from either. The record outlives the app's removal,
 //! because of the floor.
 
+use jiff::Timestamp;
 use proto::{
     digest::Digest,
     durable::{DurableError, Loaded, Record},
@@ -45,15 +46,30 @@ pub struct Attempts {
     pub count: u32,
 }
 
-/// A release that did not prove itself here.
+/// A release that did not prove itself here. Agents before this one wrote neither counter nor time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// Which release.
     pub digest: Digest,
+    /// Its signed release counter.
+    #[serde(default)]
+    pub counter: u64,
+    /// When.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Timestamp>,
     /// One word for programs.
     pub reason: String,
     /// For people.
     pub message: String,
+}
+
+impl Failure {
+    /// Of a release; the time is known when it is recorded.
+    #[must_use]
+    pub fn of(installed: &Installed, reason: &str, message: String) -> Failure {
+        let Installed { release, counter } = installed;
+        Failure { digest: release.digest, counter: *counter, at: None, reason: reason.into(), message }
+    }
 }
 
 /// The durable state of one app. Unknown fields are skipped.

@@ -269,7 +269,11 @@ impl App {
             }
             Step::Confirm => self.store(Slot::confirm).await?,
             Step::Fail(failure) => self.verdict = Some(failure),
-            Step::Abandon(failure) => self.store(|slot| slot.abandon(failure)).await?,
+            Step::Abandon(failure) => {
+                let at = Some(self.shared.env.wall.now());
+                let failure = failure.map(|f| Failure { at, ..f });
+                self.store(|slot| slot.abandon(failure)).await?;
+            }
             Step::Undo => self.store(Slot::undo).await?,
             Step::Withdraw => self.store(Slot::withdraw).await?,
             Step::Remove => self.store(Slot::clear).await?,

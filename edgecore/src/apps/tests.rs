@@ -413,6 +413,29 @@ async fn a_bad_release_goes_back_and_is_never_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_remembered_failure_keeps_its_time_and_says_what_to_do() {
+    let mut world = World::new();
+    world.want("4");
+    world.settle().await;
+    let first = world.board.borrow().workloads[APP].clone();
+    assert_eq!(first.phase, UpdatePhase::Failed);
+    assert!(first.message.ends_with("publish it under a new version"), "{}", first.message);
+    let failure = world.slot().failed[0].clone();
+    assert_eq!((failure.counter, failure.at), (4, Some(first.since)));
+    // A new agent says the same; so does a record of an agent before, that knew no time.
+    world.board.send_replace(Report::default());
+    world.crash();
+    world.settle().await;
+    assert_eq!(world.board.borrow().workloads[APP], first);
+    let old = format!(r#"{{"failed": [{{"digest": "{}", "reason": "Unhealthy", "message": "m"}}]}}"#, failure.digest);
+    Record::at(world.folder.path().join("slot")).store(old.as_bytes()).unwrap();
+    world.crash();
+    world.settle().await;
+    let said = world.board.borrow().workloads[APP].message.clone();
+    assert!(said.starts_with("m; it is not tried again"), "{said}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_bad_first_release_leaves_nothing_running() {
     let mut world = World::new();
     world.want("3");
