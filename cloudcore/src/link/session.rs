@@ -1,7 +1,7 @@
 //! One connection of an admitted node: control stream, reports, assignments. A task a connection,
 //! started by `link::accept_loop`.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use proto::{
     digest::Digest,
@@ -13,7 +13,7 @@ use proto::{
         priority,
     },
     name::Name,
-    object::{EventType, Node, NodePhase, NodeSpec, UpdatePhase},
+    object::{EventType, Node, NodePhase, NodeSpec, UpdatePhase, WorkloadStatus},
 };
 use rustls_pki_types::CertificateDer;
 use tokio::{
@@ -91,6 +91,8 @@ async fn run(hub: &Hub, connection: &quinn::Connection, slot: OwnedSemaphorePerm
     let first = tokio::time::timeout(PATIENCE, control(connection));
     let (hello, mut send, recv) = first.await.map_err(|_| SessionError::Protocol("no Hello came in time".into()))??;
     turn.heard(Some(hello.usage.clone()));
+    // What the store has of it was told when it was written, however often node and hub restart.
+    failures(&node.status.workloads).iter().for_each(|(_, message)| turn.was_told(message));
     let mut assignment = turn.assignment.clone();
     let welcome = HubMessage::Welcome(welcome(hub));
     frame::write(&mut send, &welcome, MAX_CONTROL_BYTES).await?;
@@ -218,7 +220,7 @@ async fn take(
     let now = hub.env().wall.now();
     report::bound(&mut report);
     turn.reported(&report.conditions);
-    let failures = failures(&report);
+    let failures = failures(&report.workloads);
     let change = move |node: &mut Node| report::apply(node, &report, info.as_ref(), &remote, now);
     let node = hub.store().modify(name.as_str(), change).await?.ok_or_else(over)?;
     hub.sessions().assign(&node);
@@ -241,9 +243,9 @@ async fn take(
 }
 
 /// What of a report an operator wants to find later.
-fn failures(report: &Report) -> Vec<(String, String)> {
+fn failures(workloads: &BTreeMap<Name, WorkloadStatus>) -> Vec<(String, String)> {
     let bad = [UpdatePhase::Failed, UpdatePhase::RolledBack, UpdatePhase::Blocked];
-    let bad = report.workloads.iter().filter(|(_, w)| bad.contains(&w.phase));
+    let bad = workloads.iter().filter(|(_, w)| bad.contains(&w.phase));
     bad.map(|(app, w)| {
         let version = w.target.as_ref().map(|t| format!("@{}", t.version)).unwrap_or_default();
         (w.phase.to_string(), format!("{app}{version}: {} {}", w.reason, w.message))

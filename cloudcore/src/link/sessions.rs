@@ -247,6 +247,14 @@ impl Turn {
         told.insert(digest)
     }
 
+    /// Takes note of a happening that was told before this session.
+    pub(crate) fn was_told(&self, happening: &str) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() < MAX_TOLD {
+            told.insert(Digest::of(happening.as_bytes()));
+        }
+    }
+
     fn take_share(&self) -> bool {
         let mut nodes = self.sessions.nodes();
         let Some(entry) = nodes.get_mut(self.name.as_str()) else { return false };

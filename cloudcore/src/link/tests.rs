@@ -13,8 +13,8 @@ use proto::{
         },
     },
     object::{
-        AssignedApp, JoinTokenSpec, Node, NodePhase, NodeSpec, Object, ReleaseRef, Rollout, RolloutPhase, RolloutSpec,
-        RunState, Running, SiteSpec, UpdatePhase, Usage, WorkloadStatus,
+        AssignedApp, EventSpec, JoinTokenSpec, Node, NodePhase, NodeSpec, Object, ReleaseRef, Rollout, RolloutPhase,
+        RolloutSpec, RunState, Running, SiteSpec, UpdatePhase, Usage, WorkloadStatus,
     },
     tuf::TrustedSet,
 };
@@ -394,6 +394,41 @@ fn report(observed_generation: u64, release: &ReleaseRef) -> Report {
         running: Some(running),
     };
     Report { observed_generation, conditions: vec![], workloads: [(name("app"), status)].into() }
+}
+
+/// Events by message, with their counts.
+async fn events(hub: &Hub) -> BTreeMap<String, u32> {
+    let events = hub.store().list::<EventSpec>(None).await.unwrap().items;
+    events.into_iter().map(|e| (e.spec.message, e.spec.count)).collect()
+}
+
+#[tokio::test]
+async fn a_failure_that_the_store_has_is_no_new_event() {
+    let fixture = Fixture::start().await;
+    let hub = &fixture.hub;
+    let machine = fixture.member("n1").await;
+    let release = ReleaseRef { version: "1".parse().unwrap(), digest: Digest::of(b"1") };
+    let failed = |message: &str| {
+        let mut report = report(1, &release);
+        let app = report.workloads.get_mut(&name("app")).unwrap();
+        (app.phase, app.reason, app.message) = (UpdatePhase::RolledBack, "Exited".into(), message.into());
+        report
+    };
+    // Each session ends with a failure of its own, told after whatever else the session tells.
+    for (session, own) in ["first", "second", "third"].into_iter().enumerate() {
+        let mut said = machine.session(hub, failed(["old", "first", "second"][session])).await;
+        said.say(&AgentMessage::Report(Box::new(failed(own)))).await;
+        let told = async {
+            while !events(hub).await.contains_key(&format!("app@1: Exited {own}")) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), told).await.unwrap();
+    }
+    let counts = events(hub).await;
+    for own in ["old", "first", "second", "third"] {
+        assert_eq!(counts[&format!("app@1: Exited {own}")], 1, "{counts:?}");
+    }
 }
 
 #[tokio::test]
