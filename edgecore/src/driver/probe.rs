@@ -12,21 +12,25 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     process::Command,
-    time::timeout,
+    time::{Instant, timeout_at},
 };
 
 use super::{ProbeOutcome, records::Folder};
 
 /// Longest status line of an answer that is looked at.
 const MAX_STATUS_LINE_BYTES: u64 = 1024;
+/// Most of an answer that is read.
+const MAX_ANSWER_BYTES: usize = 64 << 10;
 /// Output of a failed command that is shown.
 const SHOWN_BYTES: usize = 300;
 
 /// Makes one attempt, within the probe's time-out.
 pub async fn attempt(program: &Path, folder: &Folder, probe: &Probe) -> ProbeOutcome {
+    let until = Instant::now() + probe.timeout.get();
+    let mut answer = None;
     let attempt = async {
         if let Some(http) = &probe.http {
-            http_get(http).await
+            http_get(http, &mut answer).await
         } else if let Some(tcp) = &probe.tcp {
             connect(tcp.port).await.map(drop)
         } else if let Some(exec) = &probe.exec {
@@ -35,11 +39,16 @@ pub async fn attempt(program: &Path, folder: &Folder, probe: &Probe) -> ProbeOut
             Err("it has neither http, tcp nor exec".into())
         }
     };
-    match timeout(probe.timeout.get(), attempt).await {
+    let outcome = match timeout_at(until, attempt).await {
         Ok(Ok(())) => ProbeOutcome::Success,
         Ok(Err(text)) => ProbeOutcome::Failure(text),
         Err(_) => ProbeOutcome::Failure(format!("no answer within {}", probe.timeout)),
+    };
+    if let Some(answer) = answer {
+        // The verdict stands: what does not come in time is not waited for.
+        let _ = timeout_at(until, answer.read_on()).await;
     }
+    outcome
 }
 
 async fn connect(port: u16) -> Result<TcpStream, String> {
@@ -47,7 +56,38 @@ async fn connect(port: u16) -> Result<TcpStream, String> {
     TcpStream::connect(address).await.map_err(|e| format!("connecting to {address}: {e}"))
 }
 
-async fn http_get(http: &HttpProbe) -> Result<(), String> {
+/// An answer whose status was read. Closing the connection before its end would reset it, and the server
+/// would note an error with every probe.
+struct Answer {
+    stream: TcpStream,
+    bytes: Vec<u8>,
+}
+
+impl Answer {
+    /// Reads to the end of headers and body.
+    async fn read_on(mut self) {
+        let mut buffer = [0; 4096];
+        while self.bytes.len() < MAX_ANSWER_BYTES && !is_whole(&self.bytes) {
+            match self.stream.read(&mut buffer).await {
+                Ok(0) | Err(_) => return,
+                Ok(n) => self.bytes.extend_from_slice(buffer.get(..n).unwrap_or_default()),
+            }
+        }
+    }
+}
+
+/// Whether all is there that `Content-Length` announces. Without it the end of the connection tells.
+fn is_whole(answer: &[u8]) -> bool {
+    let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") else { return false };
+    let head = String::from_utf8_lossy(answer.get(..end).unwrap_or_default());
+    let mut fields = head.lines().filter_map(|line| line.split_once(':'));
+    let length = fields.find(|(key, _)| key.eq_ignore_ascii_case("content-length"));
+    let length = length.and_then(|(_, value)| value.trim().parse::<usize>().ok());
+    length.is_some_and(|length| answer.len() - end - 4 >= length)
+}
+
+/// Leaves the rest of the answer in `rest`.
+async fn http_get(http: &HttpProbe, rest: &mut Option<Answer>) -> Result<(), String> {
     let mut stream = connect(http.port).await?;
     let request = format!(
         "GET {} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nUser-Agent: crossdock-probe\r\nAccept: */*\r\nConnection: close\r\n\r\n",
@@ -62,7 +102,9 @@ async fn http_get(http: &HttpProbe) -> Result<(), String> {
         Ok::<_, io::Error>(answer)
     };
     let answer = answer.await.map_err(|e| format!("{what}: {e}"))?;
-    match status_of(&answer) {
+    let status = status_of(&answer);
+    *rest = Some(Answer { stream, bytes: answer });
+    match status {
         Some(200..=399) => Ok(()),
         Some(status) => Err(format!("{what}: status {status}")),
         None => Err(format!("{what}: the answer is not HTTP/1.1")),
@@ -167,7 +209,8 @@ mod tests {
     #[tokio::test]
     async fn http_statuses_from_200_to_399_are_success() {
         assert_eq!(text(against(b"HTTP/1.1 200 OK\r\n\r\nhello", true).await), "success");
-        assert_eq!(text(against(b"HTTP/1.0 302 Found\r\n", false).await), "success");
+        assert_eq!(text(within("300ms", b"HTTP/1.0 302 Found\r\n", false).await), "success");
+        assert_eq!(text(against(b"HTTP/1.1 200 OK\r\ncontent-Length: 2\r\n\r\nok", false).await), "success");
         assert!(text(against(b"HTTP/1.1 404 Not Found\r\n\r\n", true).await).ends_with("status 404"));
         assert!(text(against(b"HTTP/1.1 503 Busy\r\n\r\n", true).await).ends_with("status 503"));
         for nonsense in [&b""[..], b"SSH-2.0-x\r\n", b"HTTP/1.1\r\n", b"HTTP/1.1 20\r\n", b"\xff\xff\n"] {
@@ -175,6 +218,30 @@ mod tests {
         }
         assert_eq!(text(within("300ms", b"HTTP/1.1 2", false).await), "no answer within 300ms");
         assert!(text(against(&[b'x'; 100_000], true).await).contains("not HTTP/1.1"));
+    }
+
+    #[tokio::test]
+    async fn the_connection_is_not_reset() {
+        for status in ["200 OK", "404 Not Found"] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let server = tokio::spawn(async move {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut buffer = vec![0; 1024];
+                assert!(stream.read(&mut buffer).await.unwrap() > 0);
+                // In pieces, as servers send it: the status says nothing about the rest.
+                stream.write_all(format!("HTTP/1.1 {status}\r\n").as_bytes()).await.unwrap();
+                for _ in 0..30 {
+                    tokio::task::yield_now().await;
+                    stream.write_all(format!("X: {}\r\n", "x".repeat(1000)).as_bytes()).await?;
+                }
+                stream.shutdown().await?;
+                stream.read(&mut buffer).await
+            });
+            let probe: Probe = serde_json::from_str(&format!(r#"{{"http": {{"port": {port}}}}}"#)).unwrap();
+            attempt(Path::new("/nowhere"), &Folder::at("/nowhere"), &probe).await;
+            assert_eq!(server.await.unwrap().unwrap(), 0, "the probe closes it in order");
+        }
     }
 
     #[tokio::test]
