@@ -32,6 +32,7 @@ use tokio::{
 use crate::{
     apps::slot::{self, Slot},
     config::{AgentConfig, ConfigError, Paths},
+    driver::records::{Folder, Running},
     link::LinkState,
     trust::TrustState,
 };
@@ -75,6 +76,9 @@ pub struct Status {
     /// What is durably known of each app; only from the records.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub slots: BTreeMap<Name, Slot>,
+    /// The process of each app that lives; only from the records, where an app that is absent has none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub processes: BTreeMap<Name, Running>,
     /// Apps of which nothing can be told, and why; only from the records.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub lost: BTreeMap<Name, String>,
@@ -136,6 +140,7 @@ impl StatusView {
             trust: Some(self.trust.borrow().clone()),
             report: self.board.borrow().clone(),
             slots: BTreeMap::new(),
+            processes: BTreeMap::new(),
             lost: BTreeMap::new(),
         }
     }
@@ -194,9 +199,14 @@ fn from_records(data_dir: &Path, paths: &Paths, env: &Env) -> Result<Status, Sta
         Ok(Loaded::Good(content) | Loaded::Fallback(content)) => serde_json::from_slice(&content).ok(),
         _ => None,
     };
-    let (mut slots, mut lost) = (BTreeMap::new(), BTreeMap::new());
+    let (mut slots, mut processes, mut lost) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for entry in fs::read_dir(paths.apps()).into_iter().flatten().flatten() {
         let Some(name) = entry.file_name().to_str().and_then(|n| n.parse::<Name>().ok()) else { continue };
+        // The driver would clear away what a killed agent left behind: here it is only looked at.
+        match Folder::at(paths.driver().join(name.as_str())).alive() {
+            Ok(running) => processes.extend(running.map(|running| (name.clone(), running))),
+            Err(error) => tracing::warn!(app = %name, %error, "nobody knows whether it runs"),
+        }
         match slot::load(&Record::at(entry.path().join("slot"))) {
             Ok(slot) if slot.is_cleared() => {}
             Ok(slot) => drop(slots.insert(name, slot)),
@@ -217,6 +227,7 @@ fn from_records(data_dir: &Path, paths: &Paths, env: &Env) -> Result<Status, Sta
         trust: None,
         report: Report { observed_generation: assignment.map_or(0, |a| a.generation), ..Report::default() },
         slots,
+        processes,
         lost,
     })
 }
@@ -281,7 +292,11 @@ fn apps(status: &Status) -> Vec<String> {
     for (app, slot) in &status.slots {
         let active = slot.active.as_ref().map_or("none".into(), |i| i.release.version.to_string());
         let trial = slot.trial.as_ref().map(|t| format!(", {} on trial", t.installed.release.version));
-        lines.push(format!("app {app} active {active}{}", trial.unwrap_or_default()));
+        let runs = match status.processes.get(app) {
+            Some(running) => format!("runs as process {} since {:.0}", running.pid, running.started_at),
+            None => "nothing runs".into(),
+        };
+        lines.push(format!("app {app} active {active}{}; {runs}", trial.unwrap_or_default()));
     }
     lines.extend(status.lost.iter().map(|(app, problem)| format!("app {app} Blocked StateLost {problem}")));
     if lines.is_empty() {

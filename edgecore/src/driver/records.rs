@@ -143,6 +143,17 @@ impl Folder {
         written.ok().and_then(|at| Timestamp::try_from(at).ok()).unwrap_or_default()
     }
 
+    /// What a living shim runs, for who only looks; `None` when there is none.
+    ///
+    /// # Errors
+    /// When a file cannot be read or is damaged.
+    pub fn alive(&self) -> io::Result<Option<Running>> {
+        match (self.holder()?, self.launch()?) {
+            (Some(_), Some(launch)) => self.running(&launch),
+            _ => Ok(None),
+        }
+    }
+
     /// Notes that it runs.
     ///
     /// # Errors
