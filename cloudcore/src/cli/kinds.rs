@@ -122,21 +122,27 @@ pub fn ago(object: &Value, pointer: &str, now: Timestamp) -> String {
 }
 
 fn node(object: &Value, now: Timestamp) -> Vec<String> {
-    let workloads: Vec<String> =
-        serde_json::from_value::<Node>(object.clone()).map(|n| summary(&n)).unwrap_or_default();
-    let apps = object.pointer("/spec/apps").and_then(Value::as_object).map_or(0, serde_json::Map::len);
+    let node = serde_json::from_value::<Node>(object.clone());
+    let (workloads, apps) = node.map(|n| (summary(&n), ready_apps(&n))).unwrap_or_default();
     vec![
         text(object, "/metadata/name"),
         text(object, "/spec/site"),
         text(object, "/status/phase"),
         ago(object, "/status/lastSeen", now),
-        apps.to_string(),
+        apps,
         ago(object, "/metadata/creationTimestamp", now),
         workloads.join(" "),
         text(object, "/status/info/agentVersion"),
         text(object, "/status/remote"),
         text(object, "/status/info/osImage"),
     ]
+}
+
+/// How many of the assigned apps say that they are ready, of how many: `0/1` stands out.
+fn ready_apps(node: &Node) -> String {
+    let running = |app| node.status.workloads.get(app).and_then(|w| w.running.as_ref());
+    let ready = node.spec.apps.keys().filter(|app| running(*app).is_some_and(|r| r.ready)).count();
+    format!("{ready}/{}", node.spec.apps.len())
 }
 
 /// The workloads of a node, one word each: `app@version:state`, and where an update stands.
@@ -198,13 +204,16 @@ fn rollout(object: &Value, now: Timestamp) -> Vec<String> {
 }
 
 fn token(object: &Value, now: Timestamp) -> Vec<String> {
-    let used = serde_json::from_value::<JoinToken>(object.clone()).map_or(0, |token| token.used());
+    // A box that comes back uses nothing up, though a token for one node counts each of its keys.
+    let token = serde_json::from_value::<JoinToken>(object.clone());
+    let used = token.as_ref().map_or(0, |token| token.used().min(token.spec.uses as usize));
+    let expired = token.is_ok_and(|token| token.spec.expires_at <= now);
     vec![
         text(object, "/metadata/name"),
         text(object, "/spec/site"),
         text(object, "/spec/node"),
         format!("{used}/{}", text(object, "/spec/uses")),
-        ago(object, "/spec/expiresAt", now),
+        if expired { "expired".into() } else { ago(object, "/spec/expiresAt", now) },
     ]
 }
 
@@ -218,4 +227,50 @@ fn event(object: &Value, now: Timestamp) -> Vec<String> {
         text(object, "/spec/message"),
         text(object, "/spec/source"),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn cells(kind: &str, object: Value) -> Vec<String> {
+        let mut object = object;
+        object["apiVersion"] = json!(proto::API_VERSION);
+        object["kind"] = json!(kind);
+        object["metadata"] = json!({"name": "x"});
+        KindInfo::find(kind).unwrap().cells(&object, Timestamp::from_second(100).unwrap())
+    }
+
+    #[test]
+    fn a_sick_app_shows_in_the_list_of_nodes() {
+        let digest = proto::digest::Digest::of(b"1");
+        let release = json!({"version": "1", "digest": digest});
+        let workload = |state: &str, ready: bool| {
+            let running = json!({"release": release, "state": state, "ready": ready, "restarts": 0});
+            json!({"phase": "Succeeded", "since": "2026-01-01T00:00:00Z", "running": running})
+        };
+        let node = |state, ready| {
+            json!({
+                "spec": {"site": "s", "apps": {"a": release, "b": release}},
+                "status": {"phase": "Ready", "workloads": {"a": workload("Running", true), "b": workload(state, ready), "gone": workload("Running", true)}},
+            })
+        };
+        assert_eq!(cells("Node", node("BackOff", false))[4], "1/2");
+        assert_eq!(cells("Node", node("Running", true))[4], "2/2");
+        assert_eq!(cells("Node", json!({"spec": {"site": "s"}}))[4], "0/0");
+    }
+
+    #[test]
+    fn a_token_shows_whether_it_still_admits() {
+        let hash = proto::digest::Digest::of(b"s");
+        let keys: std::collections::BTreeMap<String, &str> = (0..8).map(|i| (i.to_string(), "n1")).collect();
+        let token = |expires: &str| {
+            let spec = json!({"site": "s", "node": "n1", "uses": 1, "expiresAt": expires, "secretHash": hash});
+            cells("JoinToken", json!({"spec": spec, "status": {"usedBy": keys}}))
+        };
+        assert_eq!(token("1970-01-01T00:00:17Z")[3..], ["1/1", "expired"]);
+        assert_eq!(token("1970-01-01T00:01:50Z")[3..], ["1/1", "in 10s"]);
+    }
 }
