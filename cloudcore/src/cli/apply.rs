@@ -144,10 +144,18 @@ fn merge(target: &mut Value, patch: Value) {
 /// The first that could not be deleted.
 pub async fn delete(args: DeleteArgs, context: &Context) -> anyhow::Result<()> {
     let kind = KindInfo::find(&args.kind)?;
+    if kind.kind == "Release" {
+        let message = "a release is signed metadata and cannot be deleted; \
+                       withdraw it: crossdock release remove APP@VERSION, then sign and publish";
+        return Err(CliError::new(Exit::Usage, message).into());
+    }
     let client = context.client()?;
     let names = match &args.selector {
         Some(selector) => {
             let items = client.list(kind.plural, Some(selector)).await?.items;
+            if items.is_empty() {
+                eprintln!("No {} found.", kind.plural);
+            }
             items.iter().map(|o| text(o, "/metadata/name")).collect()
         }
         None if args.names.is_empty() => {

@@ -23,8 +23,8 @@ use super::{
 pub struct GetArgs {
     /// nodes, sites, releases, rollouts, jointokens or events
     kind: String,
-    /// Only this one.
-    name: Option<String>,
+    /// Only these.
+    names: Vec<String>,
     /// Label selector, such as site=hz-01,line
     #[arg(short = 'l', long)]
     selector: Option<Selector>,
@@ -39,8 +39,12 @@ pub struct GetArgs {
 impl GetArgs {
     /// Whether an object is the one that was named, or none was.
     fn wants(&self, kind: &KindInfo, o: &Value) -> bool {
-        self.name.as_deref().is_none_or(|name| output_name(kind, o) == name || object_name(o) == name)
+        self.names.is_empty() || self.names.iter().any(|name| is_named(kind, o, name))
     }
+}
+
+fn is_named(kind: &KindInfo, object: &Value, name: &str) -> bool {
+    output_name(kind, object) == name || object_name(object) == name
 }
 
 /// Time of day, for ages.
@@ -58,19 +62,21 @@ pub async fn run(args: GetArgs, context: &Context) -> anyhow::Result<()> {
     let client = context.client()?;
     let listed = client.list(kind.plural, args.selector.as_ref()).await?;
     let is_wanted = |o: &Value| args.wants(kind, o);
-    match &args.name {
-        Some(name) => {
-            let found = listed.items.iter().find(|o| is_wanted(o)).cloned();
-            let object = match found {
-                Some(object) => object,
-                None => client.get_value(kind.plural, name).await?, // says why not
-            };
-            match args.output {
-                Format::Json | Format::Yaml => output::structured(args.output, &object)?,
-                format => output::list(format, kind, &[object], now())?,
+    match args.names.as_slice() {
+        [] => output::list(args.output, kind, &sorted(kind, listed.items.clone()), now())?,
+        names => {
+            let mut objects = vec![];
+            for name in names {
+                objects.push(match listed.items.iter().find(|o| is_named(kind, o, name)) {
+                    Some(object) => object.clone(),
+                    None => client.get_value(kind.plural, name).await?, // says why not
+                });
+            }
+            match (args.output, objects.as_slice()) {
+                (Format::Json | Format::Yaml, [object]) => output::structured(args.output, object)?,
+                (format, objects) => output::list(format, kind, objects, now())?,
             }
         }
-        None => output::list(args.output, kind, &sorted(kind, listed.items.clone()), now())?,
     }
     if !args.watch {
         return Ok(());

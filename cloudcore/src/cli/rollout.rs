@@ -33,7 +33,7 @@ pub enum RolloutCommand {
 pub struct StartArgs {
     /// APP@VERSION
     release: ReleaseName,
-    /// Selector of nodes: labels, name, site, or all
+    /// Selector of nodes: all, name=box-1, site=hz-01, LABEL=VALUE, or LABEL for all that have it
     #[arg(long)]
     to: Selector,
     /// Wait for the end: exit code 0 when all are healthy, 5 when it failed, 6 when it took too long.
@@ -184,9 +184,10 @@ async fn status(args: StatusArgs, client: &Client) -> anyhow::Result<()> {
     if let Some(format @ (Format::Json | Format::Yaml)) = args.output {
         return output::structured(format, &serde_json::to_value(&rollout)?);
     }
-    let RolloutCounts { healthy, failed, all, .. } = rollout.status.counts();
     println!("{} of {} to {}: {}", rollout.name(), rollout.release(), rollout.spec.selector, rollout.status.phase);
-    println!("{healthy} of {all} nodes healthy, {failed} failed. {}", rollout.status.message);
+    if !rollout.status.message.is_empty() {
+        println!("{}", rollout.status.message);
+    }
     output::print(&trouble(&rollout));
     Ok(())
 }

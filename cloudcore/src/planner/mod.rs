@@ -70,6 +70,10 @@ pub fn validate(spec: &RolloutSpec, snapshot: &Snapshot) -> Result<(), String> {
         return Err(format!("there is no release {release}; `crossdock get releases` lists what was published"));
     }
     if !snapshot.nodes.values().any(|node| node.matches(&spec.selector)) {
+        let text = spec.selector.to_string();
+        if snapshot.nodes.keys().any(|node| node.as_str() == text) {
+            return Err(format!("selector {text} asks for a label {text}, which no node has; write name={text}"));
+        }
         return Err(format!(
             "selector {} names no node; `crossdock get nodes` lists them with their labels",
             spec.selector

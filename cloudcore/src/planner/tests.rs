@@ -197,9 +197,11 @@ fn nodes_belong_to_the_newer_rollout() {
 #[test]
 fn what_cannot_start_says_why() {
     let mut fleet = fleet(&[NodePhase::Ready]);
-    fleet.rollouts = vec![rollout("none", 1, "site=elsewhere", 1), rollout("unknown", 9, "all", 2)];
+    fleet.rollouts =
+        vec![rollout("none", 1, "site=elsewhere", 1), rollout("unknown", 9, "all", 2), rollout("bare", 1, "n0", 3)];
     settle(&mut fleet, 10);
     assert!(status(&fleet, "none").message.contains("names no node"));
+    assert!(status(&fleet, "bare").message.contains("write name=n0"));
     assert!(status(&fleet, "unknown").message.contains("no release app@9"));
     assert!(fleet.nodes[&name("n0")].spec.apps.is_empty());
     // Nodes that are deleted leave the rollout.

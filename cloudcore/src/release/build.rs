@@ -143,6 +143,11 @@ fn check_commands(manifest: &Manifest) -> Result<(), ReleaseError> {
         ("readiness", &workload.probes.readiness),
     ];
     for (name, probe) in probes {
+        let port = probe.as_ref().and_then(|p| p.tcp.as_ref().map(|t| t.port).or(p.http.as_ref().map(|h| h.port)));
+        if port == Some(0) {
+            let problem = format!("the {name} probe's port is 0, where nobody listens; write one from 1 to 65535");
+            return Err(ManifestError::Workload(problem).into()); // not for agents: what they have may hold it
+        }
         let exec = probe.as_ref().and_then(|probe| probe.exec.as_ref());
         if let Some(command) = exec.and_then(|exec| exec.command.first()) {
             check_command(manifest, &format!("{name} probe's command"), command)?;

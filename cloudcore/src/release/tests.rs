@@ -438,6 +438,7 @@ fn release_yaml_that_cannot_work_is_refused() {
         (good.replace("future: [1]", "minAgent: 99.0.0"), "upgrade the agent"),
         (good.replace("command: bin/run", "command: bin/walk"), "bin/run"),
         (good.replace("command: bin/run", "command: share/a.txt"), "not executable"),
+        (format!("{good}  probes: {{ liveness: {{ tcp: {{ port: 0 }} }} }}\n"), "liveness probe's port is 0"),
         (good.replace("command: bin/run", "command: ../run"), "leave the tree"),
         (good.replace("command: bin/run", "command: bin/run\n  workingDir: nowhere"), "workingDir"),
         (good.replace("source: files", "source: gone"), "gone"),

@@ -47,7 +47,13 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<()> {
             if args.keep {
                 stage.leave_running();
             } else {
+                let folder = stage.path("");
                 stage.close().await?;
+                match folder.exists() {
+                    true => println!("\nEverything was stopped; the files are in {}.", folder.display()),
+                    false => println!("\nEverything was stopped and removed."),
+                }
+                println!("To look around in it: crossdock demo --keep");
             }
             Ok(())
         }
