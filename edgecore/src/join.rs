@@ -74,6 +74,16 @@ pub enum JoinError {
     /// No address was given.
     #[error("no hub was named: edgecore join HOST[:PORT] --token TOKEN")]
     NoHub,
+    /// An address is none.
+    #[error(
+        "{hub:?} is no address of a hub: {port:?} is no port; write HOST or HOST:PORT, with a port from 1 to 65535"
+    )]
+    Address {
+        /// What was given.
+        hub: String,
+        /// What stands where the port should.
+        port: String,
+    },
     /// No hub answered.
     #[error("no hub answered: {0}")]
     Unreachable(String),
@@ -130,6 +140,7 @@ impl JoinError {
 /// # Errors
 /// What was refused or failed, with the mend.
 pub async fn join(options: JoinOptions, env: &Env) -> Result<Joined, JoinError> {
+    let hubs = options.hub.iter().map(|h| with_port(h)).collect::<Result<Vec<String>, _>>()?;
     let paths = Paths::new(&options.data_dir);
     config::create_folders(&paths)?;
     let key = joining_key(&paths, env)?;
@@ -143,13 +154,12 @@ pub async fn join(options: JoinOptions, env: &Env) -> Result<Joined, JoinError> 
         machine_id: options.machine_id.clone(),
         agent_version: proto::VERSION.into(),
     };
-    let hubs: Vec<String> = options.hub.iter().map(|h| with_port(h)).collect();
     match ask_all(env, &hubs, &options.token, &request).await? {
         JoinReply::Refused { code, message } => Err(JoinError::Refused { code, message }),
         JoinReply::Accepted { node, site, fleet, certificates, root, hubs: more } => {
             check(&options.token, &key, &node, &certificates, &root)?;
             let mut config = AgentConfig { data_dir: options.data_dir, node, site, fleet, hubs };
-            for hub in more.iter().map(|h| with_port(h)) {
+            for hub in more.iter().filter_map(|h| with_port(h).ok()) {
                 if !config.hubs.contains(&hub) {
                     config.hubs.push(hub);
                 }
@@ -192,16 +202,15 @@ fn wanted_name(name: Option<&str>) -> String {
 }
 
 /// An address with its port; a scheme before it is cut off.
-fn with_port(hub: &str) -> String {
-    let hub = hub.split_once("://").map_or(hub, |(_, rest)| rest).trim_end_matches('/');
-    let has_port = match hub.rsplit_once(':') {
-        Some((host, port)) => port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']')),
-        None => false,
-    };
-    match has_port {
-        true => hub.to_owned(),
-        false if hub.contains(':') && !hub.starts_with('[') => format!("[{hub}]:{DEFAULT_PORT}"),
-        false => format!("{hub}:{DEFAULT_PORT}"),
+fn with_port(given: &str) -> Result<String, JoinError> {
+    let hub = given.split_once("://").map_or(given, |(_, rest)| rest).trim_end_matches('/');
+    match hub.rsplit_once(':') {
+        Some((host, port)) if !host.contains(':') || host.ends_with(']') => match port.parse::<u16>() {
+            Ok(1..) => Ok(hub.to_owned()),
+            _ => Err(JoinError::Address { hub: given.into(), port: port.into() }),
+        },
+        Some(_) if !hub.starts_with('[') => Ok(format!("[{hub}]:{DEFAULT_PORT}")),
+        _ => Ok(format!("{hub}:{DEFAULT_PORT}")),
     }
 }
 
@@ -222,7 +231,11 @@ async fn ask_all(env: &Env, hubs: &[String], token: &Token, request: &JoinReques
             }
         }
     }
-    if problems.is_empty() { Err(JoinError::NoHub) } else { Err(JoinError::Unreachable(problems.join("; "))) }
+    if problems.is_empty() {
+        Err(JoinError::NoHub)
+    } else {
+        Err(JoinError::Unreachable(format!("{} (tried {ROUNDS} times)", problems.join("; "))))
+    }
 }
 
 async fn ask(
@@ -324,7 +337,11 @@ mod tests {
             ("[2001:db8::1]", "[2001:db8::1]:7443"),
             ("[2001:db8::1]:9", "[2001:db8::1]:9"),
         ] {
-            assert_eq!(with_port(given), address, "{given}");
+            assert_eq!(with_port(given).unwrap(), address, "{given}");
+        }
+        for given in ["127.0.0.1:99999", "hub:", "hub:0", "hub:https", "[::1]:x"] {
+            let error = with_port(given).unwrap_err().to_string();
+            assert!(error.contains(given) && error.contains("HOST:PORT"), "{error}");
         }
     }
 

@@ -131,6 +131,7 @@ fn log() {
 fn exit_code(error: &anyhow::Error) -> u8 {
     match (error.downcast_ref::<AgentError>(), error.downcast_ref::<JoinError>()) {
         (Some(AgentError::Config(_)), _) => 3,
+        (_, Some(JoinError::Address { .. })) => 2,
         (_, Some(JoinError::Refused { .. })) => 4,
         (_, Some(e)) if e.is_unreachable() => 7,
         _ if matches!(error.downcast_ref::<StatusError>(), Some(StatusError::Config(_))) => 3,
@@ -161,19 +162,26 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
 }
 
 async fn join(args: JoinArgs) -> anyhow::Result<()> {
-    let text = match (args.token, args.token_file) {
+    let file = args.token_file;
+    let text = match (args.token, &file) {
         (Some(text), _) => text,
-        (None, Some(file)) => std::fs::read_to_string(&file)
+        (None, Some(file)) => std::fs::read_to_string(file)
             .map_err(|e| anyhow::anyhow!("could not read the token file {}: {e}", file.display()))?,
         (None, None) => anyhow::bail!("no token: give --token or --token-file"),
     };
-    let token: Token = text.parse()?;
+    let token: Token = match (text.parse::<Token>(), file) {
+        (Err(error), Some(file)) => anyhow::bail!("token file {}: {error}", file.display()),
+        (token, _) => token?,
+    };
     let env = Env::real()?;
     let data_dir = args.data.data;
     let machine_id = Facts::new(data_dir.clone()).machine_id();
-    let options = JoinOptions { data_dir: data_dir.clone(), hub: args.hub, token, name: args.name, machine_id };
+    let options = JoinOptions { data_dir: data_dir.clone(), hub: args.hub, token, name: args.name.clone(), machine_id };
     let joined = join::join(options, &env).await?;
     println!("joined: this box is node {} of site {}, fleet {}", joined.node, joined.site, joined.fleet);
+    if let Some(name) = args.name.filter(|name| *name != joined.node.as_str()) {
+        println!("the token, or what this box was before, decides its name: --name {name} counted for nothing");
+    }
     let running = status::read(&data_dir, &env).await.is_ok_and(|s| s.running);
     match running {
         true => {
