@@ -255,10 +255,11 @@ async fn end(driver: &dyn Driver, spec: &InstanceSpec, env: &Env) -> LastExit {
         }
         sleep(ASK_AGAIN).await;
         match driver.inspect(&spec.app).await {
-            Ok(Some(found)) if found.release == spec.release => match found.exit {
-                Some(exit) => return exit,
-                None => {}
-            },
+            Ok(Some(found)) if found.release == spec.release => {
+                if let Some(exit) = found.exit {
+                    return exit;
+                }
+            }
             Ok(_) => {
                 let message = "it is gone, and nobody knows how it ended".into();
                 return LastExit { code: None, signal: None, at: env.wall.now(), message };
