@@ -11,6 +11,7 @@
 //! | [`release`] | what a release contains: files, command, probes, limits |
 //! | [`tuf`] | The Update Framework's metadata and its verification, without I/O |
 //! | [`link`] | the protocol between agent and hub: frames, messages, limits, priorities |
+//! | [`stream`] | records that are counted: their form, their delivery, without I/O |
 //! | [`identity`] | who is at the other end of a TLS connection |
 //! | [`token`] | the join token that a technician pastes |
 //! | [`durable`] | replacing a file so that a crash at any moment leaves a whole one |
@@ -24,6 +25,7 @@ pub mod name;
 pub mod object;
 pub mod release;
 pub mod selector;
+pub mod stream;
 pub mod token;
 pub mod tuf;
 pub mod units;

@@ -9,6 +9,7 @@ use crate::{
     digest::Digest,
     name::Name,
     object::{Condition, NodeInfo, ReleaseRef, Usage, WorkloadStatus},
+    stream::message::RecordsRequest,
 };
 
 /// From agent to hub on the control stream.
@@ -109,6 +110,8 @@ pub enum AgentRequest {
     Metadata(MetadataRequest),
     /// An artifact or a manifest; answered by [`BlobHeader`] and chunks.
     Blob(BlobRequest),
+    /// A lane for stream records, see [`crate::stream::message`].
+    Records(RecordsRequest),
     /// Of a newer version: the stream is refused.
     #[serde(other)]
     Unknown,

@@ -10,6 +10,7 @@
 //!   | == one stream a request (the agent opens it) =========== |
 //!   |    AgentRequest::Metadata ---> MetadataReply             |   priority CONTROL
 //!   |    AgentRequest::Blob -------> BlobHeader, chunks        |   priority ARTIFACTS
+//!   |    AgentRequest::Records ----> Marks, Acks (a lane)      |   priority SCANS or LOGS
 //!   | == one stream a request (the hub opens it) ============= |
 //!   |    LogsHeader, bytes <------------- HubRequest::Logs     |   priority LOGS
 //! ```
