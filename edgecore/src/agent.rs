@@ -4,6 +4,7 @@
 //! Link  --assignment (on disk first)--> Apps --one task an app--> Supervisor --> Driver
 //!   ^                                     |
 //!   +------------- board (the report) ----+        status socket reads the board too
+//!   +--- Uplink <-- Outbox <-- Doors <-- records of workloads
 //! ```
 //!
 //! Local state alone is enough to start: what is active runs at once, hub or not. The caller is the
@@ -39,12 +40,16 @@ use crate::{
         task::Context,
     },
     config::{self, AgentConfig, ConfigError, Identity, Paths},
+    doors::{self, Doors, Endpoints},
     driver::Driver,
     facts::Facts,
     fetch::{Fetcher, Source, Space},
     link::{Link, Shared, assignment::Assignments},
+    outbox::{Outbox, OutboxConfig, OutboxError, OutboxState},
+    settings::{self, Settings, SettingsError},
     status::StatusView,
     trust::{Trust, TrustState},
+    uplink,
 };
 
 /// Between two looks at disk, memory and clock.
@@ -58,6 +63,8 @@ pub struct Agent {
     trust: Arc<Trust>,
     link: Arc<Link>,
     apps: Apps,
+    outbox: Outbox,
+    doors: Doors,
     status: StatusView,
     /// Held while the agent lives: two agents in one folder would undo each other.
     _lock: File,
@@ -69,6 +76,12 @@ pub enum AgentError {
     /// Its data folder is not usable.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// `agent.toml` is wrong.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The outbox cannot be opened.
+    #[error(transparent)]
+    Outbox(#[from] OutboxError),
     /// Another agent runs there.
     #[error("another agent runs in {}: stop that one first (systemctl stop crossdock-edge)", .0.display())]
     AlreadyRunning(PathBuf),
@@ -97,8 +110,14 @@ impl Agent {
         let paths = Paths::new(data_dir);
         let config = AgentConfig::load(data_dir)?;
         check_identity(&config, &paths)?;
+        let settings = Settings::load(data_dir)?;
+        for warning in &settings.warnings {
+            tracing::warn!("{warning}");
+        }
         config::create_folders(&paths)?;
         let lock = lock(&paths)?;
+        let outbox = Outbox::open(&paths.outbox(), outbox_config(&settings.streams), env.clone()).await?;
+        let doors = doors::open(&settings.streams, data_dir, &config.node, Arc::new(outbox.clone()), env.clone()).await;
 
         let assignments = Assignments::open(paths.assignment(), env.clone())?;
         let assignment = assignments.subscribe();
@@ -117,18 +136,33 @@ impl Agent {
         let fetcher = Fetcher::new(env.clone(), source.clone(), Space::of_disk());
         let stage: Arc<dyn Stage> = Arc::new(Stager::new(trust.clone(), fetcher, source, facts.info().hardware));
         let boot_id = facts.boot_id();
-        let status = StatusView::new(&config, &env, board.subscribe(), link.state(), trust.state());
+        let status = StatusView {
+            config: Arc::new(config.clone()),
+            wall: env.wall.clone(),
+            started_at: env.wall.now(),
+            board: board.subscribe(),
+            link: link.state(),
+            trust: trust.state(),
+            outbox: outbox.clone(),
+            endpoints: doors.endpoints(),
+        };
         let online = link.online();
         let checks = Arc::new(Semaphore::new(PARALLEL_CHECKS));
-        let context = Context { env, driver, stage, boot_id, board, online, checks };
+        let context = Context { env, driver, stage, boot_id, board, online, checks, endpoints: doors.endpoints() };
         let apps = Apps::new(Arc::new(context), paths.apps(), assignment);
-        Ok(Agent { config, shared, trust, link, apps, status, _lock: lock })
+        Ok(Agent { config, shared, trust, link, apps, outbox, doors, status, _lock: lock })
     }
 
     /// Who this node is.
     #[must_use]
     pub fn config(&self) -> &AgentConfig {
         &self.config
+    }
+
+    /// Where records are handed in, for who runs the agent inside a process.
+    #[must_use]
+    pub fn outbox(&self) -> Outbox {
+        self.outbox.clone()
     }
 
     /// What the status socket tells, as it changes.
@@ -148,7 +182,10 @@ impl Agent {
         tasks.spawn(self.apps.run());
         let link = self.link.clone();
         tasks.spawn(async move { link.run().await });
-        tasks.spawn(watch_conditions(self.shared.clone(), self.trust.state()));
+        tasks.spawn(uplink::run(self.outbox.clone(), self.link.live()));
+        let endpoints = self.doors.endpoints();
+        tasks.spawn(self.doors.run());
+        tasks.spawn(watch_conditions(self.shared.clone(), self.trust.state(), self.outbox.state(), endpoints));
         // Neither arm loses anything: whichever ends, the agent does.
         let ended = tokio::select! {
             biased;
@@ -158,6 +195,14 @@ impl Agent {
         self.link.farewell().await;
         tasks.shutdown().await;
         Ok(ended?)
+    }
+}
+
+fn outbox_config(settings: &settings::Streams) -> OutboxConfig {
+    OutboxConfig {
+        quota_bytes: settings.quota.get(),
+        disk_share_percent: settings.disk_share_percent,
+        streams: settings.streams.iter().map(|s| (s.name.clone(), s.class)).collect(),
     }
 }
 
@@ -185,7 +230,12 @@ fn check_identity(config: &AgentConfig, paths: &Paths) -> Result<(), ConfigError
 }
 
 /// Keeps the conditions of the report.
-async fn watch_conditions(shared: Arc<Shared>, trust: watch::Receiver<TrustState>) {
+async fn watch_conditions(
+    shared: Arc<Shared>,
+    trust: watch::Receiver<TrustState>,
+    outbox: watch::Receiver<OutboxState>,
+    endpoints: watch::Receiver<Endpoints>,
+) {
     let mut ticks = interval(CONDITIONS_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -193,6 +243,7 @@ async fn watch_conditions(shared: Arc<Shared>, trust: watch::Receiver<TrustState
         let now = shared.env.wall.now();
         let mut conditions = vec![ready(&trust.borrow(), now)];
         conditions.extend(shared.facts.conditions(now));
+        conditions.push(streams(&outbox.borrow(), &endpoints.borrow(), now));
         shared.board.send_if_modified(|board| {
             for condition in &mut conditions {
                 // A condition's time is that of its last change of status.
@@ -221,4 +272,20 @@ fn ready(trust: &TrustState, now: jiff::Timestamp) -> Condition {
         message: trust.problem.clone(),
         last_transition_time: now,
     }
+}
+
+/// Whether records of streams can be taken as they should.
+fn streams(outbox: &OutboxState, endpoints: &Endpoints, now: jiff::Timestamp) -> Condition {
+    let (reason, message) = if outbox.full {
+        ("OutboxFull", format!("{} of {} bytes are used: producers are pushed back", outbox.bytes, outbox.quota_bytes))
+    } else if let Some(problem) = &outbox.problem {
+        ("OutboxDamaged", problem.clone())
+    } else if let Some(problem) = endpoints.problems.first() {
+        ("DoorClosed", problem.clone())
+    } else {
+        ("RecordsTaken", String::new())
+    };
+    let bad = reason != "RecordsTaken";
+    let status = if bad { ConditionStatus::True } else { ConditionStatus::False };
+    Condition { r#type: "StreamPressure".into(), status, reason: reason.into(), message, last_transition_time: now }
 }

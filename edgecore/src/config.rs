@@ -121,6 +121,11 @@ impl Paths {
     pub fn apps(&self) -> PathBuf {
         self.0.join("apps")
     }
+    /// Folder of the records that the hub has not acknowledged.
+    #[must_use]
+    pub fn outbox(&self) -> PathBuf {
+        self.0.join("outbox")
+    }
     /// What the process driver keeps.
     #[must_use]
     pub fn driver(&self) -> PathBuf {

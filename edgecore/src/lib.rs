@@ -12,18 +12,26 @@
 //! | [`driver`] | how a workload runs: processes under a shim, control groups, logs |
 //! | [`supervisor`] | keeps one workload running: probes, restart back-off |
 //! | [`facts`] | what the box is and how it does |
+//! | [`outbox`] | records on disk until the hub has them |
+//! | [`doors`] | how records come in: HTTP, Unix socket, MQTT, a broker of the house |
+//! | [`uplink`] | records on their way to the hub |
+//! | [`settings`] | `agent.toml`, what an operator may set on a box |
 //! | [`status`] | the agent explains itself without a hub |
 //! | [`unit`] | `edgecore install`: the systemd unit |
 
 pub mod agent;
 pub mod apps;
 pub mod config;
+pub mod doors;
 pub mod driver;
 pub mod facts;
 pub mod fetch;
 pub mod join;
 pub mod link;
+pub mod outbox;
+pub mod settings;
 pub mod status;
 pub mod supervisor;
 pub mod trust;
 pub mod unit;
+pub mod uplink;

@@ -20,6 +20,7 @@ use proto::{
     link::message::{Assignment, Report},
     name::Name,
     object::{ConditionStatus, UpdatePhase},
+    stream::message::Lag,
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -32,8 +33,10 @@ use tokio::{
 use crate::{
     apps::slot::{self, Slot},
     config::{AgentConfig, ConfigError, Paths},
+    doors::Endpoints,
     driver::records::{Folder, Running},
     link::LinkState,
+    outbox::{Outbox, OutboxState},
     trust::TrustState,
 };
 
@@ -71,6 +74,9 @@ pub struct Status {
     /// The trust in releases.
     #[serde(default)]
     pub trust: Option<TrustState>,
+    /// Streams of records.
+    #[serde(default)]
+    pub streams: Option<StreamsStatus>,
     /// Conditions and apps.
     pub report: Report,
     /// What is durably known of each app; only from the records.
@@ -82,6 +88,18 @@ pub struct Status {
     /// Apps of which nothing can be told, and why; only from the records.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub lost: BTreeMap<Name, String>,
+}
+
+/// How records come in, and what waits for the hub.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StreamsStatus {
+    /// Where records are taken.
+    pub endpoints: Endpoints,
+    /// What is on disk.
+    pub outbox: OutboxState,
+    /// What waits, by stream.
+    pub lag: Vec<Lag>,
 }
 
 /// No status could be had.
@@ -103,26 +121,17 @@ pub enum StatusError {
 /// Everything that the status is made of, as it changes.
 #[derive(Debug, Clone)]
 pub struct StatusView {
-    config: Arc<AgentConfig>,
-    wall: Arc<dyn WallClock>,
-    started_at: Timestamp,
-    board: watch::Receiver<Report>,
-    link: watch::Receiver<LinkState>,
-    trust: watch::Receiver<TrustState>,
+    pub(crate) config: Arc<AgentConfig>,
+    pub(crate) wall: Arc<dyn WallClock>,
+    pub(crate) started_at: Timestamp,
+    pub(crate) board: watch::Receiver<Report>,
+    pub(crate) link: watch::Receiver<LinkState>,
+    pub(crate) trust: watch::Receiver<TrustState>,
+    pub(crate) outbox: Outbox,
+    pub(crate) endpoints: watch::Receiver<Endpoints>,
 }
 
 impl StatusView {
-    pub(crate) fn new(
-        config: &AgentConfig,
-        env: &Env,
-        board: watch::Receiver<Report>,
-        link: watch::Receiver<LinkState>,
-        trust: watch::Receiver<TrustState>,
-    ) -> StatusView {
-        let started_at = env.wall.now();
-        StatusView { config: Arc::new(config.clone()), wall: env.wall.clone(), started_at, board, link, trust }
-    }
-
     /// The status now.
     #[must_use]
     pub fn now(&self) -> Status {
@@ -138,6 +147,11 @@ impl StatusView {
             now: self.wall.now(),
             link: Some(self.link.borrow().clone()),
             trust: Some(self.trust.borrow().clone()),
+            streams: Some(StreamsStatus {
+                endpoints: self.endpoints.borrow().clone(),
+                outbox: self.outbox.state().borrow().clone(),
+                lag: self.outbox.lag(),
+            }),
             report: self.board.borrow().clone(),
             slots: BTreeMap::new(),
             processes: BTreeMap::new(),
@@ -225,6 +239,7 @@ fn from_records(data_dir: &Path, paths: &Paths, env: &Env) -> Result<Status, Sta
         now: env.wall.now(),
         link: None,
         trust: None,
+        streams: None,
         report: Report { observed_generation: assignment.map_or(0, |a| a.generation), ..Report::default() },
         slots,
         processes,
@@ -255,6 +270,9 @@ pub fn explain(status: &Status) -> String {
     if let Some(trust) = status.trust.as_ref().filter(|t| !t.problem.is_empty()) {
         line(format!("trust {}", trust.problem));
     }
+    for text in streams(status) {
+        line(text);
+    }
     for condition in &status.report.conditions {
         let expected = if condition.r#type == "Ready" { ConditionStatus::True } else { ConditionStatus::False };
         if condition.status != expected {
@@ -266,6 +284,29 @@ pub fn explain(status: &Status) -> String {
         line(text);
     }
     out
+}
+
+fn streams(status: &Status) -> Vec<String> {
+    let Some(streams) = &status.streams else { return vec![] };
+    let (outbox, at) = (&streams.outbox, &streams.endpoints);
+    let doors = [
+        at.http.map(|a| format!("http://{a}")),
+        at.socket.as_ref().map(|p| p.display().to_string()),
+        at.mqtt.map(|a| format!("mqtt://{a}")),
+    ];
+    let doors: Vec<String> = doors.into_iter().flatten().collect();
+    let mut lines = vec![format!(
+        "outbox {} records wait, {} of {} bytes, taken at {}",
+        outbox.records,
+        outbox.bytes,
+        outbox.quota_bytes,
+        doors.join(" ")
+    )];
+    for lag in streams.lag.iter().filter(|l| l.records > 0) {
+        let oldest = lag.oldest.map(|o| format!(", the oldest of {o:.0}")).unwrap_or_default();
+        lines.push(format!("stream {} {} records wait{oldest}", lag.key.stream, lag.records));
+    }
+    lines
 }
 
 fn apps(status: &Status) -> Vec<String> {

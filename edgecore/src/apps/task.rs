@@ -36,6 +36,7 @@ use super::{
     stage::{Hindrance, Order, Stage},
 };
 use crate::{
+    doors::Endpoints,
     driver::{Driver, DriverError, InstanceSpec},
     fetch::tree,
     link::backoff::Backoff,
@@ -68,6 +69,21 @@ pub struct Context {
     pub online: watch::Receiver<bool>,
     /// [`PARALLEL_CHECKS`](super::guard::PARALLEL_CHECKS) trees are hashed at once.
     pub checks: Arc<Semaphore>,
+    /// Where records of streams are handed in.
+    pub endpoints: watch::Receiver<Endpoints>,
+}
+
+impl Context {
+    /// Where a workload hands in records.
+    fn streams_environment(&self) -> impl Iterator<Item = (String, String)> {
+        let at = self.endpoints.borrow().clone();
+        let variables = [
+            ("CROSSDOCK_STREAMS_URL", at.http.map(|address| format!("http://{address}"))),
+            ("CROSSDOCK_STREAMS_SOCKET", at.socket.map(|path| path.display().to_string())),
+            ("CROSSDOCK_STREAMS_MQTT", at.mqtt.map(|address| format!("mqtt://{address}"))),
+        ];
+        variables.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)))
+    }
 }
 
 /// What [`App::turn`] leaves to do.
@@ -333,7 +349,8 @@ impl App {
                 return Ok(());
             }
         };
-        let workload = manifest.workload;
+        let mut workload = manifest.workload;
+        workload.env.extend(self.shared.streams_environment());
         let (soak, deadline) = (workload.soak.get(), workload.deadline.get());
         let release = installed.release.clone();
         let tree = tree::tree_folder(&folder);

@@ -37,6 +37,7 @@ use super::{
     *,
 };
 use crate::{
+    doors::Endpoints,
     driver::{Driver, DriverError, Instance, InstanceSpec, ProbeOutcome},
     fetch::{
         Fetcher, Job, Space,
@@ -280,6 +281,7 @@ impl World {
             board: self.board.clone(),
             online: self.online.subscribe(),
             checks: Arc::new(Semaphore::new(1)),
+            endpoints: watch::channel(Endpoints::default()).1,
         })
     }
 

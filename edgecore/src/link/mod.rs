@@ -75,6 +75,12 @@ pub(crate) struct Live {
     connection: Connection,
 }
 
+impl Live {
+    pub fn connection(&self) -> Connection {
+        self.connection.clone()
+    }
+}
+
 /// What the link shares with the rest of the agent.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -110,6 +116,11 @@ impl Link {
     /// Whether there is a session.
     pub fn online(&self) -> watch::Receiver<bool> {
         self.online.subscribe()
+    }
+
+    /// Whichever connection is there.
+    pub fn live(&self) -> watch::Receiver<Option<Live>> {
+        self.live.subscribe()
     }
 
     /// Metadata and blobs over whichever connection is there.
