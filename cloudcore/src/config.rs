@@ -17,6 +17,7 @@ use proto::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use crate::streams::config::StreamsConfig;
 use crate::{bounded, unknown};
 
 /// Largest `hub.yaml` that is read, in bytes.
@@ -56,6 +57,9 @@ pub struct HubConfig {
     /// Bytes a second for artifacts to one node; absent is unlimited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bulk_bytes_per_s_node: Option<u64>,
+    /// Where stream records go.
+    #[serde(default)]
+    pub streams: StreamsConfig,
 }
 
 fn default_link() -> SocketAddr {
@@ -117,6 +121,7 @@ impl HubConfig {
             heartbeat: default_heartbeat(),
             unknown_after: default_unknown_after(),
             bulk_bytes_per_s_node: None,
+            streams: StreamsConfig::default(),
         }
     }
 
@@ -177,6 +182,7 @@ impl HubConfig {
         if self.bulk_bytes_per_s_node == Some(0) {
             return Err("bulkBytesPerSNode is 0, so nothing would ever arrive; leave it out for no bound".into());
         }
+        self.streams.contradiction()?;
         match self.advertise.iter().find(|a| a.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err())) {
             Some(bad) => Err(format!("advertise holds {bad:?}; write host:port")),
             None => Ok(()),
@@ -187,6 +193,12 @@ impl HubConfig {
     #[must_use]
     pub fn database(&self) -> PathBuf {
         self.data_dir.join("hub.db")
+    }
+
+    /// The stream records, unless an engine of the house keeps them.
+    #[must_use]
+    pub fn streams_database(&self) -> PathBuf {
+        self.data_dir.join("streams.db")
     }
 
     /// The first administrator's token, for whoever may read the data folder.
@@ -230,9 +242,11 @@ mod tests {
 
         let path = folder.path().join("hub.yaml");
         let text = fs::read_to_string(&path).unwrap() + "brokers: [a, b]\nbulkBytesPerSNode: null\n";
+        let text = text.replace("streams:", "streams:\n  colour: red\n  ca: /ca.pem");
+        config.streams.ca = Some("/ca.pem".into());
         fs::write(&path, &text).unwrap();
         assert_eq!(HubConfig::load(folder.path()).unwrap(), config);
-        assert_eq!(unknown::read_yaml::<HubConfig>(&text).unwrap().1, ["brokers"]);
+        assert_eq!(unknown::read_yaml::<HubConfig>(&text).unwrap().1, ["streams.colour", "brokers"]);
         assert!(unknown::fields_of::<HubConfig>().contains(&"bulkBytesPerSNode"));
         fs::write(&path, "fleet: hz\n").unwrap();
         assert_eq!(HubConfig::load(folder.path()).unwrap().link_listen.port(), 7443);
@@ -251,6 +265,10 @@ mod tests {
             ("fleet: a\nadvertise: [hub]\n", "host:port"),
             ("fleet: a\nbulkBytesPerSNode: 0\n", "no bound"),
             ("fleet: a\nlinkListen: 7443\n", "hub.yaml"),
+            ("fleet: a\nstreams: {sink: mysql}\n", "postgres://"),
+            ("fleet: a\nstreams: {sink: 'postgres://u:secret@h/d'}\n", "passwordFile"),
+            ("fleet: a\nstreams: {sink: 'postgres://h:x/d'}\n", "postgres://"),
+            ("fleet: a\nstreams: {retention: 5s}\n", "at least 1h"),
             ("fleet: [\n", "hub.yaml"),
             ("link: x\n", "fleet"),
         ] {

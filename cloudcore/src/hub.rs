@@ -6,7 +6,7 @@
 //!   (rollouts)     | reports, when changed
 //!              Sessions <== QUIC ==> agents
 //!                  |  assignments, artifacts, metadata
-//!              Blobs, Trust, Ca
+//!              Blobs, Trust, Ca, Streams
 //! ```
 //!
 //! [`Hub::open`] binds the link, [`Hub::run`] serves until told to stop. Opened by `cloudcore serve`, by
@@ -51,6 +51,7 @@ use crate::{
     link::{self, LogsError, endpoint, sessions::Sessions},
     planner,
     store::{Store, StoreError},
+    streams::{self, Streams},
     trust::{Trust, TrustError},
 };
 
@@ -124,6 +125,7 @@ struct Inner {
     trust: Trust,
     ca: Ca,
     sessions: Sessions,
+    streams: Streams,
     endpoint: quinn::Endpoint,
     address: SocketAddr,
     tokens: Mutex<ChaCha12Rng>,
@@ -151,9 +153,23 @@ impl Hub {
         let endpoint = endpoint::bind(&config, &env, &ca)?;
         let address = endpoint.local_addr().map_err(|source| HubError::Bind { address: config.link_listen, source })?;
         let sessions = Sessions::new(&env, &config);
+        let streams = Streams::open(&config, &env);
         let tokens = Mutex::new(env.seed.stream(&format!("join tokens since {}", env.wall.now())));
         let joining = tokio::sync::Mutex::default();
-        Ok(Hub(Arc::new(Inner { config, env, store, blobs, trust, ca, sessions, endpoint, address, tokens, joining })))
+        Ok(Hub(Arc::new(Inner {
+            config,
+            env,
+            store,
+            blobs,
+            trust,
+            ca,
+            sessions,
+            streams,
+            endpoint,
+            address,
+            tokens,
+            joining,
+        })))
     }
 
     /// Serves agents and drives rollouts until `shutdown` completes, then takes leave of the agents.
@@ -168,7 +184,8 @@ impl Hub {
             let follow = link::follow_loop(self.clone(), stopped.clone());
             let liveness = link::liveness_loop(self.clone(), stopped.clone());
             let plan = planner::drive::run(self.clone(), stopped.clone());
-            tokio::join!(accept, follow, liveness, plan);
+            let records = streams::run(self.clone(), stopped.clone());
+            tokio::join!(accept, follow, liveness, plan, records);
         };
         let stopper = async {
             shutdown.await;
@@ -209,6 +226,12 @@ impl Hub {
     #[must_use]
     pub fn trust(&self) -> &Trust {
         &self.0.trust
+    }
+
+    /// Its streams of records.
+    #[must_use]
+    pub fn streams(&self) -> &Streams {
+        &self.0.streams
     }
 
     /// Its certificate authority.

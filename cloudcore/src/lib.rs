@@ -11,6 +11,7 @@
 //! | [`link`] | QUIC towards the agents: joining, sessions, artifacts |
 //! | [`blobs`] | artifacts by digest, kept in compressed chunks |
 //! | [`trust`] | the release repository that the hub serves, verified before it does |
+//! | [`streams`] | records of the nodes: taken once, kept in a sink, queried |
 //! | [`planner`] | pure planner of rollouts, and the loop that carries its steps out |
 //! | [`events`] | what happened, for people |
 //! | [`release`] | the release engineer's side: build, sign, publish |
@@ -34,5 +35,6 @@ pub mod release;
 pub mod serve;
 pub mod stage;
 pub mod store;
+pub mod streams;
 pub mod trust;
 mod unknown;

@@ -141,7 +141,9 @@ impl Stage {
             None => self.link_address()?,
         };
         self.run("edgecore", &["join", &hub, "--token", token, "--data", node]).await?;
-        Ok(())
+        // Several boxes share this machine: each takes ports of its own.
+        let settings = "[streams]\nhttp = \"127.0.0.1:0\"\nmqtt = \"127.0.0.1:0\"\n";
+        fs::write(self.path(node).join("agent.toml"), settings).context("write agent.toml")
     }
 
     /// Lays a line of its own from a node that has not joined yet to the hub: a relay, as a process.
@@ -234,6 +236,19 @@ impl Stage {
             (0, text) => Ok(text),
             (code, text) => bail!("{program} {} ended with exit code {code}: {text}", args.join(" ")),
         }
+    }
+
+    /// As [`Stage::run`], without showing it; only standard output is returned.
+    ///
+    /// # Errors
+    /// Says what did not happen.
+    pub async fn quiet(&self, program: &str, args: &[&str]) -> anyhow::Result<String> {
+        let output = tokio::time::timeout(PATIENCE, self.command(program, args).output());
+        let output = output.await.with_context(|| format!("{program} did not end within {PATIENCE:?}"))??;
+        if !output.status.success() {
+            bail!("{program} {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     /// Runs `crossdock`.
@@ -462,7 +477,8 @@ impl Drop for Stage {
 
 /// A port that is free for UDP and TCP, below those that the kernel hands out by itself: it stays free
 /// while the hub that will use it starts, or is away.
-fn free_port() -> Option<u16> {
+#[must_use]
+pub fn free_port() -> Option<u16> {
     const PORTS: std::ops::Range<u16> = 20_000..30_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = u64::from(std::process::id()) * 16; // processes that run side by side begin apart

@@ -7,7 +7,9 @@ use axum::{
 };
 use serde_json::json;
 
-use crate::{blobs::BlobError, hub::HubError, link::LogsError, store::StoreError, trust::TrustError};
+use crate::{
+    blobs::BlobError, hub::HubError, link::LogsError, store::StoreError, streams::sink::SinkError, trust::TrustError,
+};
 
 /// Why a request is not served.
 #[derive(Debug)]
@@ -153,6 +155,17 @@ impl From<LogsError> for ApiError {
         match error {
             LogsError::NotFound(_) => ApiError::not_found(error.to_string()),
             _ => ApiError::unavailable(error.to_string()),
+        }
+    }
+}
+
+impl From<SinkError> for ApiError {
+    fn from(error: SinkError) -> ApiError {
+        match error {
+            SinkError::Unavailable(_) | SinkError::Unknown(_) => {
+                ApiError::unavailable(format!("the records cannot be read now: {error}; try again"))
+            }
+            SinkError::Damaged(_) => ApiError::internal(&error),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! | `GET POST /api/v1/{plural}`, `GET PUT DELETE /api/v1/{plural}/{name}` | objects ([`objects`], rules in [`kinds`]) |
 //! | `GET /api/v1/{plural}?watch=true&resourceVersion=` | changes, one JSON document a line ([`stream`]) |
 //! | `GET /api/v1/nodes/{name}/apps/{app}/logs` | output of a workload ([`stream`]) |
+//! | `GET /api/v1/streams`, `…/{stream}/records`, `…/{stream}/counts`, `GET /api/v1/gaps` | stream records ([`streams`]) |
 //! | `HEAD GET PUT /api/v1/blobs/{digest}`, `GET POST /api/v1/metadata` | releases ([`content`]) |
 //! | `/healthz`, `/readyz`, `/openapi.json` | open to everybody |
 //!
@@ -20,8 +21,9 @@ mod kinds;
 mod objects;
 mod server;
 mod stream;
+pub(crate) mod streams;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::Arc;
 
@@ -41,7 +43,7 @@ pub use self::{
     server::{ApiError as ServeError, serve},
 };
 use self::{book::Book, error::ApiError};
-use crate::hub::Hub;
+use crate::{hub::Hub, streams::sink::Sink};
 
 /// Largest body with an object, in bytes.
 const MAX_OBJECT_BYTES: usize = 1 << 20;
@@ -49,6 +51,8 @@ const MAX_OBJECT_BYTES: usize = 1 << 20;
 const MAX_REQUESTS: usize = 512;
 /// Watches and log streams at the same time.
 const MAX_STREAMS: usize = 1024;
+/// Pages of records in memory at the same time.
+const MAX_PAGES: usize = 64;
 
 /// What every handler has.
 #[derive(Clone)]
@@ -59,16 +63,26 @@ pub(crate) struct Api {
     stop: watch::Receiver<bool>,
     requests: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    pages: Arc<Semaphore>,
+    /// What keeps stream records.
+    sink: Arc<dyn Sink>,
 }
 
 /// All routes. Streams end when `stop` becomes true.
 pub fn router(hub: Hub, tokens: Tokens, stop: watch::Receiver<bool>) -> Router {
+    let sink = Arc::clone(hub.streams().sink());
+    router_over(hub, sink, tokens, stop)
+}
+
+fn router_over(hub: Hub, sink: Arc<dyn Sink>, tokens: Tokens, stop: watch::Receiver<bool>) -> Router {
     let api = Api {
         hub,
         tokens: Arc::new(tokens),
         stop,
         requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
         streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+        pages: Arc::new(Semaphore::new(MAX_PAGES)),
+        sink,
     };
     let book = whole_book();
     let openapi: Arc<str> = book.document().to_string().into();
@@ -90,7 +104,7 @@ pub fn router(hub: Hub, tokens: Tokens, stop: watch::Receiver<bool>) -> Router {
 }
 
 fn whole_book() -> Book {
-    content::add(stream::add(kinds::add(Book::new())))
+    content::add(streams::add(stream::add(kinds::add(Book::new()))))
 }
 
 /// The OpenAPI 3.1 description of the API.

@@ -28,7 +28,7 @@ use crate::{
 /// How often a quiet watch shows that it is alive.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
 
-fn permit(api: &Api) -> Result<OwnedSemaphorePermit, ApiError> {
+pub(super) fn permit(api: &Api) -> Result<OwnedSemaphorePermit, ApiError> {
     let busy = |_| ApiError::unavailable("too many watches and logs are open; close some or try again");
     Arc::clone(&api.streams).try_acquire_owned().map_err(busy)
 }

@@ -33,26 +33,31 @@ use crate::{
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A hub and its API on loopback.
-struct Served {
-    fixture: Fixture,
-    client: Client,
-    http: reqwest::Client,
-    url: String,
-    token: String,
-    stop: watch::Sender<bool>,
-    serving: JoinHandle<Result<(), ServeError>>,
+pub(crate) struct Served {
+    pub(crate) fixture: Fixture,
+    pub(crate) client: Client,
+    pub(crate) http: reqwest::Client,
+    pub(crate) url: String,
+    pub(crate) token: String,
+    pub(crate) stop: watch::Sender<bool>,
+    pub(crate) serving: JoinHandle<Result<(), ServeError>>,
 }
 
 impl Served {
-    async fn start() -> Served {
+    pub(crate) async fn start() -> Served {
+        Served::start_over(|sink| sink).await
+    }
+
+    /// With something between the API and the hub's sink.
+    pub(crate) async fn start_over(wrap: impl FnOnce(Arc<dyn Sink>) -> Arc<dyn Sink>) -> Served {
         let fixture = Fixture::start().await;
         let hub = fixture.hub.clone();
-        let mut tokens = Tokens::default();
-        let token = tokens.issue(hub.config(), "admin", &Seed::from_u64(5)).unwrap();
+        let sink = wrap(Arc::clone(hub.streams().sink()));
+        let (tokens, token) = tokens_of(&hub);
         let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
         let (stop, stopped) = watch::channel(false);
-        let router = router(hub.clone(), tokens, stopped.clone());
+        let router = router_over(hub.clone(), sink, tokens, stopped.clone());
         let ca = hub.ca().pem().to_owned();
         let serving = tokio::spawn(async move { serve(&hub, router, listener, stopped).await });
         let client = Client::new(&url, &token, ca.as_bytes()).unwrap();
@@ -60,12 +65,19 @@ impl Served {
     }
 
     /// Sends anything, with the token.
-    async fn raw(&self, method: Method, path: &str, body: impl Into<reqwest::Body>) -> (StatusCode, Value) {
+    pub(crate) async fn raw(&self, method: Method, path: &str, body: impl Into<reqwest::Body>) -> (StatusCode, Value) {
         let request = self.http.request(method, format!("{}{path}", self.url)).bearer_auth(&self.token);
         let response = request.body(body).send().await.unwrap();
         let code = response.status();
         (code, response.json().await.unwrap_or_default())
     }
+}
+
+/// The administrator's token; the same every time.
+pub(crate) fn tokens_of(hub: &Hub) -> (Tokens, String) {
+    let mut tokens = Tokens::default();
+    let token = tokens.issue(hub.config(), "admin", &Seed::from_u64(5)).unwrap();
+    (tokens, token)
 }
 
 fn http(ca: &str) -> reqwest::Client {
@@ -106,7 +118,15 @@ async fn only_who_has_a_token_comes_in_and_only_to_the_trusted_hub() {
     for open in ["/healthz", "/readyz", "/openapi.json"] {
         assert_eq!(served.http.get(format!("{}{open}", served.url)).send().await.unwrap().status(), 200, "{open}");
     }
-    for path in ["/api/v1/nodes", "/api/v1/metadata", "/api/v1/blobs/x", "/api/v1/events"] {
+    for path in [
+        "/api/v1/nodes",
+        "/api/v1/metadata",
+        "/api/v1/blobs/x",
+        "/api/v1/events",
+        "/api/v1/streams",
+        "/api/v1/streams/scans/records",
+        "/api/v1/gaps",
+    ] {
         let response = served.http.get(format!("{}{path}", served.url)).send().await.unwrap();
         assert_eq!(response.status(), 401, "{path}");
         assert_eq!(response.headers()["www-authenticate"], "Bearer");
@@ -358,7 +378,13 @@ fn the_description_is_whole() {
         let name = reference.split('"').next().unwrap();
         assert!(schemas.contains_key(name), "{name} is referred to and not described");
     }
-    for (path, method) in [("/api/v1/nodes", "post"), ("/api/v1/blobs/{digest}", "put"), ("/api/v1/metadata", "get")] {
+    for (path, method) in [
+        ("/api/v1/nodes", "post"),
+        ("/api/v1/blobs/{digest}", "put"),
+        ("/api/v1/metadata", "get"),
+        ("/api/v1/streams/{stream}/records", "get"),
+        ("/api/v1/gaps", "get"),
+    ] {
         assert!(document["paths"][path][method].is_object(), "{method} {path}");
     }
 }

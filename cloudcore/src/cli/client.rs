@@ -77,11 +77,11 @@ impl Client {
         &self.server
     }
 
-    fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+    pub(super) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         self.http.request(method, format!("{}/api/v1/{path}", self.server)).bearer_auth(&self.token)
     }
 
-    async fn send(&self, attempt: &str, request: reqwest::RequestBuilder) -> anyhow::Result<Response> {
+    pub(super) async fn send(&self, attempt: &str, request: reqwest::RequestBuilder) -> anyhow::Result<Response> {
         let response = request.send().await.map_err(|e| self.unreachable(attempt, &e))?;
         if response.status().is_success() {
             return Ok(response);
@@ -275,7 +275,7 @@ fn refusal(attempt: &str, status: StatusCode, message: &str) -> CliError {
 }
 
 /// The lines of a body, without line ends; a line is bounded by what the hub may send.
-fn lines(response: Response) -> impl Stream<Item = std::io::Result<Vec<u8>>> {
+pub(super) fn lines(response: Response) -> impl Stream<Item = std::io::Result<Vec<u8>>> {
     let stream = response.bytes_stream().map_err(std::io::Error::other);
     let reader = tokio::io::BufReader::new(tokio_util::io::StreamReader::new(stream));
     futures_util::stream::unfold(reader, |mut reader| async move {

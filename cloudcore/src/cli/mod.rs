@@ -24,6 +24,7 @@ pub mod logs;
 pub mod output;
 pub mod release;
 pub mod rollout;
+pub mod streams;
 pub mod token;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -55,6 +56,9 @@ enum Command {
     Delete(apply::DeleteArgs),
     /// Print what a workload wrote
     Logs(logs::LogsArgs),
+    /// Records of the nodes: scans, events, metrics, logs
+    #[command(subcommand)]
+    Streams(streams::StreamsCommand),
     /// Log in to a hub and remember it as a context
     Login(contexts::LoginArgs),
     /// Choose among several hubs
@@ -126,6 +130,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Apply(args) => apply::apply(args, &context).await,
         Command::Delete(args) => apply::delete(args, &context).await,
         Command::Logs(args) => logs::run(args, &context).await,
+        Command::Streams(command) => streams::run(command, &context).await,
         Command::Login(args) => contexts::login(args).await,
         Command::Context(command) => contexts::run(command),
         Command::Token(command) => token::run(command, &context).await,

@@ -5,7 +5,7 @@
 //!                   |  ALPN crossdock-join/1: join::serve      (the one thing a stranger may ask for)
 //!                   |  ALPN crossdock/1:      session::serve   (a node whose key is on the list)
 //!                   |                           |-- control stream: Hello, Report, Heartbeat / Assignment
-//!                   |                           `-- request streams: serve (metadata, blobs)
+//!                   |                           `-- request streams: serve (metadata, blobs, lanes of records)
 //! follow_loop    changes of nodes and sites --> assignments, revocations, byte budgets
 //! liveness_loop  silent nodes become Unknown
 //! logs           streams that the hub opens

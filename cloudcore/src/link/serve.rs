@@ -1,4 +1,4 @@
-//! Streams that an agent opens to ask for something: trust metadata, artifacts. One task a stream,
+//! Streams that an agent opens: for trust metadata, for artifacts, to deliver records. One task a stream,
 //! started by `link::session`.
 
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use proto::{
         message::{AgentRequest, BlobHeader, BlobRequest, CHUNK_ZSTD},
         priority,
     },
+    name::Name,
     object::EventType,
 };
 
@@ -19,7 +20,19 @@ use crate::{
     blobs::{BlobError, BlobReader, StoredChunk},
     events,
     hub::Hub,
+    streams::lane::{self, LaneError},
 };
+
+/// Who opened a stream.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    /// By its certificate.
+    pub(crate) name: Name,
+    /// As the store has it.
+    pub(crate) site: Name,
+    /// Number of the session; a newer one has a greater.
+    pub(crate) session: u64,
+}
 
 /// What bounds the bulk traffic of one session.
 #[derive(Clone)]
@@ -32,8 +45,8 @@ pub(crate) struct Bounds {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServeError {
     /// The peer broke the protocol: its connection is closed.
-    #[error("a request is malformed: {0}")]
-    Protocol(FrameError),
+    #[error("{0}")]
+    Protocol(String),
     /// Everything else ends the stream only.
     #[error("{0}")]
     Stream(String),
@@ -46,6 +59,7 @@ fn stream(error: impl std::fmt::Display) -> ServeError {
 /// Answers one request.
 pub(crate) async fn serve(
     hub: &Hub,
+    peer: &Peer,
     bounds: &Bounds,
     mut send: quinn::SendStream,
     mut recv: quinn::RecvStream,
@@ -54,7 +68,7 @@ pub(crate) async fn serve(
     let request = match tokio::time::timeout(PATIENCE, request).await {
         Ok(Ok(request)) => request,
         Ok(Err(error @ (FrameError::TooLarge { .. } | FrameError::Malformed(_)))) => {
-            return Err(ServeError::Protocol(error));
+            return Err(ServeError::Protocol(format!("a request is malformed: {error}")));
         }
         Ok(Err(error)) => return Err(stream(error)),
         Err(_) => return Err(stream("the request took too long")),
@@ -68,6 +82,13 @@ pub(crate) async fn serve(
         AgentRequest::Blob(request) => {
             let _ = send.set_priority(priority::ARTIFACTS);
             blob(hub, bounds, &mut send, request).await?;
+        }
+        AgentRequest::Records(request) => {
+            let served = lane::serve(hub.streams().ingest(), peer, request, &mut send, &mut recv).await;
+            served.map_err(|error| match error {
+                LaneError::Protocol(why) => ServeError::Protocol(why),
+                LaneError::Over(why) => ServeError::Stream(why),
+            })?;
         }
         AgentRequest::Unknown => {
             let _ = send.reset(CloseCode::ProtocolError.code());

@@ -23,7 +23,7 @@ use tokio::{
 
 use super::{
     PATIENCE, close, report,
-    serve::{self, Bounds, ServeError},
+    serve::{self, Bounds, Peer, ServeError},
     sessions::{self, Turn},
 };
 use crate::{events, hub::Hub, store::StoreError};
@@ -116,12 +116,13 @@ async fn run(hub: &Hub, connection: &quinn::Connection, slot: OwnedSemaphorePerm
         node: Arc::new(hub.sessions().budgets().node()),
         site: hub.sessions().budgets().site(node.spec.site.as_str()),
     };
+    let peer = Peer { name: name.clone(), site: node.spec.site.clone(), session: turn.number() };
     // None of the three is dropped but with the session, so that none needs to be cancel safe.
     tokio::select! {
         biased;
         ended = listen(hub, &name, connection, &turn, recv) => ended,
         ended = tell(send, &mut assignment) => ended,
-        ended = answer(hub, connection, &bounds) => ended,
+        ended = answer(hub, connection, &peer, &bounds) => ended,
     }
 }
 
@@ -268,7 +269,7 @@ async fn tell(
 }
 
 /// Answers the streams that the agent opens. Their number is bounded by the transport.
-async fn answer(hub: &Hub, connection: &quinn::Connection, bounds: &Bounds) -> Result<(), SessionError> {
+async fn answer(hub: &Hub, connection: &quinn::Connection, peer: &Peer, bounds: &Bounds) -> Result<(), SessionError> {
     let mut requests = JoinSet::new(); // they end with the session
     loop {
         // Both arms are cancel safe.
@@ -278,9 +279,9 @@ async fn answer(hub: &Hub, connection: &quinn::Connection, bounds: &Bounds) -> R
             stream = connection.accept_bi() => stream,
         };
         let (send, recv) = stream.map_err(|e| SessionError::Over(e.to_string()))?;
-        let (hub, bounds, connection) = (hub.clone(), bounds.clone(), connection.clone());
+        let (hub, peer, bounds, connection) = (hub.clone(), peer.clone(), bounds.clone(), connection.clone());
         requests.spawn(async move {
-            match serve::serve(&hub, &bounds, send, recv).await {
+            match serve::serve(&hub, &peer, &bounds, send, recv).await {
                 Ok(()) => {}
                 Err(error @ ServeError::Protocol(_)) => {
                     tracing::warn!(remote = %connection.remote_address(), %error, "a session is closed");

@@ -222,6 +222,11 @@ impl Entry {
 }
 
 impl Turn {
+    /// Greater than that of every session before.
+    pub(crate) fn number(&self) -> u64 {
+        self.id
+    }
+
     /// A word of the node arrived.
     pub(crate) fn heard(&self, usage: Option<Usage>) {
         let mut nodes = self.sessions.nodes();

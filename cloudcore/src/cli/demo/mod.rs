@@ -83,9 +83,10 @@ async fn play(stage: &mut Stage) -> anyhow::Result<Vec<Scene>> {
     scene!("three boxes join and connect", nodes_join);
     scene!("release 1.0.0 reaches every node", first_release);
     scene!("release 2.0.0 replaces it", upgrade);
-    scene!("a tampered release is refused by the hub", tampered_metadata);
+    scene!("tampered metadata is not published", tampered_metadata);
     scene!("a tampered artifact is refused by the nodes", tampered_artifact);
     scene!("a release that crashes is reverted", crashing_release);
+    scene!("scans are counted while a line is cut", scans_over_a_cut_line);
     Ok(scenes)
 }
 

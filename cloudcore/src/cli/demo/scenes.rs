@@ -1,6 +1,6 @@
 //! The scenes of the demo, in order. Each returns what it saw.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
+use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
 use proto::{
@@ -8,9 +8,17 @@ use proto::{
     object::{Node, NodePhase, RunState, UpdatePhase, WorkloadStatus},
 };
 
-use crate::stage::Stage;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::Instant,
+};
+
+use crate::stage::{PATIENCE, Stage};
 
 const NODES: [(&str, &str); 3] = [("box-hz-1", "hz-01"), ("box-hz-2", "hz-01"), ("box-sh-1", "sh-01")];
+/// The node whose line is cut.
+const FAR: &str = "box-sh-1";
 const APP: &str = "scan-counter";
 
 pub async fn hub_starts(stage: &mut Stage) -> anyhow::Result<String> {
@@ -25,6 +33,7 @@ pub async fn repository(stage: &mut Stage) -> anyhow::Result<String> {
 }
 
 pub async fn nodes_join(stage: &mut Stage) -> anyhow::Result<String> {
+    stage.lay_line(FAR).await?;
     for (node, site) in NODES {
         stage.join(node, site).await?;
         stage.start_agent(node)?;
@@ -103,7 +112,7 @@ pub async fn upgrade(stage: &mut Stage) -> anyhow::Result<String> {
     roll_out(stage, "2.0.0").await
 }
 
-/// A byte of the signed metadata changes on its way to the hub.
+/// A byte of the signed metadata changes after it was signed.
 pub async fn tampered_metadata(stage: &mut Stage) -> anyhow::Result<String> {
     let metadata = stage.path("repo/metadata");
     let mut versions: Vec<_> = fs::read_dir(&metadata)?
@@ -123,7 +132,7 @@ pub async fn tampered_metadata(stage: &mut Stage) -> anyhow::Result<String> {
     let (code, text) = stage.try_run("crossdock", &["release", "publish", "--repo", "repo"]).await?;
     fs::write(&targets, good)?;
     ensure!(code != 0, "tampered metadata was accepted");
-    let reason = text.lines().find(|l| l.contains("signature")).unwrap_or("refused");
+    let reason = text.lines().find_map(|l| l.trim().strip_prefix("error: ")).unwrap_or("refused");
     Ok(format!("exit code {code}: {}", reason.trim()))
 }
 
@@ -164,4 +173,73 @@ pub async fn crashing_release(stage: &mut Stage) -> anyhow::Result<String> {
     let nodes = stage.nodes().await?;
     let message = nodes.first().and_then(workload).map(|w| w.message.clone()).unwrap_or_default();
     Ok(format!("3 of 3 nodes are back on 2.0.0: {message}"))
+}
+
+/// Hands in scans at a box, as a scanner does: the answer means that they are on its disk.
+async fn scan(door: &str, numbers: std::ops::Range<u64>) -> anyhow::Result<()> {
+    let line = |n| format!("{{\"barcode\":\"SF{n:010}\",\"line\":{},\"weight_g\":{}}}\n", n % 8, 100 + n % 900);
+    let body: String = numbers.map(line).collect();
+    let head = format!(
+        "POST /v1/streams/scans HTTP/1.1\r\nHost: {door}\r\nContent-Type: application/x-ndjson\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    let mut stream = TcpStream::connect(door).await.with_context(|| format!("connect to {door}"))?;
+    stream.write_all((head + &body).as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    ensure!(answer.starts_with("HTTP/1.1 200 "), "the box answers: {answer}");
+    Ok(())
+}
+
+/// Barcodes of all scans of the hub, however often they are there.
+async fn counted(stage: &Stage) -> anyhow::Result<Vec<String>> {
+    let text = stage.quiet("crossdock", &["streams", "query", "scans", "--limit", "0", "-o", "ndjson"]).await?;
+    let mut barcodes = vec![];
+    for line in text.lines() {
+        let row: serde_json::Value = serde_json::from_str(line).context("read a record")?;
+        let barcode = row.pointer("/record/barcode").and_then(|b| b.as_str());
+        barcodes.push(barcode.context("a record has no barcode")?.to_owned());
+    }
+    Ok(barcodes)
+}
+
+async fn until_counted(stage: &mut Stage, expected: u64) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let there = counted(stage).await?.len() as u64;
+        if there >= expected {
+            ensure!(there == expected, "{there} scans arrived, {expected} were handed in");
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{there} of {expected} scans arrived within {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Scans flow, the line of the box is cut, scans go on, the line heals: every scan is counted once.
+pub async fn scans_over_a_cut_line(stage: &mut Stage) -> anyhow::Result<String> {
+    const BEFORE: u64 = 300;
+    const MEANWHILE: u64 = 700;
+    let doors = fs::read_to_string(stage.path(FAR).join("streams.json")).context("read where the box takes records")?;
+    let doors: serde_json::Value = serde_json::from_str(&doors)?;
+    let door = doors.get("http").and_then(|a| a.as_str()).context("the box takes no records over HTTP")?;
+    scan(door, 0..BEFORE).await?;
+    until_counted(stage, BEFORE).await?;
+    println!("   {BEFORE} scans are counted; the line of {FAR} is cut");
+    stage.cut_line(FAR)?;
+    for part in (BEFORE..BEFORE + MEANWHILE).step_by(100) {
+        scan(door, part..part + 100).await?;
+    }
+    let seen = counted(stage).await?.len() as u64;
+    ensure!(seen == BEFORE, "{seen} scans are counted over a line that is cut");
+    stage.crossdock(&["streams", "list"]).await?;
+    println!("   {MEANWHILE} more are on the box's disk, the hub still counts {seen}; the line heals");
+    stage.heal_line(FAR)?;
+    until_counted(stage, BEFORE + MEANWHILE).await?;
+    stage.crossdock(&["streams", "list"]).await?;
+    let barcodes: BTreeSet<String> = counted(stage).await?.into_iter().collect();
+    let expected: BTreeSet<String> = (0..BEFORE + MEANWHILE).map(|n| format!("SF{n:010}")).collect();
+    ensure!(barcodes == expected, "other scans arrived than were handed in");
+    Ok(format!("{} of {} scans counted, each once, {MEANWHILE} of them taken offline", barcodes.len(), expected.len()))
 }
