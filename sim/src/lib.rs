@@ -10,14 +10,18 @@
 //! | [`clock`] | quinn's runtime on tokio's paused clock, and each host's wall clock |
 //! | [`trace`] | what happened, line by line, and the digest of it |
 //! | [`driver`] | workloads that run, crash or hang as their release says |
+//! | [`ledger`] | what producers were promised, compared with what the sink holds |
 //! | [`world`] | a hub and its agents, their disks, crashes and restarts |
 //! | [`scenario`] | what to break, and what must be true afterwards |
+//! | [`produce`] | a parcel scanner that hands its scans to an agent, or replays a file |
 //! | [`bench`] | measurements of the shipped binaries over real sockets |
 
 pub mod bench;
 pub mod clock;
 pub mod driver;
+pub mod ledger;
 pub mod net;
+pub mod produce;
 pub mod scenario;
 pub mod trace;
 pub mod world;

@@ -1,9 +1,9 @@
-//! `sim`: runs scenarios and benches.
+//! `sim`: runs scenarios and benches, and produces scans.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sim::{bench, scenario};
+use sim::{bench, produce, scenario};
 
 /// Crossdock's simulator and benchmarks.
 ///
@@ -21,6 +21,8 @@ enum Command {
     Run(scenario::RunArgs),
     /// List the scenarios.
     List,
+    /// Hand scans to an agent: made up in the shape of a parcel scanner's, or replayed from a file.
+    Produce(Box<produce::ProduceArgs>),
     /// Measure the shipped binaries over real sockets.
     Bench {
         #[command(subcommand)]
@@ -34,6 +36,8 @@ enum Bench {
     Agent(bench::agent::AgentArgs),
     /// Many agents: connecting, a rollout, the hub's cost, and plain TLS beside it.
     Fleet(bench::fleet::FleetArgs),
+    /// Stream records: from producer to sink, beside Mosquitto and NATS JetStream, with kills in between.
+    Streams(bench::streams::StreamsArgs),
 }
 
 fn main() -> ExitCode {
@@ -45,7 +49,8 @@ fn main() -> ExitCode {
             scenario::list();
             Ok(())
         }
-        Command::Bench { bench } => run_bench(bench),
+        Command::Produce(args) => block_on(produce::run(*args)),
+        Command::Bench { bench } => block_on(run_bench(bench)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -56,16 +61,18 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_bench(bench: Bench) -> anyhow::Result<()> {
+async fn run_bench(bench: Bench) -> anyhow::Result<()> {
+    tokio::select! { biased;
+        _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
+        result = async { match bench {
+            Bench::Agent(args) => bench::agent::run(args).await,
+            Bench::Fleet(args) => bench::fleet::run(args).await,
+            Bench::Streams(args) => bench::streams::run(args).await,
+        } } => result,
+    }
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default(); // somebody else's will do as well
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
-        tokio::select! { biased;
-            _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
-            result = async { match bench {
-                Bench::Agent(args) => bench::agent::run(args).await,
-                Bench::Fleet(args) => bench::fleet::run(args).await,
-            } } => result,
-        }
-    })
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
 }

@@ -9,6 +9,8 @@
 //! connection that is dropped says goodbye, a dead box does not), then ends its tasks where they stand.
 //! Power cuts that lose what was not synced are absent on purpose for now.
 
+mod streams;
+
 use std::{
     collections::BTreeMap,
     future::pending,
@@ -29,6 +31,7 @@ use edgecore::{
     agent::Agent,
     facts::Facts,
     join::{JoinOptions, join},
+    outbox::Outbox,
 };
 use proto::{
     env::{Blocking, Env, Seed},
@@ -44,6 +47,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     clock::{HostClock, Tasks},
     driver::{Released, SimDriver},
+    ledger::Ledger,
     net::{Net, Profile},
     trace::Trace,
 };
@@ -70,6 +74,8 @@ struct EdgeBox {
     host: Host,
     driver: SimDriver,
     boots: u32,
+    /// Where producers hand in, while the agent runs.
+    outbox: Option<Outbox>,
 }
 
 /// The whole simulated fleet.
@@ -85,6 +91,7 @@ pub struct World {
     boxes: BTreeMap<String, EdgeBox>,
     released: Released,
     seen: BTreeMap<String, String>,
+    ledger: Ledger,
 }
 
 impl World {
@@ -111,6 +118,7 @@ impl World {
             boxes: BTreeMap::new(),
             released: Released::default(),
             seen: BTreeMap::new(),
+            ledger: Ledger::default(),
         };
         world.init()?;
         Ok(world)
@@ -190,7 +198,7 @@ impl World {
         let host = Host::new(&self.net, name, self.start, &self.folder);
         let wall = Arc::new(host.clock.clone());
         let driver = SimDriver::new(name, wall, Arc::clone(&self.released), self.trace.clone());
-        let mut edge = EdgeBox { host, driver, boots: 1 };
+        let mut edge = EdgeBox { host, driver, boots: 1, outbox: None };
         edge.host.starts += 1;
         let env = edge.host.env(&self.net, &self.seed);
         let options = JoinOptions {
@@ -204,7 +212,7 @@ impl World {
         edge.host.stop(&self.net).await; // the process of `edgecore join` ends
         self.trace.line(name, format_args!("joined as {} of {}", joined.node, joined.site));
         self.boxes.insert(name.to_owned(), edge);
-        Ok(())
+        self.settings(name, "")
     }
 
     /// Starts the agent of a box that joined.
@@ -217,6 +225,7 @@ impl World {
         let env = edge.host.env(&self.net, &self.seed);
         let facts = Facts::fixed(node_info(name, edge.boots));
         let agent = Agent::open(&edge.host.disk, env, Arc::new(edge.driver.clone()), facts).await?;
+        edge.outbox = Some(agent.outbox());
         let (trace, host) = (self.trace.clone(), name.to_owned());
         edge.host.tasks.spawn(async move {
             let ended = agent.run(pending()).await;
@@ -232,6 +241,7 @@ impl World {
     /// When there is no such box.
     pub async fn crash_agent(&mut self, name: &str) -> anyhow::Result<()> {
         let edge = self.boxes.get_mut(name).with_context(|| format!("there is no {name}"))?;
+        edge.outbox = None;
         edge.host.stop(&self.net).await;
         self.trace.line(name, format_args!("agent crashed"));
         Ok(())
@@ -255,6 +265,29 @@ impl World {
         if let Some(edge) = self.boxes.get(name) {
             self.net.set_cut(edge.host.ip, self.hub_host.ip, cut);
             self.net.set_cut(self.hub_host.ip, edge.host.ip, cut);
+        }
+    }
+
+    /// Cuts or mends one direction of the line: from the hub to a box.
+    pub fn cut_towards(&self, name: &str, cut: bool) {
+        if let Some(edge) = self.boxes.get(name) {
+            self.net.set_cut(self.hub_host.ip, edge.host.ip, cut);
+        }
+    }
+
+    /// Makes the line of a box a narrow one, both ways.
+    pub fn narrow(&self, name: &str, bytes_per_s: u64) {
+        if let Some(edge) = self.boxes.get(name) {
+            let profile = Profile { bytes_per_s: Some(bytes_per_s), queue_bytes: 32 << 10, ..Profile::edge() };
+            self.net.set_profile(edge.host.ip, self.hub_host.ip, profile.clone());
+            self.net.set_profile(self.hub_host.ip, edge.host.ip, profile);
+        }
+    }
+
+    /// Lets all wall clocks jump ahead, as after a long time in which nothing else happened.
+    pub fn pass_days(&self, days: i64) {
+        for host in self.boxes.values().map(|edge| &edge.host).chain([&self.hub_host]) {
+            host.clock.set_offset_ms(days * 24 * 3_600_000);
         }
     }
 
@@ -480,6 +513,7 @@ impl World {
     pub async fn end(mut self) -> anyhow::Result<()> {
         self.crash_hub().await;
         for edge in self.boxes.values_mut() {
+            edge.outbox = None;
             edge.host.stop(&self.net).await;
         }
         self.boxes.clear();

@@ -32,6 +32,21 @@ fn crashes_at_any_moment_leave_a_version_to_run() {
 }
 
 #[test]
+fn scans_are_counted_through_every_outage() {
+    for scenario in [
+        "scans_through_outages",
+        "outbox_full",
+        "outbox_bit_flip",
+        "hub_restored",
+        "outbox_lost",
+        "thirty_days_offline",
+        "sink_down",
+    ] {
+        run_scenario(scenario, 1);
+    }
+}
+
+#[test]
 fn the_same_seed_gives_the_same_trace() {
     let (first, second) = (run(7), run(7));
     assert_eq!(first, second);

@@ -1,4 +1,4 @@
-//! The hub's REST as the benches read it: nodes, listed once and then watched, so that asking costs the
+//! The hub's REST as the benches read it: mostly nodes, listed once and then watched, so that asking costs the
 //! hub next to nothing while it is measured.
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
@@ -54,7 +54,11 @@ impl Api {
         Ok(Api { client, url: format!("https://{address}/api/v1"), token: read("admin.token")?.trim().to_owned() })
     }
 
-    async fn get(&self, path: &str) -> anyhow::Result<reqwest::Response> {
+    /// Asks for a path below `/api/v1`.
+    ///
+    /// # Errors
+    /// When the hub does not answer, or refuses.
+    pub(super) async fn get(&self, path: &str) -> anyhow::Result<reqwest::Response> {
         let response = self.client.get(format!("{}{path}", self.url)).bearer_auth(&self.token).send().await?;
         if !response.status().is_success() {
             bail!("GET {path}: {} {}", response.status(), response.text().await.unwrap_or_default());

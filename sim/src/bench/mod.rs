@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`agent`] | one idle agent: memory, binary, traffic |
 //! | [`fleet`] | many agents: connecting, a rollout, the hub's cost, and plain TLS beside it |
+//! | [`streams`] | stream records: throughput, losses, a backlog, and Mosquitto and NATS JetStream beside it |
 //! | [`fixture`] | what every bench begins with: a hub, a release to roll out |
 //! | [`api`] | the hub's REST as the benches read it |
 //! | [`process`] | memory and processor time of a process, from `/proc` |
@@ -18,6 +19,7 @@ pub mod api;
 pub mod fixture;
 pub mod fleet;
 pub mod process;
+pub mod streams;
 pub mod yardstick;
 
 use serde_json::{Map, Value};

@@ -25,6 +25,15 @@ pub fn memory(pid: u32) -> anyhow::Result<Memory> {
     Ok(Memory { rss_bytes, private_bytes: private.context("smaps_rollup has no Private lines")? })
 }
 
+/// `VmHWM`: the most that was ever resident, since the process began.
+///
+/// # Errors
+/// When it is gone or the kernel does not say.
+pub fn peak_rss(pid: u32) -> anyhow::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("read status of {pid}"))?;
+    kilobytes(&status, "VmHWM:").context("status has no VmHWM")
+}
+
 fn kilobytes(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
@@ -87,6 +96,7 @@ mod tests {
         let memory = memory(pid).unwrap();
         // Two files, read one after the other: which figure is greater says nothing while tests run beside.
         assert!(memory.private_bytes > 0 && memory.rss_bytes > 0, "{memory:?}");
+        assert!(peak_rss(pid).unwrap() > 0);
         cpu(pid).unwrap();
         loopback_bytes().unwrap();
     }

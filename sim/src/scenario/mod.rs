@@ -5,6 +5,7 @@
 
 mod crash_mid_install;
 mod cut_mid_download;
+mod streams;
 
 use std::{
     path::{Path, PathBuf},
@@ -19,7 +20,7 @@ use tokio::time::Instant;
 use crate::{trace::Trace, world::World};
 
 /// Longest virtual time of a run: a scenario that hangs ends as a failure.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
+const LONGEST: Duration = Duration::from_secs(48 * 3600);
 
 /// `sim run`.
 #[derive(Debug, clap::Args)]
@@ -87,6 +88,41 @@ const SCENARIOS: &[Scenario] = &[
         name: "crash_mid_install",
         about: "hub, agent, both, or the box end at random moments of an upgrade",
         play: |world| Box::pin(crash_mid_install::play(world)),
+    },
+    Scenario {
+        name: "scans_through_outages",
+        about: "line, agents and hub fail at random moments while scans flow; acknowledgements are lost",
+        play: |world| Box::pin(streams::through_outages(world)),
+    },
+    Scenario {
+        name: "outbox_full",
+        about: "the line is away until the outbox is full: logs are shed and counted, scans push back",
+        play: |world| Box::pin(streams::outbox_full(world)),
+    },
+    Scenario {
+        name: "outbox_bit_flip",
+        about: "a bit flips in a box's outbox: the damaged batch is a counted gap, and nothing else is lost",
+        play: |world| Box::pin(streams::outbox_bit_flip(world)),
+    },
+    Scenario {
+        name: "hub_restored",
+        about: "the hub comes back from a backup: nothing twice, what it lost is a counted gap",
+        play: |world| Box::pin(streams::hub_restored(world)),
+    },
+    Scenario {
+        name: "outbox_lost",
+        about: "a box loses its outbox, or finds an older one: a new epoch, the gap is shown",
+        play: |world| Box::pin(streams::outbox_lost(world)),
+    },
+    Scenario {
+        name: "thirty_days_offline",
+        about: "a box is away for a month: its backlog drains while fresh scans arrive at once",
+        play: |world| Box::pin(streams::thirty_days_offline(world)),
+    },
+    Scenario {
+        name: "sink_down",
+        about: "the hub's sink is down for a day: outboxes hold, nothing is lost",
+        play: |world| Box::pin(streams::sink_down(world)),
     },
 ];
 

@@ -1,0 +1,136 @@
+//! What a [`World`] knows of streams: producers on its boxes, and the books that they keep.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, bail, ensure};
+use edgecore::outbox::{AppendError, Outbox};
+use proto::{digest::Digest, name::Name};
+use tokio::time::{Instant, sleep};
+
+use super::{STEP, World};
+use crate::ledger::Outcome;
+
+/// No real socket is opened in the simulated world: producers hand in where the doors do.
+const NO_DOORS: &str = "[streams]\nhttp = \"off\"\nsocket = \"off\"\nmqtt = \"off\"\n";
+
+impl World {
+    /// Writes `agent.toml` of a box; read when its agent starts. `more` goes into section `streams`.
+    ///
+    /// # Errors
+    /// When there is no such box.
+    pub fn settings(&self, name: &str, more: &str) -> anyhow::Result<()> {
+        let text = format!("{NO_DOORS}{more}");
+        fs::write(self.disk(name)?.join("agent.toml"), text).with_context(|| format!("write the settings of {name}"))
+    }
+
+    /// The folder of a box's agent.
+    ///
+    /// # Errors
+    /// When there is no such box.
+    pub fn disk(&self, name: &str) -> anyhow::Result<PathBuf> {
+        Ok(self.boxes.get(name).with_context(|| format!("there is no {name}"))?.host.disk.clone())
+    }
+
+    /// The folder of the hub.
+    #[must_use]
+    pub fn hub_disk(&self) -> PathBuf {
+        self.hub_host.disk.clone()
+    }
+
+    fn outbox(&self, name: &str) -> anyhow::Result<Outbox> {
+        let edge = self.boxes.get(name).with_context(|| format!("there is no {name}"))?;
+        edge.outbox.clone().with_context(|| format!("no agent runs on {name}"))
+    }
+
+    /// A producer on a box hands in `count` records, one request for every `each`. Returns how many were taken.
+    ///
+    /// # Errors
+    /// When no agent runs there. Records that the agent refuses are no error: they are not in the books.
+    pub async fn produce(&mut self, name: &str, stream: &str, count: usize, each: usize) -> anyhow::Result<usize> {
+        let (node, stream): (Name, Name) = (name.parse()?, stream.parse()?);
+        let outbox = self.outbox(name)?;
+        let mut taken = 0;
+        while taken < count {
+            let begin = self.ledger.len();
+            let texts: Vec<String> = (0..each.min(count - taken))
+                .map(|i| {
+                    // The digest keeps records from being compressed away.
+                    let (number, filler) = (begin + i, Digest::of(&(begin + i).to_be_bytes()));
+                    format!(
+                        "{{\"from\":\"{name}\",\"stream\":\"{stream}\",\"number\":{number},\"filler\":\"{filler}\"}}"
+                    )
+                })
+                .collect();
+            for text in &texts {
+                self.ledger.handed_in(&node, &stream, text.clone());
+            }
+            let records = texts.iter().map(|text| text.clone().into()).collect();
+            match outbox.append(&stream, records).await {
+                Ok(appended) => {
+                    for (text, sequence) in texts.iter().zip(appended.range) {
+                        self.ledger.acknowledged(text, appended.key.epoch, sequence);
+                    }
+                    taken += texts.len();
+                }
+                Err(error @ (AppendError::Full { .. } | AppendError::Busy)) => {
+                    self.trace.line(name, format_args!("refused: {error}"));
+                    break;
+                }
+                Err(error) => bail!("{name} refused records: {error}"),
+            }
+        }
+        self.trace.line(name, format_args!("took {taken} of {count} records of {stream}"));
+        Ok(taken)
+    }
+
+    /// Records handed in so far; the number of the next.
+    #[must_use]
+    pub fn ledger_len(&self) -> usize {
+        self.ledger.len()
+    }
+
+    /// Whether the record with this number is durable at the hub, as its marks say.
+    ///
+    /// # Errors
+    /// When the hub is down.
+    pub fn is_durable(&self, number: usize) -> anyhow::Result<bool> {
+        let Some((node, stream, epoch, sequence)) = self.ledger.place(number) else { return Ok(false) };
+        let states = self.hub()?.streams().live();
+        let mut states = states.iter().filter(|s| &s.node == node && &s.key.stream == stream && s.key.epoch == epoch);
+        Ok(states.any(|s| s.durable.contains(&(sequence..sequence + 1))))
+    }
+
+    /// Records that were acknowledged and are not durable at the hub, as its marks say.
+    ///
+    /// # Errors
+    /// When the hub is down.
+    pub fn waiting(&self) -> anyhow::Result<u64> {
+        let durable: u64 = self.hub()?.streams().live().iter().map(|state| state.durable.count()).sum();
+        Ok((self.ledger.len() as u64).saturating_sub(durable))
+    }
+
+    /// Compares the books with the hub's sink now.
+    ///
+    /// # Errors
+    /// When a record is there twice, or one that nobody sent.
+    pub async fn books(&self) -> anyhow::Result<Outcome> {
+        self.ledger.compare(self.hub()?.streams().sink().as_ref()).await
+    }
+
+    /// Waits until every acknowledged record is in the sink or in a counted gap.
+    ///
+    /// # Errors
+    /// When that takes longer than `patience`.
+    pub async fn until_counted(&self, what: &str, patience: Duration) -> anyhow::Result<Outcome> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let outcome = self.books().await?;
+            if outcome.missing == 0 {
+                self.trace.line("world", format_args!("{what}: {outcome:?}"));
+                return Ok(outcome);
+            }
+            ensure!(Instant::now() < deadline, "after {patience:?} it is not so that {what}: {outcome:?}");
+            sleep(STEP * 10).await;
+        }
+    }
+}
