@@ -169,8 +169,12 @@ async fn deliver(
 impl Uplink<'_> {
     async fn begin(&mut self, held: &[Held], marks: &[Mark], live: &Line) -> Result<(), Ended> {
         let begun = self.sender.connected(held, marks);
-        if !begun.reused.is_empty() {
-            for key in &begun.reused {
+        // Of an epoch that is over nothing more is given, so nothing can be mistaken.
+        let newest =
+            |key: &&StreamKey| held.iter().rev().find(|h| h.key.stream == key.stream).is_some_and(|h| h.key == **key);
+        let reused: Vec<&StreamKey> = begun.reused.iter().filter(newest).collect();
+        if !reused.is_empty() {
+            for key in reused {
                 let new = self.outbox.renew(key).await?;
                 tracing::warn!(old = %key, %new, "the hub knows more of this stream than the outbox: it goes on anew");
             }

@@ -47,8 +47,10 @@ const DELETE_ROWS: usize = 4096;
 const IDLE: Duration = Duration::from_secs(1);
 /// Between attempts to open a database that failed.
 const RETRY: Duration = Duration::from_secs(5);
-/// Disk that is held to be let go when the disk is full: deleting and shedding need a little to free a lot.
-const BALLAST_BYTES: u64 = 1 << 20;
+/// What is shed at least when the disk is full.
+const SHED_BYTES: u64 = 1 << 20;
+/// The ballast is taken up when the disk has so many times its size left.
+const PLENTY: u64 = 4;
 
 type Answer<T> = oneshot::Sender<Result<T, OutboxError>>;
 
@@ -156,8 +158,9 @@ pub(super) struct Core {
     files: Files,
     config: OutboxConfig,
     env: Env,
-    shared: Arc<Shared>,
+    /// Closed before anybody hears that the outbox is: fields are dropped in order.
     store: Option<Store>,
+    shared: Arc<Shared>,
     limits: Limits,
     /// What waits to be deleted, in order.
     deletions: VecDeque<Deletion>,
@@ -205,15 +208,22 @@ impl Core {
         self.distrusted |= distrusted;
         self.store = None;
         *lock(&self.shared.reader) = None;
-        let attempt = |core: &Core| store::open(&core.files, &core.config, &core.draw(), core.distrusted);
-        let opened = match attempt(self) {
+        let attempt = |core: &Core| {
+            let opened = store::open(&core.files, &core.config, &core.draw(), core.distrusted)?;
+            Ok::<_, OutboxError>((opened, db::open_reader(&core.files.db)?))
+        };
+        let (opened, reader) = match attempt(self) {
             Err(error) if error.is_full() => {
                 let _ = fs::remove_file(&self.files.ballast); // if there is none, nothing is gained
                 attempt(self)?
             }
+            // A look at it found nothing, and then it failed after all.
+            Err(error) if error.is_damage() && !self.distrusted => {
+                self.distrusted = true;
+                attempt(self)?
+            }
             opened => opened?,
         };
-        let reader = db::open_reader(&self.files.db)?;
         self.limits = self.files.limits(&self.config);
         self.found = opened.problem.or(self.found.take());
         self.store = Some(opened.store);
@@ -230,7 +240,7 @@ impl Core {
     }
 
     fn store(&mut self) -> Result<&mut Store, OutboxError> {
-        self.store.as_mut().ok_or(OutboxError::Closed)
+        self.store.as_mut().ok_or_else(|| self.failing.clone().unwrap_or(OutboxError::Closed))
     }
 
     /// One turn of the loop.
@@ -329,12 +339,21 @@ impl Core {
                 Err(error) => error,
             };
         }
-        for relief in [Self::flush, Self::shed_for, Self::shed_for] {
+        for round in 0..3 {
             if !error.is_full() {
                 break;
             }
-            relief(self, keenest, bytes);
-            error = match self.commit(appends) {
+            let committed = match round {
+                0 => {
+                    self.flush();
+                    self.commit(appends)
+                }
+                _ => self.on_ballast(|core| {
+                    core.shed_for(keenest, bytes);
+                    core.commit(appends)
+                }),
+            };
+            error = match committed {
                 Ok(answers) => return answers,
                 Err(error) => error,
             };
@@ -342,9 +361,10 @@ impl Core {
         if error.is_full() {
             self.disk_full = !appends.is_empty();
             // Deleting alone may fit, and makes room.
-            match if self.deletions.is_empty() { Ok(vec![]) } else { self.commit(&[]) } {
-                Ok(_) => {}
-                Err(error) => self.fail_deletions(&error),
+            if !self.deletions.is_empty()
+                && let Err(error) = self.on_ballast(|core| core.commit(&[]))
+            {
+                self.fail_deletions(&error);
             }
             let refused =
                 AppendError::Full { used_bytes: self.files.bytes(), limit_bytes: self.limits.total_bytes, disk: true };
@@ -362,26 +382,38 @@ impl Core {
         }
     }
 
-    /// A log that is flushed begins anew without growing; and there is the ballast.
-    fn flush(&mut self, _: Option<Class>, _: u64) {
+    /// A log that is flushed begins anew without growing.
+    fn flush(&mut self) {
         let reader = lock(&self.shared.reader);
-        let _ = fs::remove_file(&self.files.ballast); // if there is none, nothing is gained
         if let Some(Err(error)) = self.store.as_ref().map(Store::checkpoint) {
             tracing::debug!(error = &error as &dyn std::error::Error, "the log is not flushed on a full disk");
         }
         drop(reader);
     }
 
+    /// Does something with the ballast let go, in pages that the file has: what the log takes of the disk
+    /// meanwhile it gives back when it is flushed, and the ballast is whole again.
+    fn on_ballast<T>(&mut self, work: impl FnOnce(&mut Core) -> T) -> T {
+        let _ = fs::remove_file(&self.files.ballast); // if there is none, nothing is gained
+        self.flush();
+        self.store.iter().for_each(|store| store.may_grow(false));
+        let done = work(self);
+        self.store.iter().for_each(|store| store.may_grow(true));
+        self.flush();
+        self.hold_ballast(false);
+        done
+    }
+
     /// On a full disk too, logs give way, then metrics.
     fn shed_for(&mut self, keenest: Option<Class>, bytes: u64) {
         let Some(store) = &mut self.store else { return };
         let Some(keenest) = keenest else { return };
-        let wanted = bytes.max(BALLAST_BYTES);
+        let wanted = bytes.max(SHED_BYTES);
         let logs = store.shed(Class::Logs, wanted).unwrap_or(0);
         if keenest < Class::Logs && logs < wanted {
             let _ = store.shed(Class::Metrics, wanted - logs); // what it freed shows in the next attempt
         }
-        self.flush(None, 0); // the pages are free when the log is
+        self.flush(); // the log begins anew with all of the room
     }
 
     /// One transaction, as the space allows.
@@ -390,9 +422,6 @@ impl Core {
         let incoming: Vec<_> = appends.iter().map(|append| (append.class, append.bytes)).collect();
         let mut ranges: Vec<(StreamKey, Vec<Range>)> =
             self.deletions.iter().map(|d| (d.key.clone(), d.ranges.clone())).collect();
-        if self.store.is_none() {
-            return Err(self.failing.clone().unwrap_or(OutboxError::Closed));
-        }
         let store = self.store()?;
         let used = store.space(full)?;
         let plan = space::plan(limits, used, &incoming);
@@ -464,22 +493,23 @@ impl Core {
         if idle {
             self.unsettled = false;
             self.limits = self.files.limits(&self.config);
-            self.hold_ballast();
+            self.hold_ballast(true);
         }
         Ok(())
     }
 
-    /// Takes the ballast up again when the disk has plenty.
-    fn hold_ballast(&self) {
+    /// Takes the ballast up: when the disk has plenty, or of what is left.
+    fn hold_ballast(&self, only_of_plenty: bool) {
         let free = rustix::fs::statvfs(&self.files.folder).map_or(0, |d| d.f_bavail.saturating_mul(d.f_frsize));
-        let held = fs::metadata(&self.files.ballast).is_ok_and(|m| m.len() == BALLAST_BYTES);
-        if held || free < BALLAST_BYTES * 8 {
+        let wanted = self.limits.ballast_bytes();
+        let held = fs::metadata(&self.files.ballast).is_ok_and(|m| m.len() == wanted);
+        if held || only_of_plenty && free < wanted * PLENTY {
             return;
         }
         let written = fs::File::create(&self.files.ballast).and_then(|mut file| {
             // Not zeros: some file systems keep none of those.
             let page: Vec<u8> = (0..4096_u32).map(|i| ((i * 31) >> 3) as u8).collect();
-            (0..BALLAST_BYTES / 4096).try_for_each(|_| file.write_all(&page))?;
+            (0..wanted.min(free) / 4096).try_for_each(|_| file.write_all(&page))?;
             file.sync_all()
         });
         if let Err(error) = written {

@@ -101,7 +101,7 @@ pub(super) fn delete(connection: &Connection, stream: &mut StreamRow, range: Ran
     Ok(Deleted { rows, rest })
 }
 
-/// Takes the records of `range` out of the row that holds its first, if there is one.
+/// Takes the records of `range` out of the row that holds its first, if there is one. An empty range splits the row.
 fn cut(connection: &Connection, stream: &mut StreamRow, range: &Range) -> Result<(), OutboxError> {
     let Some(stored) = db::at_or_before(connection, stream.id, range.start)? else { return Ok(()) };
     if stored.whole && stored.row.end() <= range.start {
@@ -232,6 +232,9 @@ pub(super) fn begin_move(
     let Some(old) = streams.iter_mut().find(|s| s.key == *from) else {
         return Err(OutboxError::UnknownStream(from.clone()));
     };
+    // A tombstone may lie across the start: part of it stays, part of it moves.
+    let began = old.began;
+    cut(connection, old, &(began..began))?;
     let id = db::add_stream(connection, to, old.class)?;
     old.moves = Some((id, old.began));
     old.next = old.began;
@@ -255,8 +258,7 @@ pub(super) fn begin_move(
 }
 
 /// Moves some rows of the streams that move, in order and closed up.
-#[allow(clippy::ptr_arg)] // the form of every change that `Store::transact` makes
-pub(super) fn move_some(connection: &Connection, streams: &mut Vec<StreamRow>) -> Result<(), OutboxError> {
+pub(super) fn move_some(connection: &Connection, streams: &mut [StreamRow]) -> Result<(), OutboxError> {
     let Some((id, (to, from))) = streams.iter().find_map(|s| s.moves.map(|moves| (s.id, moves))) else {
         return Ok(());
     };

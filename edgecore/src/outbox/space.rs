@@ -3,8 +3,8 @@
 //! ```text
 //! 0 ............... resume ...... data ... limit
 //!   taken           |             |        |
-//!   full: only      |  hysteresis |  WAL   |
-//!   below resume    |             |        |
+//!   full: only      |  hysteresis |  log,  |
+//!   below resume    |             | ballast|
 //! ```
 //!
 //! Above `data` logs give way, then metrics, oldest first, counted. Scans and events never do: when
@@ -35,12 +35,18 @@ impl Limits {
     pub(super) fn new(quota_bytes: u64, disk_share_percent: u8, disk_bytes: Option<u64>) -> Limits {
         let share = disk_bytes.map(|disk| disk / 100 * u64::from(disk_share_percent.min(100)));
         let total_bytes = share.map_or(quota_bytes, |share| share.min(quota_bytes)).max(MIN_LIMIT_BYTES);
-        Limits { total_bytes, wal_bytes: (total_bytes / 8).clamp(256 << 10, 4 << 20) }
+        Limits { total_bytes, wal_bytes: (total_bytes / 16).clamp(128 << 10, 2 << 20) }
     }
 
     /// Of pages with content.
     pub(super) fn data_bytes(self) -> u64 {
-        self.total_bytes.saturating_sub(self.wal_bytes)
+        self.total_bytes.saturating_sub(self.wal_bytes + self.ballast_bytes())
+    }
+
+    /// Of disk that is held, to be let go when the disk is full: deleting and shedding need a little to free a
+    /// lot. As much as a log that could not be flushed any more, and once more for what they write.
+    pub(super) fn ballast_bytes(self) -> u64 {
+        self.wal_bytes * 2
     }
 
     /// Below this a full outbox takes records again.

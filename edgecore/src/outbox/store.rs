@@ -52,10 +52,10 @@ impl Files {
         }
     }
 
-    /// Bytes of the database and its log.
+    /// Bytes of the database, its log and the ballast.
     pub(super) fn bytes(&self) -> u64 {
         let size = |path: &Path| fs::metadata(path).map_or(0, |m| m.len());
-        size(&self.db) + size(&with_suffix(&self.db, "-wal"))
+        size(&self.db) + size(&with_suffix(&self.db, "-wal")) + size(&self.ballast)
     }
 
     pub(super) fn limits(&self, config: &OutboxConfig) -> Limits {
@@ -318,9 +318,17 @@ impl Store {
     /// Moves that were begun, here or before a crash, in bounded transactions.
     fn finish_moves(&mut self) -> Result<(), OutboxError> {
         while self.streams.iter().any(|s| s.moves.is_some()) {
-            self.transact(edit::move_some)?;
+            self.transact(|connection, streams| edit::move_some(connection, streams))?;
         }
         self.transact(edit::prune)
+    }
+
+    /// Whether the file may take pages from the disk, or only those that it has.
+    pub(super) fn may_grow(&self, may: bool) {
+        let pages = self.connection.pragma_query_value(None, "page_count", |row| row.get::<_, i64>(0));
+        let bound = if may { i64::from(u32::MAX - 1) } else { pages.unwrap_or(1) };
+        // Should it fail, the disk says the same a little later.
+        let _ = self.connection.pragma_update_and_check(None, "max_page_count", bound, |_| Ok(()));
     }
 
     /// Copies the log into the database and gives its bytes back.

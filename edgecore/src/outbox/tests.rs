@@ -1,5 +1,7 @@
 //! The outbox as its callers see it, and what becomes of it when the disk does its worst.
 
+#![allow(clippy::single_range_in_vec_init)] // one range to delete is meant
+
 mod damage;
 mod full;
 mod model;
@@ -35,6 +37,7 @@ async fn open(folder: &Path) -> Outbox {
 /// Drops it and waits until nobody holds the file any more.
 async fn close(outbox: Outbox) {
     let shared = Arc::downgrade(&outbox.0.shared);
+    *lock(&outbox.0.shared.reader) = None;
     drop(outbox);
     while shared.strong_count() > 0 {
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;

@@ -86,7 +86,7 @@ fn bad_values_name_their_line_and_the_mend() {
         ("[streams]\nsocket = \"\"", 2, "off"),
         ("[streams]\nsocket-mode = \"0999\"", 2, "0660"),
         ("[streams]\nquota = \"lots\"", 2, "64Mi"),
-        ("[streams]\nquota = \"1Ki\"", 2, "16Mi"),
+        ("[streams]\nquota = \"1Ki\"", 2, "2Mi"),
         ("[streams]\ndisk-share-percent = 0", 2, "1 to 100"),
         ("[streams]\ndisk-share-percent = 300", 2, "1 to 100"),
         ("streams = 1", 1, "[streams]"),

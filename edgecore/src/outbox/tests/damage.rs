@@ -36,6 +36,32 @@ async fn a_power_cut_loses_nothing_that_was_answered() {
 }
 
 #[tokio::test]
+async fn a_power_cut_in_the_middle_of_an_append_takes_that_one_at_most() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = open(folder.path()).await;
+    // Few enough that the log is not flushed meanwhile: a copy of two files is a moment only while one grows.
+    let appending = async {
+        for n in 0..100 {
+            outbox.append(&name("scans"), records(n..n + 1)).await.unwrap();
+        }
+    };
+    let cutting = async {
+        for _ in 0..20 {
+            let answered = held(&outbox, "scans").next;
+            let after = env().blocking.run({
+                let from = folder.path().to_owned();
+                move || power_cut(&from)
+            });
+            let other = open(after.await.path()).await;
+            let held = held(&other, "scans");
+            assert!(held.next >= answered, "{answered} answered, {} left", held.next);
+            assert_eq!(all(&other, &held.key).await, texts(0..held.next));
+        }
+    };
+    tokio::join!(appending, cutting);
+}
+
+#[tokio::test]
 async fn a_torn_log_loses_its_end_only() {
     let folder = tempfile::tempdir().unwrap();
     let outbox = open(folder.path()).await;
