@@ -25,9 +25,10 @@ use proto::{
     identity,
     link::message::Report,
     object::{Condition, ConditionStatus},
+    watch,
 };
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::Semaphore,
     task::{JoinError, JoinSet},
     time::{MissedTickBehavior, interval},
 };

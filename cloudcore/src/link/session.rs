@@ -14,12 +14,10 @@ use proto::{
     },
     name::Name,
     object::{EventType, Node, NodePhase, NodeSpec, UpdatePhase, WorkloadStatus},
+    watch,
 };
 use rustls_pki_types::CertificateDer;
-use tokio::{
-    sync::{OwnedSemaphorePermit, watch},
-    task::JoinSet,
-};
+use tokio::{sync::OwnedSemaphorePermit, task::JoinSet};
 
 use super::{
     PATIENCE, close, report,

@@ -20,8 +20,9 @@ use proto::{
     link::{CloseCode, message::Assignment},
     name::Name,
     object::{Condition, Node, NodePhase, ReleaseRef, Usage},
+    watch,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 
 use super::{budget::Budgets, close, report::READY};
 use crate::config::HubConfig;

@@ -37,8 +37,9 @@ use proto::{
         message::{Held, Lag, Lane},
         ranges::Range,
     },
+    watch,
 };
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use self::{table::Table, writer::Writer};
 use super::sink::{Sink, StreamState};

@@ -29,8 +29,8 @@ use std::{
 use proto::{
     env::{BoxFuture, Env, WallClock},
     object::EventType,
+    watch,
 };
-use tokio::sync::watch;
 
 use self::{
     config::SinkChoice,

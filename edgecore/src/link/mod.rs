@@ -27,13 +27,11 @@ use jiff::Timestamp;
 use proto::{
     env::{Env, Seed},
     link::{ALPN, CloseCode, message::Report},
+    watch,
 };
 use quinn::{Connection, Endpoint};
 use serde::{Deserialize, Serialize};
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep, timeout},
-};
+use tokio::time::{Instant, sleep, timeout};
 
 use self::{assignment::Assignments, backoff::Backoff, problem::Problem, session::Session, source::HubSource};
 use crate::{
