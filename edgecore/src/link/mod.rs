@@ -90,6 +90,8 @@ pub(crate) struct Shared {
     pub driver: Arc<dyn Driver>,
     pub board: watch::Sender<Report>,
     pub assignments: Assignments,
+    /// Whether events are told as records.
+    pub tells_events: bool,
 }
 
 /// The link.
