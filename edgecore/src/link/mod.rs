@@ -76,6 +76,10 @@ pub(crate) struct Live {
 }
 
 impl Live {
+    pub fn new(endpoint: Endpoint, connection: Connection) -> Live {
+        Live { endpoint, connection }
+    }
+
     pub fn connection(&self) -> Connection {
         self.connection.clone()
     }
@@ -185,7 +189,7 @@ impl Link {
         };
         let began = Instant::now();
         let now = self.shared.env.wall.now();
-        self.live.send_replace(Some(Live { endpoint, connection }));
+        self.live.send_replace(Some(Live::new(endpoint, connection)));
         self.online.send_replace(true);
         self.state.send_replace(LinkState {
             connected: true,
