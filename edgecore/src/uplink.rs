@@ -344,3 +344,6 @@ async fn read(mut receive: RecvStream, inbound: mpsc::Sender<Answer>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

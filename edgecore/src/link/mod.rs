@@ -74,6 +74,10 @@ pub(crate) struct Live {
 }
 
 impl Live {
+    pub fn new(endpoint: Endpoint, connection: Connection) -> Live {
+        Live { endpoint, connection }
+    }
+
     pub fn connection(&self) -> Connection {
         self.connection.clone()
     }
@@ -88,6 +92,8 @@ pub(crate) struct Shared {
     pub driver: Arc<dyn Driver>,
     pub board: watch::Sender<Report>,
     pub assignments: Assignments,
+    /// Whether events are told as records.
+    pub tells_events: bool,
 }
 
 /// The link.
@@ -181,7 +187,7 @@ impl Link {
         };
         let began = Instant::now();
         let now = self.shared.env.wall.now();
-        self.live.send_replace(Some(Live { endpoint, connection }));
+        self.live.send_replace(Some(Live::new(endpoint, connection)));
         self.online.send_replace(true);
         self.state.send_replace(LinkState {
             connected: true,
