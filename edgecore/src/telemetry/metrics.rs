@@ -169,9 +169,10 @@ mod tests {
         link::message::Report,
         object::{DiskUsage, NodeInfo, ReleaseRef, UpdatePhase, WorkloadStatus},
         stream::{Class, batch::Batch},
+        watch,
     };
     use serde_json::{Value, json};
-    use tokio::{sync::watch, time::sleep};
+    use tokio::time::sleep;
 
     use super::*;
     use crate::{

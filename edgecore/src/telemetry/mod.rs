@@ -12,8 +12,7 @@ pub(crate) mod metrics;
 
 use std::sync::Arc;
 
-use proto::{link::message::Report, name::Name};
-use tokio::sync::watch;
+use proto::{link::message::Report, name::Name, watch};
 
 use crate::{driver::Driver, facts::Facts, outbox::Outbox};
 

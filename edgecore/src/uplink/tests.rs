@@ -205,7 +205,11 @@ async fn what_is_acknowledged_is_deleted_and_nothing_else() {
     let connection = hub.connect(&edge).await;
     let (mut live, mut backlog) = Line::both(&connection, &[]).await;
     let held = live.request.held.iter().map(|h| (h.key.stream.as_str(), h.first, h.next)).collect::<Vec<_>>();
-    assert_eq!(held, [("scans", 0, 10), ("logs", 0, 0)]);
+    assert_eq!(
+        held,
+        [("scans", 0, 0), ("logs", 0, 0)],
+        "the first session of a start tells what was held when it began"
+    );
     assert_eq!(backlog.batch().await, (key.epoch, 0, texts(0..10)));
     edge.append("scans", 10..13).await;
     assert_eq!(live.batch().await, (key.epoch, 10, texts(10..13)));

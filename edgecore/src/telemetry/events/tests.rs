@@ -6,8 +6,8 @@ use proto::{
     env::{Blocking, Env, WallClock},
     object::ReleaseRef,
     stream::{Class, batch::Batch},
+    watch,
 };
-use tokio::sync::watch;
 
 use super::*;
 use crate::{
