@@ -1,11 +1,14 @@
 //! What happened, for people: `Event` objects, folded and bounded. Called by every part of the hub that
-//! does something an operator may want to know.
+//! does something an operator may want to know. What happens on a node comes as records of its own, see
+//! [`crate::streams::follow`].
 
+use jiff::Timestamp;
 use proto::{
     digest::Digest,
     env::Env,
-    name::ObjectName,
+    name::{Name, ObjectName},
     object::{Event, EventSpec, EventType, Object},
+    stream::event::EventRecord,
 };
 
 use crate::store::{Store, StoreError};
@@ -14,6 +17,8 @@ use crate::store::{Store, StoreError};
 pub const MAX_EVENTS: u64 = 10_000;
 /// Longest message kept, in characters.
 const MAX_MESSAGE_CHARS: usize = 1_000;
+/// Longest reason kept: it is one word.
+const MAX_REASON_CHARS: usize = 64;
 
 /// Records that something happened. The same again raises the count of the event that is there. What
 /// cannot be recorded is logged: an event never stands in the way of what it tells about.
@@ -61,6 +66,33 @@ async fn write(store: &Store, spec: EventSpec) -> Result<(), StoreError> {
         Err(StoreError::AlreadyExists { .. }) => store.modify(name.as_str(), repeat).await.map(drop),
         Err(error) => Err(error),
     }
+}
+
+/// An event that came with a record of a node; `None` when its text makes no name.
+pub(crate) fn told_by(node: &Name, record: EventRecord, now: Timestamp) -> Option<Event> {
+    // A clock that runs ahead must not keep its node's events the newest for ever.
+    let at = record.time.min(now);
+    let spec = EventSpec {
+        involved_kind: "Node".into(),
+        involved_name: node.to_string(),
+        r#type: record.r#type,
+        reason: record.reason.chars().take(MAX_REASON_CHARS).collect(),
+        message: record.message.chars().take(MAX_MESSAGE_CHARS).collect(),
+        source: node.to_string(),
+        first_at: at,
+        last_at: at,
+        count: 1,
+    };
+    let name = name_of(&spec).parse::<ObjectName>().ok()?;
+    Some(Object::new(name, spec))
+}
+
+/// Folds an event into the one that is there. Nodes that come back tell fresh events ahead of older ones.
+pub(crate) fn fold(event: &mut Event, again: &EventSpec) {
+    let spec = &mut event.spec;
+    spec.count = spec.count.saturating_add(again.count);
+    spec.first_at = spec.first_at.min(again.first_at);
+    spec.last_at = spec.last_at.max(again.last_at);
 }
 
 /// The same happening has the same name.

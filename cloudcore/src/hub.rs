@@ -36,13 +36,11 @@ use proto::{
     object::{JoinToken, JoinTokenSpec, Node, Object, Site, SiteSpec},
     selector::bad_label,
     token::Token,
+    watch,
 };
 use rand::Rng as _;
 use rand_chacha::ChaCha12Rng;
-use tokio::{
-    sync::{mpsc, watch},
-    task::JoinSet,
-};
+use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
     blobs::{BlobError, Blobs},
@@ -189,7 +187,7 @@ impl Hub {
         };
         let stopper = async {
             shutdown.await;
-            let _ = stop.send(true); // the receivers live in this function
+            stop.send_replace(true);
         };
         tokio::join!(loops, stopper);
         self.drain().await;

@@ -14,9 +14,9 @@ use std::{
 use proto::{
     durable::{self, DurableError},
     env::Env,
+    watch,
 };
 use rustix::fs::FlockOperation;
-use tokio::sync::watch;
 
 use crate::{
     api::{self, AuthError, ServeError, Tokens},
@@ -128,7 +128,7 @@ pub async fn run(
         () = shutdown => {}
     }
     tracing::info!("shutting down");
-    let _ = stop.send(true); // the receivers are in `served`
+    stop.send_replace(true);
     match tokio::time::timeout(DRAIN, served).await {
         Ok(ended) => ended.map(drop),
         Err(_) => {

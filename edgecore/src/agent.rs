@@ -5,6 +5,7 @@
 //!   ^                                     |
 //!   +------------- board (the report) ----+        status socket reads the board too
 //!   +--- Uplink <-- Outbox <-- Doors <-- records of workloads
+//!                      ^------ telemetry: events of the board, metrics
 //! ```
 //!
 //! Local state alone is enough to start: what is active runs at once, hub or not. The caller is the
@@ -25,9 +26,11 @@ use proto::{
     identity,
     link::message::Report,
     object::{Condition, ConditionStatus},
+    stream::event,
+    watch,
 };
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::Semaphore,
     task::{JoinError, JoinSet},
     time::{MissedTickBehavior, interval},
 };
@@ -48,6 +51,7 @@ use crate::{
     outbox::{Outbox, OutboxConfig, OutboxError, OutboxState},
     settings::{self, Settings, SettingsError},
     status::StatusView,
+    telemetry::{self, Teller},
     trust::{Trust, TrustState},
     uplink,
 };
@@ -65,6 +69,7 @@ pub struct Agent {
     apps: Apps,
     outbox: Outbox,
     doors: Doors,
+    metrics_interval: Option<Duration>,
     status: StatusView,
     /// Held while the agent lives: two agents in one folder would undo each other.
     _lock: File,
@@ -130,6 +135,7 @@ impl Agent {
             driver: driver.clone(),
             board: board.clone(),
             assignments,
+            tells_events: telemetry::stream(&outbox, event::STREAM).is_some(),
         });
         let link = Arc::new(Link::new(shared.clone()));
         let source: Arc<dyn Source> = Arc::new(link.source());
@@ -150,7 +156,8 @@ impl Agent {
         let checks = Arc::new(Semaphore::new(PARALLEL_CHECKS));
         let context = Context { env, driver, stage, boot_id, board, online, checks, endpoints: doors.endpoints() };
         let apps = Apps::new(Arc::new(context), paths.apps(), assignment);
-        Ok(Agent { config, shared, trust, link, apps, outbox, doors, status, _lock: lock })
+        let metrics_interval = settings.streams.metrics_interval;
+        Ok(Agent { config, shared, trust, link, apps, outbox, doors, metrics_interval, status, _lock: lock })
     }
 
     /// Who this node is.
@@ -183,6 +190,17 @@ impl Agent {
         let link = self.link.clone();
         tasks.spawn(async move { link.run().await });
         tasks.spawn(uplink::run(self.outbox.clone(), self.link.live()));
+        let Shared { env, facts, driver, board, paths, .. } = &*self.shared;
+        let (env, facts, driver, board) = (env.clone(), facts.clone(), driver.clone(), board.subscribe());
+        let teller = Teller { env, facts, driver, board, outbox: self.outbox.clone() };
+        if let Some(stream) = telemetry::stream(&self.outbox, event::STREAM) {
+            tasks.spawn(telemetry::events::run(teller.clone(), stream, paths.told()));
+        }
+        if let (Some(every), Some(stream)) =
+            (self.metrics_interval, telemetry::stream(&self.outbox, telemetry::metrics::STREAM))
+        {
+            tasks.spawn(telemetry::metrics::run(teller, stream, every));
+        }
         let endpoints = self.doors.endpoints();
         tasks.spawn(self.doors.run());
         tasks.spawn(watch_conditions(self.shared.clone(), self.trust.state(), self.outbox.state(), endpoints));

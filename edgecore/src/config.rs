@@ -5,6 +5,7 @@
 //! <data>/identity/       node.pem (private key, own certificate, the CA's), root.json (first trust root)
 //! <data>/trust           the verified metadata ([`crate::trust`])
 //! <data>/assignment      the newest assignment ([`crate::agent`])
+//! <data>/told            what was told as events (`telemetry`)
 //! <data>/apps/<app>/     slot, releases/<digest>/, data/ ([`crate::apps`])
 //! <data>/driver/         what the process driver keeps ([`crate::driver`])
 //! <data>/agent.sock      the status socket ([`crate::status`])
@@ -115,6 +116,11 @@ impl Paths {
     #[must_use]
     pub fn assignment(&self) -> Record {
         Record::at(self.0.join("assignment"))
+    }
+    /// What was told as events.
+    #[must_use]
+    pub fn told(&self) -> Record {
+        Record::at(self.0.join("told"))
     }
     /// Folder of all apps.
     #[must_use]

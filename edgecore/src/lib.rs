@@ -15,6 +15,7 @@
 //! | [`outbox`] | records on disk until the hub has them |
 //! | [`doors`] | how records come in: HTTP, Unix socket, MQTT, a broker of the house |
 //! | [`uplink`] | records on their way to the hub |
+//! | `telemetry` | what the agent itself tells as records: events and metrics |
 //! | [`settings`] | `agent.toml`, what an operator may set on a box |
 //! | [`status`] | the agent explains itself without a hub |
 //! | [`unit`] | `edgecore install`: the systemd unit |
@@ -32,6 +33,7 @@ pub mod outbox;
 pub mod settings;
 pub mod status;
 pub mod supervisor;
+mod telemetry;
 pub mod trust;
 pub mod unit;
 pub mod uplink;

@@ -12,8 +12,10 @@
 //! allow-remote = false           # addresses other than loopback; needs a user
 //! quota = "1Gi"                  # of the outbox
 //! disk-share-percent = 50        # and never more than this share of the disk
+//! metrics-interval = "30s"       # between records of stream metrics about node and workloads; or "off"
 //!
-//! [[streams.stream]]             # given ones replace scans, events, metrics and logs
+//! [[streams.stream]]             # given ones replace scans, events, metrics and logs; the agent itself writes
+//!                                # to events and metrics, where there are such streams
 //! name = "scans"
 //! class = "scans"                # scans | events | metrics | logs
 //!
@@ -40,12 +42,13 @@ use std::{
     fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use proto::{
     name::Name,
     stream::{Class, MAX_STREAMS},
-    units::Bytes,
+    units::{Bytes, Span},
 };
 use toml::de::DeTable;
 
@@ -59,6 +62,8 @@ const MAX_NAMED: usize = MAX_STREAMS / 2;
 const MAX_TOPICS: usize = 256;
 const MAX_BROKERS: usize = 8;
 const MIN_QUOTA_BYTES: u64 = 2 << 20;
+const METRICS_LEAST: Duration = Duration::from_secs(1);
+const METRICS_MOST: Duration = Duration::from_secs(86_400);
 
 /// What an operator may set on a box.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -92,6 +97,8 @@ pub struct Streams {
     pub quota: Bytes,
     /// Share of the disk that it may take at most.
     pub disk_share_percent: u8,
+    /// Between two records of the agent about itself and its workloads; absent: none.
+    pub metrics_interval: Option<Duration>,
     /// The streams.
     pub streams: Vec<StreamSetting>,
     /// Which topics of the MQTT door lead to which stream; the first that fits counts.
@@ -177,6 +184,7 @@ impl Default for Streams {
             allow_remote: false,
             quota: Bytes::new(1 << 30),
             disk_share_percent: 50,
+            metrics_interval: Some(Duration::from_secs(30)),
             topics: default_topics(&streams),
             streams,
             brokers: vec![],
@@ -272,6 +280,7 @@ fn read_streams(mut s: Section<'_>) -> Result<Streams, Wrong> {
     let socket_group = filled(s.text("socket-group")?);
     let quota = s.amount("quota", quota)?.unwrap_or(default.quota);
     let disk_share_percent = s.amount("disk-share-percent", percent)?.unwrap_or(default.disk_share_percent);
+    let metrics_interval = s.parsed("metrics-interval", metrics_interval)?.unwrap_or(default.metrics_interval);
     let mut streams = vec![];
     for section in s.sections("stream")? {
         streams.push(read_stream(section, &streams)?);
@@ -300,6 +309,7 @@ fn read_streams(mut s: Section<'_>) -> Result<Streams, Wrong> {
         allow_remote,
         quota,
         disk_share_percent,
+        metrics_interval,
         streams,
         topics,
         brokers,
@@ -402,6 +412,15 @@ fn quota(text: &str) -> Result<Bytes, String> {
 fn percent(text: &str) -> Result<u8, String> {
     let share = text.parse().ok().filter(|p| (1..=100).contains(p));
     share.ok_or_else(|| format!("{text:?} is no share: write a whole number from 1 to 100"))
+}
+
+fn metrics_interval(text: &str) -> Result<Option<Duration>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let span = text.parse::<Span>().map_err(|e| format!("{e}, or \"off\""))?.get();
+    let in_bounds = (METRICS_LEAST..=METRICS_MOST).contains(&span);
+    in_bounds.then_some(Some(span)).ok_or_else(|| format!("{text:?} is out of range: write 1s to 1d, or \"off\""))
 }
 
 const CLASSES: &str = "scans, events, metrics or logs";

@@ -21,12 +21,12 @@ use proto::{
     name::Name,
     object::{ConditionStatus, UpdatePhase},
     stream::message::Lag,
+    watch,
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
-    sync::watch,
     time::timeout,
 };
 

@@ -17,9 +17,10 @@ use proto::{
     name::{Name, ReleaseName},
     object::ReleaseRef,
     tuf::{Documents, Target, TrustedSet, TufError},
+    watch,
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::Mutex;
 
 use crate::fetch::{Source, SourceError};
 

@@ -8,7 +8,10 @@
 //!
 //! One task owns the machine and the outbox's mark of what may go. Each of the two lanes has a task that
 //! writes and one that reads, so that a full lane stops neither the other nor the acknowledgements.
-//! Nothing is kept over a session: the hub's marks say where the next one begins.
+//! Nothing is kept over a session: the hub's marks say where the next one begins. Only the first one of a
+//! start tells the hub what the outbox held when it was opened, not what it took since: a hub that knows
+//! more has seen a newer outbox than this (the box was restored from an older image), and what was taken
+//! since goes on in a new epoch. Later the hub knows more because it was told.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -22,14 +25,15 @@ use proto::{
     },
     stream::{
         Gap, Mark, StreamKey,
-        delivery::{Sender, Wanted, Windows},
+        delivery::{self, Sender, Wanted, Windows},
         message::{Down, Held, Lag, Lane, MAX_FRAME_BYTES, RecordsRequest, Up},
         ranges::Ranges,
     },
+    watch,
 };
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::mpsc,
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
@@ -73,10 +77,11 @@ fn line(error: impl std::fmt::Display) -> Ended {
 
 /// Delivers what the outbox holds over whichever connection is there, until it is dropped.
 pub(crate) async fn run(outbox: Outbox, mut live: watch::Receiver<Option<Live>>) {
+    let mut proven = false;
     loop {
         let connection = live.borrow_and_update().as_ref().map(Live::connection);
         if let Some(connection) = connection {
-            match session(&outbox, &connection).await {
+            match session(&outbox, &mut proven, &connection).await {
                 // A new session tells the hub that the old epoch is over.
                 Ended::Renewed => connection.close(CloseCode::Done.code(), b"a stream goes on in a new epoch"),
                 Ended::Line(why) => tracing::debug!(why, "records are not sent"),
@@ -112,25 +117,34 @@ struct Uplink<'a> {
     told: Vec<Lag>,
 }
 
-async fn session(outbox: &Outbox, connection: &Connection) -> Ended {
+async fn session(outbox: &Outbox, proven: &mut bool, connection: &Connection) -> Ended {
     let mut tasks = JoinSet::new(); // they end with the session
-    match deliver(outbox, connection, &mut tasks).await {
+    match deliver(outbox, proven, connection, &mut tasks).await {
         Ok(never) => match never {},
         Err(ended) => ended,
     }
 }
 
+/// What the outbox held when it was opened, of what it holds now.
+fn at_start(outbox: &Outbox, held: &[Held]) -> Vec<Held> {
+    let began = |held: &Held| outbox.began(&held.key).map_or(held.next, |began| began.clamp(held.first, held.next));
+    held.iter().map(|held| Held { next: began(held), ..held.clone() }).collect()
+}
+
+/// `proven`: the hub's marks have shown that no newer outbox than this was ever delivered from.
 async fn deliver(
     outbox: &Outbox,
+    proven: &mut bool,
     connection: &Connection,
     tasks: &mut JoinSet<()>,
 ) -> Result<std::convert::Infallible, Ended> {
     let mut changed = outbox.changed();
-    changed.borrow_and_update();
+    changed.mark_unchanged();
     let held = outbox.held();
+    let told = if *proven { held.clone() } else { at_start(outbox, &held) };
     let (inbound, mut inbox) = mpsc::channel::<Answer>(INBOX);
-    let live = open(connection, Lane::Live, &held, &inbound, tasks).await?;
-    let backlog = open(connection, Lane::Backlog, &held, &inbound, tasks).await?;
+    let live = open(connection, Lane::Live, &told, &inbound, tasks).await?;
+    let backlog = open(connection, Lane::Backlog, &told, &inbound, tasks).await?;
     drop(inbound);
     let marks = timeout(PATIENCE, first_marks(&mut inbox)).await.map_err(line)??;
     let mut up = Uplink {
@@ -140,7 +154,8 @@ async fn deliver(
         delete_at: None,
         told: vec![],
     };
-    up.begin(&held, &marks, &live).await?;
+    up.begin(&held, &told, &marks, &live).await?;
+    *proven = true;
     let mut lag = interval(LAG_EVERY);
     lag.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut known = held;
@@ -153,7 +168,6 @@ async fn deliver(
             down = inbox.recv() => up.answered(next(down)?),
             () = sleep_until(up.delete_at.unwrap_or_else(Instant::now)), if up.delete_at.is_some() => up.delete().await?,
             Ok(()) = changed.changed() => {
-                changed.borrow_and_update();
                 up.grown(&mut known, &live).await?;
             }
             permit = live.out.reserve(), if live_ready.is_some() => {
@@ -168,20 +182,19 @@ async fn deliver(
 }
 
 impl Uplink<'_> {
-    async fn begin(&mut self, held: &[Held], marks: &[Mark], live: &Line) -> Result<(), Ended> {
-        let begun = self.sender.connected(held, marks);
+    async fn begin(&mut self, held: &[Held], told: &[Held], marks: &[Mark], live: &Line) -> Result<(), Ended> {
         // Of an epoch that is over nothing more is given, so nothing can be mistaken.
         let newest =
-            |key: &&StreamKey| held.iter().rev().find(|h| h.key.stream == key.stream).is_some_and(|h| h.key == **key);
-        let reused: Vec<&StreamKey> = begun.reused.iter().filter(newest).collect();
+            |key: &StreamKey| held.iter().rev().find(|h| h.key.stream == key.stream).is_some_and(|h| h.key == *key);
+        let reused: Vec<StreamKey> = delivery::reused(told, marks).into_iter().filter(newest).collect();
         if !reused.is_empty() {
-            for key in reused {
+            for key in &reused {
                 let new = self.outbox.renew(key).await?;
                 tracing::warn!(old = %key, %new, "the hub knows more of this stream than the outbox: it goes on anew");
             }
             return Err(Ended::Renewed);
         }
-        for gap in begun.gaps {
+        for gap in self.sender.connected(held, marks) {
             tracing::warn!(stream = %gap.key, first = gap.first, count = gap.count, "the hub lost records");
             live.out.send(Piece::Frame(Up::Gap(gap))).await.map_err(line)?;
         }
@@ -332,3 +345,6 @@ async fn read(mut receive: RecvStream, inbound: mpsc::Sender<Answer>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -503,6 +503,23 @@ async fn processes_beyond_the_limit_do_not_start() {
 }
 
 #[tokio::test]
+async fn what_a_workload_uses_is_told_while_it_runs() {
+    let b = Box_::new();
+    assert_eq!(b.driver.usage(&app()).await, None);
+    // Two processes that hold memory, one of which works.
+    let script = "sleep 60 & while :; do :; done";
+    b.driver.start(&b.script(script)).await.unwrap();
+    let worked = eventually("processor time", || async {
+        let used = b.driver.usage(&app()).await.unwrap();
+        used.cpu.filter(|cpu| *cpu >= Duration::from_millis(50)).map(|_| used)
+    });
+    let memory = worked.await.memory_bytes.unwrap();
+    assert!((64 << 10..1 << 30).contains(&memory), "{memory} bytes");
+    b.driver.stop(&app(), Duration::ZERO).await.unwrap();
+    assert_eq!(b.driver.usage(&app()).await, None);
+}
+
+#[tokio::test]
 async fn groups_are_made_used_and_removed() {
     let Some(limits) = limits(r#"{"memory": "64Mi", "cpuMillis": 250, "pids": 10}"#) else { return };
     let on = Box_::new();

@@ -14,6 +14,7 @@
 //! | [`stream`] | records that are counted: their form, their delivery, without I/O |
 //! | [`identity`] | who is at the other end of a TLS connection |
 //! | [`token`] | the join token that a technician pastes |
+//! | [`watch`] | a value that many wait on, who wake in one order always |
 //! | [`durable`] | replacing a file so that a crash at any moment leaves a whole one |
 
 pub mod digest;
@@ -29,6 +30,7 @@ pub mod stream;
 pub mod token;
 pub mod tuf;
 pub mod units;
+pub mod watch;
 
 /// `apiVersion` of every object and document that this version writes.
 pub const API_VERSION: &str = "crossdock.io/v1";

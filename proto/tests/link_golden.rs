@@ -104,7 +104,7 @@ fn info() -> NodeInfo {
 
 #[test]
 fn agent_messages() {
-    let hello = Hello { info: info(), report: report(), usage: usage(), clock: time(2) };
+    let hello = Hello { info: info(), report: report(), usage: usage(), clock: time(2), tells_events: true };
     golden("agent-hello.json", &AgentMessage::Hello(Box::new(hello.clone())));
     golden("agent-report.json", &AgentMessage::Report(Box::new(report())));
     golden("agent-heartbeat.json", &AgentMessage::Heartbeat(Box::new(Heartbeat { usage: usage(), clock: time(3) })));

@@ -29,9 +29,10 @@ use proto::{
     object::LastExit,
     release::{Manifest, Probe},
     units::Span,
+    watch,
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::mpsc,
     time::{Instant, sleep, sleep_until},
 };
 

@@ -57,6 +57,12 @@ impl Ledger {
         self.records.is_empty()
     }
 
+    /// Whether anything was handed in for a stream.
+    #[must_use]
+    pub fn knows(&self, stream: &Name) -> bool {
+        self.records.values().any(|(_, known, _)| known == stream)
+    }
+
     /// A record is handed in.
     pub fn handed_in(&mut self, node: &Name, stream: &Name, text: String) {
         self.order.push(text.clone());

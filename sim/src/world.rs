@@ -40,6 +40,7 @@ use proto::{
     release::Manifest,
     selector::Selector,
     tuf::SecretKey,
+    units::Span,
 };
 use rand::Rng as _;
 use tokio::time::{Instant, sleep};
@@ -56,6 +57,8 @@ use crate::{
 const STEP: Duration = Duration::from_millis(50);
 /// Free memory from which on the simulated disks are kept there.
 const ENOUGH_MEMORY_BYTES: u64 = 2 << 30;
+/// Longer than any scenario lets pass: the books are compared with what the sink holds.
+const KEEP_RECORDS: Span = Span::from_secs(365 * 24 * 3600);
 const PORT: u16 = proto::link::DEFAULT_PORT;
 
 /// A simulated machine.
@@ -164,6 +167,7 @@ impl World {
         let mut config = HubConfig::new(&host.disk, fleet()?);
         config.link_listen = (host.ip, PORT).into();
         config.advertise = vec![format!("hub:{PORT}")];
+        config.streams.retention = KEEP_RECORDS;
         let hub = Hub::open(config, env).await.context("start the hub")?;
         let (running, trace) = (hub.clone(), self.trace.clone());
         host.tasks.spawn(async move {

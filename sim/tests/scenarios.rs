@@ -41,6 +41,7 @@ fn scans_are_counted_through_every_outage() {
         "outbox_lost",
         "thirty_days_offline",
         "sink_down",
+        "events_once",
     ] {
         run_scenario(scenario, 1);
     }
@@ -50,6 +51,8 @@ fn scans_are_counted_through_every_outage() {
 fn the_same_seed_gives_the_same_trace() {
     let (first, second) = (run(7), run(7));
     assert_eq!(first, second);
+    // Records of the agent itself hold nothing of this machine.
+    assert_eq!(run_scenario("events_once", 7), run_scenario("events_once", 7));
     assert!(first.lines > 1000, "a trace of {} lines did not look at the network", first.lines);
     assert_ne!(first.digest, run(8).digest);
 }

@@ -35,8 +35,8 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::get,
 };
-use proto::object::SiteSpec;
-use tokio::sync::{Semaphore, watch};
+use proto::{object::SiteSpec, watch};
+use tokio::sync::Semaphore;
 
 pub use self::{
     auth::{AuthError, Tokens},

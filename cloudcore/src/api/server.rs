@@ -12,8 +12,8 @@ use jiff::Timestamp;
 use proto::{
     env::Env,
     identity::{TlsClock, crypto_provider},
+    watch,
 };
-use tokio::sync::watch;
 
 use super::door::Door;
 use crate::{

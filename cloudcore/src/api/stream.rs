@@ -9,10 +9,10 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use futures_util::{StreamExt as _, stream};
-use proto::{link::message::LogsRequest, name::Name, object::Object, selector::Selector};
+use proto::{link::message::LogsRequest, name::Name, object::Object, selector::Selector, watch};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::{
     Api, ApiError,

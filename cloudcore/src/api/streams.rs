@@ -27,13 +27,10 @@ use axum::{
 };
 use futures_util::stream;
 use jiff::Timestamp;
-use proto::name::Name;
+use proto::{name::Name, watch};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::{
-    sync::{OwnedSemaphorePermit, watch},
-    time::Instant,
-};
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use self::{
     line::Encoding,

@@ -14,11 +14,12 @@ use proto::{
     link::message::{MetadataReply, MetadataRequest},
     object::{NodeSpec, Object, RolloutSpec, SiteSpec},
     token::Token,
+    watch,
 };
 use reqwest::{Method, StatusCode};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::{Value, json};
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::task::JoinHandle;
 
 use super::*;
 use crate::{
@@ -243,7 +244,7 @@ async fn a_watch_goes_on_from_a_list_and_ends_when_the_hub_drains() {
     for (word, text) in [("ADDED", "a"), ("ADDED", "b"), ("ADDED", "c"), ("DELETED", "a")] {
         assert_eq!(change(&mut whole).await, (word.into(), text.into()));
     }
-    served.stop.send(true).unwrap();
+    served.stop.send_replace(true);
     assert!(tokio::time::timeout(SECOND * 20, watch.next()).await.unwrap().is_none());
     tokio::time::timeout(SECOND * 20, served.serving).await.unwrap().unwrap().unwrap();
     assert_eq!(exit(&client.list("sites", None).await.unwrap_err()), Exit::Unreachable);

@@ -251,5 +251,5 @@ pub(crate) fn hello(hub: &Hub, report: Report) -> Hello {
         addresses: vec![],
         hardware: vec![],
     };
-    Hello { info, report, usage: Usage::default(), clock: hub.env().wall.now() }
+    Hello { info, report, usage: Usage::default(), clock: hub.env().wall.now(), tells_events: false }
 }

@@ -30,9 +30,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use proto::{
     link::{ALPN, ALPN_JOIN, CloseCode},
     object::{EventType, Node, NodePhase, NodeSpec, Site, SiteSpec},
+    watch,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
     time::Instant,
 };

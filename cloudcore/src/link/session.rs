@@ -14,12 +14,10 @@ use proto::{
     },
     name::Name,
     object::{EventType, Node, NodePhase, NodeSpec, UpdatePhase, WorkloadStatus},
+    watch,
 };
 use rustls_pki_types::CertificateDer;
-use tokio::{
-    sync::{OwnedSemaphorePermit, watch},
-    task::JoinSet,
-};
+use tokio::{sync::OwnedSemaphorePermit, task::JoinSet};
 
 use super::{
     PATIENCE, close, report,
@@ -91,6 +89,9 @@ async fn run(hub: &Hub, connection: &quinn::Connection, slot: OwnedSemaphorePerm
     let first = tokio::time::timeout(PATIENCE, control(connection));
     let (hello, mut send, recv) = first.await.map_err(|_| SessionError::Protocol("no Hello came in time".into()))??;
     turn.heard(Some(hello.usage.clone()));
+    if hello.tells_events {
+        turn.tells_events();
+    }
     // What the store has of it was told when it was written, however often node and hub restart.
     failures(&node.status.workloads).iter().for_each(|(_, message)| turn.was_told(message));
     let mut assignment = turn.assignment.clone();
@@ -243,7 +244,7 @@ async fn take(
     Ok(())
 }
 
-/// What of a report an operator wants to find later.
+/// What of a report an operator wants to find later, of agents that do not tell it as records.
 fn failures(workloads: &BTreeMap<Name, WorkloadStatus>) -> Vec<(String, String)> {
     let bad = [UpdatePhase::Failed, UpdatePhase::RolledBack, UpdatePhase::Blocked];
     let bad = workloads.iter().filter(|(_, w)| bad.contains(&w.phase));

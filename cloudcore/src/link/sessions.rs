@@ -8,7 +8,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -20,8 +20,9 @@ use proto::{
     link::{CloseCode, message::Assignment},
     name::Name,
     object::{Condition, Node, NodePhase, ReleaseRef, Usage},
+    watch,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 
 use super::{budget::Budgets, close, report::READY};
 use crate::config::HubConfig;
@@ -76,6 +77,8 @@ pub(crate) struct Turn {
     id: u64,
     pub(crate) assignment: watch::Receiver<Assignment>,
     told: Mutex<BTreeSet<Digest>>,
+    /// Its events come as records: nothing is made of its reports.
+    tells_events: AtomicBool,
     /// What the agent last said of itself.
     ready: Mutex<Option<Condition>>,
 }
@@ -125,6 +128,7 @@ impl Sessions {
             id,
             assignment,
             told: Mutex::default(),
+            tells_events: AtomicBool::default(),
             ready: Mutex::default(),
         }
     }
@@ -238,9 +242,18 @@ impl Turn {
         }
     }
 
-    /// Whether this happening is to be told: not told before in this session, and the node's share of
-    /// this minute is not used up. What finds it used up is told with a later report, if it is still so.
+    /// The node tells its events itself, as records.
+    pub(crate) fn tells_events(&self) {
+        self.tells_events.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether this happening is to be told: the node does not tell by itself, it was not told before in this
+    /// session, and the node's share of this minute is not used up. What finds it used up is told with a later
+    /// report, if it is still so.
     pub(crate) fn may_tell(&self, happening: &str) -> bool {
+        if self.tells_events.load(Ordering::Relaxed) {
+            return false;
+        }
         let digest = Digest::of(happening.as_bytes());
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.contains(&digest) || !self.take_share() {

@@ -8,8 +8,8 @@ use std::{collections::BTreeMap, time::Duration};
 use proto::{
     name::{Name, ReleaseName},
     object::{EventType, Kind, Node, NodeSpec, Object, ReleaseSpec, Rollout, RolloutPhase, RolloutSpec, RolloutStatus},
+    watch,
 };
-use tokio::sync::watch;
 
 use super::{Snapshot, Step, plan};
 use crate::{

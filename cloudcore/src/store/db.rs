@@ -149,6 +149,14 @@ fn name_and_json(row: &Row<'_>) -> rusqlite::Result<(String, String)> {
     Ok((row.get(0)?, row.get(1)?))
 }
 
+/// How far a log was read.
+pub(super) fn place(connection: &Connection, name: &str) -> Result<Option<i64>, StoreError> {
+    let mut statement = connection
+        .prepare_cached("SELECT value FROM counters WHERE name = 'place of ' || ?")
+        .map_err(StoreError::during("read"))?;
+    statement.query_row([name], |row| row.get(0)).optional().map_err(StoreError::during("read"))
+}
+
 /// A name for all time, in the form of a UUID (version 8 of RFC 9562: bits of our own making). The
 /// revision makes it unique in this store, the seed among stores.
 pub(super) fn uid(seed: &Seed, revision: i64) -> String {
@@ -167,12 +175,14 @@ pub(super) struct Writer<'a> {
     connection: &'a Connection,
     revision: i64,
     changes: Vec<Change>,
+    /// Whether there is something to commit besides the changes.
+    placed: bool,
 }
 
 impl<'a> Writer<'a> {
     /// Begins after `revision`; the caller holds the transaction open.
     pub(super) fn new(connection: &'a Connection, revision: i64) -> Writer<'a> {
-        Writer { connection, revision, changes: Vec::new() }
+        Writer { connection, revision, changes: Vec::new(), placed: false }
     }
 
     /// For reads within the transaction.
@@ -191,9 +201,22 @@ impl<'a> Writer<'a> {
         self.revision
     }
 
-    /// Newest revision, and what is to be told to watches once this is on disk.
-    pub(super) fn finish(self) -> (i64, Vec<Change>) {
-        (self.revision, self.changes)
+    /// Whether anything was written, the newest revision, and what is to be told to watches once this is on disk.
+    pub(super) fn finish(self) -> (bool, i64, Vec<Change>) {
+        (self.placed || !self.changes.is_empty(), self.revision, self.changes)
+    }
+
+    /// Notes how far a log was read.
+    pub(super) fn put_place(&mut self, name: &str, value: i64) -> Result<(), StoreError> {
+        self.placed = true;
+        self.connection
+            .prepare_cached(
+                "INSERT INTO counters (name, value) VALUES ('place of ' || ?, ?)
+                 ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            )
+            .and_then(|mut statement| statement.execute(params![name, value]))
+            .map_err(StoreError::during("write"))?;
+        Ok(())
     }
 
     /// Remembers a change for the watches.

@@ -135,13 +135,50 @@ impl Store {
             if db::get::<S>(writer.connection(), S::KIND, object.name())?.is_some() {
                 return Err(StoreError::AlreadyExists { kind: S::KIND, name: object.name().into() });
             }
-            let mut object = object;
-            object.metadata.generation = object.metadata.generation.max(1);
-            object.metadata.creation_timestamp = Some(env.wall.now());
-            object.metadata.uid = db::uid(&env.seed, writer.peek_revision());
-            put(writer, object, ChangeType::Added)
+            add(writer, &env, object)
         })
         .await
+    }
+
+    /// Takes over what a log says, from which nothing is to be taken twice, in one transaction: gives `change`
+    /// each of the named objects (`None` when there is none of that name) to make or to change, and notes how
+    /// far the log was read, for [`Store::places`]. `None` leaves an object as it is. Returns how many were made.
+    ///
+    /// # Errors
+    /// When the database cannot be read or written; then nothing was taken over.
+    pub async fn take_over<S: Kind + PartialEq>(
+        &self,
+        names: Vec<String>,
+        mut change: impl FnMut(usize, Option<Object<S>>) -> Option<Object<S>> + Send + 'static,
+        places: Vec<(&'static str, i64)>,
+    ) -> Result<usize, StoreError> {
+        let env = self.inner.env.clone();
+        self.write(move |writer| {
+            let mut made = 0;
+            for (index, name) in names.iter().enumerate() {
+                let current = db::get::<S>(writer.connection(), S::KIND, name)?;
+                match (current.clone(), change(index, current)) {
+                    (Some(current), Some(next)) => drop(put_if_changed(writer, current, next)?),
+                    (None, Some(next)) => {
+                        check_header(&next)?;
+                        add(writer, &env, next)?;
+                        made += 1;
+                    }
+                    (_, None) => {}
+                }
+            }
+            places.iter().try_for_each(|(name, value)| writer.put_place(name, *value))?;
+            Ok(made)
+        })
+        .await
+    }
+
+    /// How far a log was read, by the names given to [`Store::take_over`]; `None` where one was never noted.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn places(&self, names: Vec<&'static str>) -> Result<Option<Vec<i64>>, StoreError> {
+        self.read(move |connection| names.iter().map(|name| db::place(connection, name)).collect()).await
     }
 
     /// Replaces spec, labels and annotations; status stays as it is. A `resourceVersion` in the object
@@ -281,6 +318,17 @@ impl ChangeType {
             ChangeType::Deleted => WatchEvent::Deleted(object),
         }
     }
+}
+
+fn add<S: Kind + PartialEq>(
+    writer: &mut Writer<'_>,
+    env: &Env,
+    mut object: Object<S>,
+) -> Result<Object<S>, StoreError> {
+    object.metadata.generation = object.metadata.generation.max(1);
+    object.metadata.creation_timestamp = Some(env.wall.now());
+    object.metadata.uid = db::uid(&env.seed, writer.peek_revision());
+    put(writer, object, ChangeType::Added)
 }
 
 fn check_header<S: Kind + PartialEq>(object: &Object<S>) -> Result<(), StoreError> {

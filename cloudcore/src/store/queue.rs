@@ -90,8 +90,8 @@ impl Queue {
         };
         let mut batch_writer = Writer::new(&transaction, *revision);
         answers.extend(batch.into_iter().map(|job| job(Ok(&mut batch_writer))));
-        let (newest, changes) = batch_writer.finish();
-        if changes.is_empty() {
+        let (wrote, newest, changes) = batch_writer.finish();
+        if !wrote {
             return Ok(()); // the transaction is rolled back by its drop, nothing was written
         }
         transaction.execute("UPDATE counters SET value = ? WHERE name = 'revision'", [newest]).map_err(failed)?;

@@ -37,8 +37,9 @@ use proto::{
         message::{Held, Lag, Lane},
         ranges::Range,
     },
+    watch,
 };
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use self::{table::Table, writer::Writer};
 use super::sink::{Sink, StreamState};
@@ -118,6 +119,8 @@ struct Shared {
     /// Bounded by `room`, which every offer in it holds some of.
     queue: mpsc::UnboundedSender<Offer>,
     health: watch::Sender<Health>,
+    /// Records of stream [`event::STREAM`] became durable.
+    events: Notify,
 }
 
 /// What a node offers, on its way to the writer.
@@ -201,6 +204,7 @@ impl Ingest {
             room: Arc::new(Semaphore::new(limits.queue_bytes.div_ceil(ROOM_UNIT).max(1))),
             queue,
             health: watch::Sender::new(Health::Starting),
+            events: Notify::new(),
         };
         let ingest = Ingest(Arc::new(shared));
         (ingest.clone(), Writer::new(ingest, sink, offers).run())
@@ -214,6 +218,12 @@ impl Ingest {
     #[must_use]
     pub fn live(&self) -> Vec<StreamState> {
         self.table().states()
+    }
+
+    /// Returns when records of stream [`event::STREAM`] became durable since this returned last; for one who
+    /// follows them. Cancel safe.
+    pub async fn events(&self) {
+        self.0.events.notified().await;
     }
 
     /// How the sink is.

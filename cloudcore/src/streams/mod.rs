@@ -12,10 +12,12 @@
 //! | [`sink`] | the small interface of what keeps records; SQLite and Postgres behind it |
 //! | [`ingest`] | the one writer: marks in memory, group commit, acknowledgement after it |
 //! | [`lane`] | one lane of one node's session |
+//! | [`follow`] | `Event` objects of what agents tell on stream `events` |
 //!
 //! A sink that is down does not keep the hub from starting, nor nodes from being served otherwise.
 
 pub mod config;
+pub mod follow;
 pub mod ingest;
 pub mod lane;
 pub mod sink;
@@ -29,8 +31,8 @@ use std::{
 use proto::{
     env::{BoxFuture, Env, WallClock},
     object::EventType,
+    watch,
 };
-use tokio::sync::watch;
 
 use self::{
     config::SinkChoice,
@@ -99,6 +101,7 @@ pub(crate) async fn run(hub: Hub, mut stop: watch::Receiver<bool>) {
         _ = stop.wait_for(|stop| *stop) => {}
         () = writer => {}
         () = tell(&hub) => {}
+        () = follow::run(&hub) => {}
         () = retain(&*hub.streams().sink, &*hub.env().wall, hub.config().streams.retention.get()) => {}
     }
 }

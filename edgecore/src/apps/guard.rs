@@ -20,7 +20,7 @@ use proto::{
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::{
-    driver::{Driver, DriverError, Instance, InstanceSpec, ProbeOutcome},
+    driver::{Driver, DriverError, Instance, InstanceSpec, InstanceUsage, ProbeOutcome},
     fetch::tree,
 };
 
@@ -85,6 +85,10 @@ impl Driver for Guard {
 
     fn probe<'a>(&'a self, spec: &'a InstanceSpec, probe: &'a Probe) -> BoxFuture<'a, ProbeOutcome> {
         self.inner.probe(spec, probe)
+    }
+
+    fn usage<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Option<InstanceUsage>> {
+        self.inner.usage(app)
     }
 
     fn logs<'a>(

@@ -36,8 +36,9 @@ use proto::{
     link::message::Assignment,
     name::Name,
     object::{UpdatePhase, WorkloadStatus},
+    watch,
 };
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio::{task::JoinSet, time::timeout};
 
 use self::{
     plan::Wanted,

@@ -9,8 +9,8 @@ use proto::{
     env::BoxFuture,
     name::{Name, ReleaseName},
     object::{Progress, ReleaseRef},
+    watch,
 };
-use tokio::sync::watch;
 
 use super::{plan::Fetch, slot::Installed};
 use crate::{

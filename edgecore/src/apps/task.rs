@@ -20,10 +20,11 @@ use proto::{
     link::message::Report,
     name::{Name, ReleaseName},
     object::{Progress, ReleaseRef, RunState},
+    watch,
 };
 use rand_chacha::ChaCha12Rng;
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::Semaphore,
     task::JoinSet,
     time::{Instant, sleep_until},
 };
@@ -512,7 +513,7 @@ impl Run {
     }
 }
 
-async fn health_changed(run: Option<&mut Run>) -> Result<(), watch::error::RecvError> {
+async fn health_changed(run: Option<&mut Run>) -> Result<(), watch::Closed> {
     match run {
         Some(run) => run.health.changed().await,
         None => std::future::pending().await,

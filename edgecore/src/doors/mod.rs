@@ -52,10 +52,11 @@ use proto::{
     env::{BoxFuture, Env},
     name::Name,
     stream::{Class, StreamKey, message::Lag, ranges::Range},
+    watch,
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::Semaphore,
     task::{JoinError, JoinSet},
     time::{Instant, sleep},
 };

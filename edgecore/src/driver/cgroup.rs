@@ -12,6 +12,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     process::id,
+    time::Duration,
 };
 
 use proto::release::Limits;
@@ -235,6 +236,27 @@ impl Group {
         texts.filter_map(|t| t.lines().find_map(|l| l.strip_prefix("oom_kill ")?.trim().parse::<u64>().ok())).sum()
     }
 
+    /// Processor time of all that ever ran in it; `None` where no folder counts it.
+    #[must_use]
+    pub fn cpu_time(&self) -> Option<Duration> {
+        let microseconds = |text: String| text.lines().find_map(|l| l.strip_prefix("usage_usec ")?.trim().parse().ok());
+        let v2 = || self.read("cpu.stat").and_then(microseconds).map(Duration::from_micros);
+        let v1 = || self.read("cpuacct.usage").and_then(|text| text.trim().parse().ok()).map(Duration::from_nanos);
+        v2().or_else(v1)
+    }
+
+    /// Bytes of memory that it uses; `None` where no folder counts them.
+    #[must_use]
+    pub fn memory_bytes(&self) -> Option<u64> {
+        let text = self.read("memory.current").or_else(|| self.read("memory.usage_in_bytes"))?;
+        text.trim().parse().ok()
+    }
+
+    /// A file of the first folder that has it.
+    fn read(&self, file: &str) -> Option<String> {
+        self.folders.iter().find_map(|folder| fs::read_to_string(folder.join(file)).ok())
+    }
+
     /// Removes the folders. One that still has processes stays.
     pub fn remove(&self) {
         for folder in &self.folders {
@@ -329,6 +351,10 @@ mod tests {
         assert_eq!(group.pids(), BTreeSet::from([i32::try_from(id()).unwrap()]));
         fs::write(folder.join("memory.events"), "low 0\noom 3\noom_kill 2\noom_group_kill 1\n").unwrap();
         assert_eq!(group.oom_kills(), 2);
+        assert_eq!((group.cpu_time(), group.memory_bytes()), (None, None));
+        fs::write(folder.join("cpu.stat"), "usage_usec 1500000\nuser_usec 1000000\n").unwrap();
+        fs::write(folder.join("memory.current"), "4096\n").unwrap();
+        assert_eq!((group.cpu_time(), group.memory_bytes()), (Some(Duration::from_millis(1500)), Some(4096)));
         fs::write(folder.join("cgroup.kill"), "").unwrap();
         group.kill();
         assert_eq!(read("cgroup.kill"), "1");

@@ -54,6 +54,15 @@ pub struct Instance {
     pub exit: Option<LastExit>,
 }
 
+/// What a running instance uses, all of its processes together. What a box does not tell is absent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct InstanceUsage {
+    /// Processor time since it was started.
+    pub cpu: Option<Duration>,
+    /// Memory now, in bytes.
+    pub memory_bytes: Option<u64>,
+}
+
 /// Result of one attempt of a probe. The text says what was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProbeOutcome {
@@ -100,6 +109,12 @@ pub trait Driver: Send + Sync + fmt::Debug {
 
     /// Makes one attempt of a probe, within its time-out.
     fn probe<'a>(&'a self, spec: &'a InstanceSpec, probe: &'a Probe) -> BoxFuture<'a, ProbeOutcome>;
+
+    /// What the running instance of an app uses; `None` when nothing runs or the driver cannot tell.
+    fn usage<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Option<InstanceUsage>> {
+        let _ = app;
+        Box::pin(std::future::ready(None))
+    }
 
     /// Output of an app, oldest first: the last `tail` lines (all that is kept when absent), and new
     /// ones as they come when `follow`. Ends when the receiver is dropped. `None`: no such app.

@@ -39,7 +39,7 @@ use tokio::{
 };
 
 use super::{
-    Driver, DriverError, Instance, InstanceSpec, ProbeOutcome,
+    Driver, DriverError, Instance, InstanceSpec, InstanceUsage, ProbeOutcome,
     cgroup::Group,
     logs, probe, procs,
     records::{Ended, Folder, Launch, is_damaged},
@@ -397,6 +397,21 @@ async fn read_report(pipe: PipeReader) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
+/// What the group counted; for what it does not count, what its processes did, or else the shim's descendants.
+fn used(group: &str, shim: i32) -> InstanceUsage {
+    let group = Group::existing(group);
+    let (cpu, memory_bytes) = (group.cpu_time(), group.memory_bytes());
+    if cpu.is_some() && memory_bytes.is_some() {
+        return InstanceUsage { cpu, memory_bytes };
+    }
+    let mut pids = group.pids();
+    if pids.is_empty() {
+        pids = procs::descendants(shim);
+    }
+    let counted = procs::usage(&pids);
+    InstanceUsage { cpu: cpu.or(Some(counted.0)), memory_bytes: memory_bytes.or(Some(counted.1)) }
+}
+
 /// An error with its causes.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -455,6 +470,14 @@ impl Driver for ProcessDriver {
     fn probe<'a>(&'a self, spec: &'a InstanceSpec, probe: &'a Probe) -> BoxFuture<'a, ProbeOutcome> {
         let folder = self.folder(&spec.app);
         Box::pin(async move { probe::attempt(&self.program, &folder, probe).await })
+    }
+
+    fn usage<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Option<InstanceUsage>> {
+        let (folder, group) = (self.folder(app), self.group(app.as_str()));
+        Box::pin(async move {
+            let used = self.on(&folder, move |folder| Ok(folder.holder()?.map(|shim| used(&group, shim)))).await;
+            used.ok().flatten() // best effort: the driver says elsewhere what is wrong
+        })
     }
 
     fn logs<'a>(

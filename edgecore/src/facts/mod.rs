@@ -1,7 +1,7 @@
 //! What the box is and how it does: facts, figures and conditions for the report.
 //!
-//! The agent's link asks before each report and heartbeat. Everything comes from small files of `/proc`
-//! and `/sys`; what a box does not tell stays empty, and nothing here fails.
+//! The agent's link asks before each report and heartbeat, and so do its metrics. Everything comes from
+//! small files of `/proc` and `/sys`; what a box does not tell stays empty, and nothing here fails.
 
 mod conditions;
 mod read;
@@ -34,9 +34,13 @@ enum Source {
     Fixed(Box<NodeInfo>),
 }
 
+/// What the processors had done at a moment: a busy share counts from one.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CpuSample(CpuTimes);
+
 #[derive(Debug, Default)]
 struct State {
-    cpu: CpuTimes,
+    cpu: CpuSample,
     conditions: Conditions,
 }
 
@@ -73,13 +77,40 @@ impl Facts {
     /// What changes all the time. The busy share counts from the call before.
     #[must_use]
     pub fn usage(&self) -> Usage {
+        let mut since = self.state().cpu;
+        let usage = self.usage_since(&mut since);
+        self.state().cpu = since;
+        usage
+    }
+
+    /// As [`Facts::usage`] for another who asks: the busy share counts from `since`, which becomes now.
+    #[must_use]
+    pub fn usage_since(&self, since: &mut CpuSample) -> Usage {
         match &*self.source {
             Source::Machine { state_dir } => {
                 let now = CpuTimes::read();
-                let before = std::mem::replace(&mut self.state().cpu, now);
+                let before = std::mem::replace(&mut since.0, now);
                 read::usage(state_dir, now.busy_permille_since(before))
             }
             Source::Fixed(_) => Usage::default(),
+        }
+    }
+
+    /// A sample of the processors now.
+    #[must_use]
+    pub fn sample(&self) -> CpuSample {
+        match &*self.source {
+            Source::Machine { .. } => CpuSample(CpuTimes::read()),
+            Source::Fixed(_) => CpuSample::default(),
+        }
+    }
+
+    /// Bytes of memory of the box.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        match &*self.source {
+            Source::Machine { .. } => read::memory_total_bytes(),
+            Source::Fixed(info) => info.memory_bytes,
         }
     }
 
@@ -87,12 +118,12 @@ impl Facts {
     /// only together with its status, so that an unchanged report stays unchanged.
     #[must_use]
     pub fn conditions(&self, now: Timestamp) -> Vec<Condition> {
-        let (usage, memory_bytes) = match &*self.source {
+        let usage = match &*self.source {
             // Without the processor: its busy share counts from one heartbeat to the next.
-            Source::Machine { state_dir } => (read::usage(state_dir, 0), read::memory_total_bytes()),
-            Source::Fixed(info) => (Usage::default(), info.memory_bytes),
+            Source::Machine { state_dir } => read::usage(state_dir, 0),
+            Source::Fixed(_) => Usage::default(),
         };
-        self.state().conditions.update(&usage, memory_bytes, now)
+        self.state().conditions.update(&usage, self.memory_bytes(), now)
     }
 
     /// What the hub's clock said when ours said `now`.
@@ -140,9 +171,9 @@ mod tests {
         assert!(usage.uptime_s > 0 && usage.memory_used_bytes > 0 && usage.cpu_permille <= 1000);
         assert!(usage.memory_used_bytes < info.memory_bytes);
         assert!(usage.disks[0].total_bytes >= usage.disks[0].free_bytes);
-        let sample = facts.state().cpu;
+        let sample = facts.state().cpu.0;
         assert_eq!(facts.conditions(Timestamp::UNIX_EPOCH).len(), 3);
-        assert_eq!(facts.state().cpu, sample, "the next heartbeat counts from the one before");
+        assert_eq!(facts.state().cpu.0, sample, "the next heartbeat counts from the one before");
     }
 
     #[test]

@@ -28,11 +28,9 @@ use proto::{
     name::ReleaseName,
     object::Progress,
     release::{MAX_MANIFEST_BYTES, Manifest, ManifestError},
+    watch,
 };
-use tokio::{
-    io::AsyncRead,
-    sync::{Semaphore, watch},
-};
+use tokio::{io::AsyncRead, sync::Semaphore};
 
 use self::{blob::Expect, build::Download};
 pub use self::{space::Space, tree::TreeError};

@@ -8,8 +8,8 @@ use proto::{
     durable::{DurableError, Loaded, Record},
     env::Env,
     link::message::{Assignment, Report},
+    watch,
 };
-use tokio::sync::watch;
 
 /// Keeps the newest assignment and tells [`crate::apps`].
 #[derive(Debug)]

@@ -29,13 +29,11 @@ use jiff::Timestamp;
 use proto::{
     env::{Env, Seed},
     link::{ALPN, CloseCode, message::Report},
+    watch,
 };
 use quinn::{Connection, Endpoint};
 use serde::{Deserialize, Serialize};
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep, timeout},
-};
+use tokio::time::{Instant, sleep, timeout};
 
 use self::{assignment::Assignments, backoff::Backoff, problem::Problem, session::Session, source::HubSource};
 use crate::{
@@ -78,6 +76,10 @@ pub(crate) struct Live {
 }
 
 impl Live {
+    pub fn new(endpoint: Endpoint, connection: Connection) -> Live {
+        Live { endpoint, connection }
+    }
+
     pub fn connection(&self) -> Connection {
         self.connection.clone()
     }
@@ -92,6 +94,8 @@ pub(crate) struct Shared {
     pub driver: Arc<dyn Driver>,
     pub board: watch::Sender<Report>,
     pub assignments: Assignments,
+    /// Whether events are told as records.
+    pub tells_events: bool,
 }
 
 /// The link.
@@ -185,7 +189,7 @@ impl Link {
         };
         let began = Instant::now();
         let now = self.shared.env.wall.now();
-        self.live.send_replace(Some(Live { endpoint, connection }));
+        self.live.send_replace(Some(Live::new(endpoint, connection)));
         self.online.send_replace(true);
         self.state.send_replace(LinkState {
             connected: true,

@@ -66,6 +66,7 @@ impl Session {
             report: sent.clone(),
             usage: shared.facts.usage(),
             clock: shared.env.wall.now(),
+            tells_events: shared.tells_events,
         };
         frame::write(&mut send, &AgentMessage::Hello(Box::new(hello)), MAX_CONTROL_BYTES).await?;
         let welcome = loop {

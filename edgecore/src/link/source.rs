@@ -9,9 +9,10 @@ use proto::{
         message::{AgentRequest, BlobRequest, MetadataReply, MetadataRequest},
         priority,
     },
+    watch,
 };
 use quinn::RecvStream;
-use tokio::{sync::watch, time::timeout};
+use tokio::time::timeout;
 
 use super::Live;
 use crate::fetch::{Reader, Source, SourceError};

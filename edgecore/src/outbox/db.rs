@@ -52,6 +52,7 @@ pub(super) fn open(path: &Path, wal_bytes: u64) -> Result<Connection, OutboxErro
     let failed = OutboxError::during("open");
     let mut connection = Connection::open(path).map_err(failed)?;
     connection.busy_timeout(BUSY_PATIENCE).map_err(failed)?;
+    version(&connection, path)?; // a newer file is left as it is
     // Only before the first table does this make pages that can be given back.
     connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(failed)?;
     // SQLite reports the mode it settled on as a row.
@@ -82,14 +83,20 @@ fn frugal(connection: &Connection, cache_kib: i64) -> Result<(), OutboxError> {
     connection.pragma_update(None, "temp_store", "MEMORY").map_err(failed)
 }
 
-pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OutboxError> {
-    let failed = OutboxError::during("migrate");
-    let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
+/// The version of the schema, if it is known here.
+fn version(connection: &Connection, path: &Path) -> Result<usize, OutboxError> {
+    let read = connection.pragma_query_value(None, "user_version", |row| row.get(0));
+    let found: i64 = read.map_err(OutboxError::during("open"))?;
     let known = MIGRATIONS.len() as i64;
     if found > known {
         return Err(OutboxError::Newer { path: path.to_owned(), found, known });
     }
-    let done = usize::try_from(found).map_err(|_| OutboxError::Damaged(format!("schema version {found}")))?;
+    usize::try_from(found).map_err(|_| OutboxError::Damaged(format!("schema version {found}")))
+}
+
+pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OutboxError> {
+    let failed = OutboxError::during("migrate");
+    let done = version(connection, path)?;
     for (step, sql) in MIGRATIONS.iter().enumerate().skip(done) {
         let transaction = connection.transaction().map_err(failed)?;
         transaction.execute_batch(sql).map_err(failed)?;

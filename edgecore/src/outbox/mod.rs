@@ -60,11 +60,12 @@ use proto::{
         message::{Held, Lag},
         ranges::Range,
     },
+    watch,
 };
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot, watch},
+    sync::{Semaphore, mpsc, oneshot},
     task::JoinHandle,
 };
 

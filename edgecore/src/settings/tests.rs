@@ -29,6 +29,7 @@ fn every_key_is_read() {
         allow-remote = true
         quota = "64Mi"
         disk-share-percent = 10
+        metrics-interval = "5m"
         [[streams.stream]]
         name = "scans"
         [[streams.stream]]
@@ -54,6 +55,8 @@ fn every_key_is_read() {
     assert_eq!(s.http, Some("0.0.0.0:0".parse().unwrap()));
     assert_eq!((s.socket.as_deref(), s.socket_mode, s.mqtt), (Some(Path::new("/run/x.sock")), 0o600, None));
     assert_eq!((s.quota.get(), s.disk_share_percent), (64 << 20, 10));
+    assert_eq!(s.metrics_interval, Some(Duration::from_secs(300)));
+    assert_eq!(Settings::parse("[streams]\nmetrics-interval = \"off\"").unwrap().streams.metrics_interval, None);
     assert_eq!(s.streams[0].class, Class::Scans, "a class's own name is its class");
     assert_eq!(s.topics.len(), 1, "given topics replace the defaults");
     assert_eq!((s.brokers[0].host.as_str(), s.brokers[0].port, s.brokers[0].tls), ("::1", 8883, true));

@@ -15,10 +15,11 @@ use jiff::Timestamp;
 use proto::{
     env::{BoxFuture, Env},
     object::{LastExit, RunState},
+    watch,
 };
 use rand_chacha::ChaCha12Rng;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, oneshot},
     task::JoinHandle,
     time::{Instant, sleep, sleep_until},
 };

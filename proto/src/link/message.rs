@@ -39,6 +39,10 @@ pub struct Hello {
     pub usage: Usage,
     /// Time of day at the node: the hub tells a wrong clock by it.
     pub clock: Timestamp,
+    /// Whether events come as records of stream [`crate::stream::event::STREAM`]. Otherwise, and with agents
+    /// of before it, the hub makes them of what the reports say.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tells_events: bool,
 }
 
 /// All that a node is, as its agent sees it.

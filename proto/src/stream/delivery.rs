@@ -45,13 +45,16 @@ pub struct Wanted {
     pub range: Range,
 }
 
-/// What a session began with.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Begun {
-    /// Records that the hub does not have and the outbox has no more.
-    pub gaps: Vec<Gap>,
-    /// Streams of which the hub has records that this outbox never gave: it is an older copy. They need a new epoch.
-    pub reused: Vec<StreamKey>,
+/// Streams of which the hub has records that this outbox never gave: it is an older copy, and they need a
+/// new epoch. `told` is what the hub was told of the outbox: in the first session of a start what it held
+/// when it was opened, since all that was given until then was given before the start.
+#[must_use]
+pub fn reused(told: &[Held], marks: &[Mark]) -> Vec<StreamKey> {
+    let knows_more = |held: &&Held| {
+        let mark = marks.iter().find(|mark| mark.key == held.key);
+        mark.and_then(|mark| mark.durable.iter().next_back()).is_some_and(|last| last.end > held.next)
+    };
+    told.iter().filter(knows_more).map(|held| held.key.clone()).collect()
 }
 
 #[derive(Debug)]
@@ -105,18 +108,16 @@ impl Sender {
         Sender { windows, streams: BTreeMap::new(), flying_bytes: BTreeMap::new(), connected: false }
     }
 
-    /// A session began: `held` is what the outbox has, `marks` the hub's answer to it.
-    pub fn connected(&mut self, held: &[Held], marks: &[Mark]) -> Begun {
+    /// A session began: `held` is what the outbox has, `marks` what the hub has. Returns the records that the
+    /// hub does not have and the outbox has no more.
+    pub fn connected(&mut self, held: &[Held], marks: &[Mark]) -> Vec<Gap> {
         self.disconnected();
         self.connected = true;
-        let mut begun = Begun::default();
+        let mut gaps = vec![];
         for held in held {
             let durable = marks.iter().find(|m| m.key == held.key).map(|m| m.durable.clone()).unwrap_or_default();
-            if durable.iter().next_back().is_some_and(|last| last.end > held.next) {
-                begun.reused.push(held.key.clone());
-            }
             let lost = durable.missing(0..held.first);
-            begun.gaps.extend(lost.into_iter().map(|lost| Gap {
+            gaps.extend(lost.into_iter().map(|lost| Gap {
                 key: held.key.clone(),
                 first: lost.start,
                 count: lost.end - lost.start,
@@ -129,7 +130,7 @@ impl Sender {
             state.open_front();
             self.streams.insert(held.key.clone(), state);
         }
-        begun
+        gaps
     }
 
     /// The session is over: nothing is on its way any more.
@@ -246,7 +247,7 @@ mod tests {
     #[test]
     fn live_goes_ahead_and_the_backlog_follows() {
         let mut sender = Sender::new(Windows::default());
-        assert_eq!(sender.connected(&[held(10, 50)], &[mark(&[0..20])]), Begun::default());
+        assert_eq!(sender.connected(&[held(10, 50)], &[mark(&[0..20])]), []);
         assert_eq!(sender.next(Lane::Live), None);
         assert_eq!(sender.next(Lane::Backlog).unwrap().range, 20..50);
         sender.committed(&key(), Class::Scans, 53);
@@ -282,11 +283,13 @@ mod tests {
     #[test]
     fn what_the_hub_lost_is_a_gap_and_an_older_outbox_is_noticed() {
         let mut sender = Sender::new(Windows::default());
-        let begun = sender.connected(&[held(30, 50)], &[mark(&[0..20, 25..28])]);
-        let gaps: Vec<_> = begun.gaps.iter().map(|g| (g.first, g.count, g.reason)).collect();
+        let gaps = sender.connected(&[held(30, 50)], &[mark(&[0..20, 25..28])]);
+        let gaps: Vec<_> = gaps.iter().map(|g| (g.first, g.count, g.reason)).collect();
         assert_eq!(gaps, [(20, 5, GapReason::HubLost), (28, 2, GapReason::HubLost)]);
         assert_eq!(sender.next(Lane::Backlog).unwrap().range, 30..50);
-        assert_eq!(sender.connected(&[held(0, 50)], &[mark(&[0..51])]).reused, [key()]);
+        assert_eq!(reused(&[held(0, 50)], &[mark(&[0..51])]), [key()]);
+        assert_eq!(reused(&[held(0, 50)], &[mark(&[0..50])]), []);
+        assert_eq!(reused(&[held(0, 50)], &[]), []);
     }
 
     #[derive(Debug, Clone)]
@@ -352,8 +355,8 @@ mod tests {
                     }
                     Op::Reconnect | Op::HubRestart => {
                         line.clear();
-                        let begun = sender.connected(&[held(first, next)], &[Mark { key: key(), durable: hub.clone() }]);
-                        prop_assert_eq!(begun, Begun::default());
+                        let mark = Mark { key: key(), durable: hub.clone() };
+                        prop_assert_eq!(sender.connected(&[held(first, next)], &[mark]), []);
                     }
                 }
             }

@@ -29,7 +29,8 @@ pub struct RecordsRequest {
 pub enum Lane {
     /// What is new since the session began, by class; priority of scans.
     Live,
-    /// What waited longer, within the byte budget; priority of logs.
+    /// What waited longer, within the byte budget; priority of logs. A lane of a newer version reads as this one.
+    #[serde(other)]
     Backlog,
 }
 

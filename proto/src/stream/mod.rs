@@ -16,9 +16,11 @@
 //! | [`message`] | what goes over the link |
 //! | [`delivery`] | the agent's machine: what to send next, what may be deleted |
 //! | [`receipt`] | the hub's machine: what of an offer is new |
+//! | [`event`] | what agents tell as events |
 
 pub mod batch;
 pub mod delivery;
+pub mod event;
 pub mod message;
 pub mod ranges;
 pub mod receipt;
@@ -88,7 +90,8 @@ pub enum Class {
     Events,
     /// The oldest are shed, counted.
     Metrics,
-    /// The oldest are shed first, counted; last on the line.
+    /// The oldest are shed first, counted; last on the line. A class of a newer version reads as this one.
+    #[serde(other)]
     Logs,
 }
 

@@ -5,6 +5,7 @@
 
 mod crash_mid_install;
 mod cut_mid_download;
+mod events;
 mod streams;
 
 use std::{
@@ -118,6 +119,11 @@ const SCENARIOS: &[Scenario] = &[
         name: "thirty_days_offline",
         about: "a box is away for a month: its backlog drains while fresh scans arrive at once",
         play: |world| Box::pin(streams::thirty_days_offline(world)),
+    },
+    Scenario {
+        name: "events_once",
+        about: "line, agent and hub fail while a bad release is tried: every event is there once; so are metrics",
+        play: |world| Box::pin(events::once(world)),
     },
     Scenario {
         name: "sink_down",

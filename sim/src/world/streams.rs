@@ -10,8 +10,10 @@ use tokio::time::{Instant, sleep};
 use super::{STEP, World};
 use crate::ledger::Outcome;
 
-/// No real socket is opened in the simulated world: producers hand in where the doors do.
-const NO_DOORS: &str = "[streams]\nhttp = \"off\"\nsocket = \"off\"\nmqtt = \"off\"\n";
+/// No real socket is opened in the simulated world: producers hand in where the doors do. Metrics would only
+/// lengthen long outages; a scenario that is about them says so.
+const NO_DOORS: &str = "http = \"off\"\nsocket = \"off\"\nmqtt = \"off\"\n";
+const NO_METRICS: &str = "metrics-interval = \"off\"\n";
 
 impl World {
     /// Writes `agent.toml` of a box; read when its agent starts. `more` goes into section `streams`.
@@ -19,7 +21,8 @@ impl World {
     /// # Errors
     /// When there is no such box.
     pub fn settings(&self, name: &str, more: &str) -> anyhow::Result<()> {
-        let text = format!("{NO_DOORS}{more}");
+        let metrics = if more.contains("metrics-interval") { "" } else { NO_METRICS };
+        let text = format!("[streams]\n{NO_DOORS}{metrics}{more}");
         fs::write(self.disk(name)?.join("agent.toml"), text).with_context(|| format!("write the settings of {name}"))
     }
 
@@ -105,7 +108,9 @@ impl World {
     /// # Errors
     /// When the hub is down.
     pub fn waiting(&self) -> anyhow::Result<u64> {
-        let durable: u64 = self.hub()?.streams().live().iter().map(|state| state.durable.count()).sum();
+        let live = self.hub()?.streams().live();
+        let of_producers = live.iter().filter(|state| self.ledger.knows(&state.key.stream));
+        let durable: u64 = of_producers.map(|state| state.durable.count()).sum();
         Ok((self.ledger.len() as u64).saturating_sub(durable))
     }
 

@@ -286,7 +286,7 @@ async fn a_follower_gets_what_comes_and_goes_on_where_it_was() {
     feed.count_up("b1", "scans", SIX, 3).await;
     feed.count_up("a2", "scans", SIX, 1).await;
     assert_eq!(keys(&[next_line(&mut of_one).await.unwrap()]), [("a2".into(), 0)]);
-    served.stop.send(true).unwrap();
+    served.stop.send_replace(true);
     assert_eq!(next_line(&mut of_one).await, None);
 }
 

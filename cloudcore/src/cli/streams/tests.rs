@@ -14,7 +14,7 @@ use ::parquet::{
 };
 use clap::Parser as _;
 use data_encoding::BASE64;
-use tokio::sync::watch;
+use proto::watch;
 
 use super::*;
 use crate::{
@@ -284,7 +284,7 @@ async fn a_follower_outlives_the_hub() {
     };
     until(2).await;
     let Served { fixture, stop, serving, url, token, .. } = served;
-    stop.send(true).unwrap();
+    stop.send_replace(true);
     serving.await.unwrap().unwrap();
     let sink = Arc::clone(fixture.hub.streams().sink());
     let mut feed = Feed::over(sink, &[("a1", "scans", 3)]);

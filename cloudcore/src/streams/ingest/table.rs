@@ -18,8 +18,8 @@ use proto::{
         ranges::{Range, Ranges},
         receipt::{self, Verdict},
     },
+    watch,
 };
-use tokio::sync::watch;
 
 use super::{
     super::sink::{Commit, GapRow, NewBatch, StreamState},

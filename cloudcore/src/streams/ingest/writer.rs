@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use proto::stream::event;
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
@@ -78,6 +79,9 @@ impl Writer {
                 Ok(()) => {
                     self.up();
                     self.ingest.table().kept(&prepared);
+                    if prepared.commit.batches.iter().any(|b| b.stream.as_str() == event::STREAM) {
+                        self.ingest.0.events.notify_one();
+                    }
                     for (place, why) in &prepared.refused {
                         if let Some(offer) = group.get(*place) {
                             offer.refused.send_replace(Some(why.clone()));

@@ -178,6 +178,75 @@ async fn what_breaks_the_protocol_closes_the_session_with_the_reason() {
     agent.acked(0..400).await;
 }
 
+/// What a node with this report and this record of its own is known for, as `reason count`.
+async fn events_of(hub: &Hub, tells_events: bool, node: &str, machine: &Machine) -> Vec<String> {
+    use proto::{
+        link::{frame::MAX_CONTROL_BYTES, message::AgentMessage},
+        object::{EventSpec, UpdatePhase, WorkloadStatus},
+        stream::event::{self, EventRecord, SCHEMA},
+    };
+    let now = hub.env().wall.now();
+    let status = WorkloadStatus {
+        target: None,
+        phase: UpdatePhase::RolledBack,
+        reason: "Unhealthy".into(),
+        message: "no probe".into(),
+        since: now,
+        progress: None,
+        running: None,
+    };
+    let report = Report { workloads: [("shop".parse().unwrap(), status)].into(), ..Report::default() };
+    let hello = proto::link::message::Hello { tells_events, ..crate::hub::fixture::hello(hub, report) };
+    let connection = machine.connect(hub).await;
+    let (mut control, _welcome) = connection.open_bi().await.unwrap();
+    frame::write(&mut control, &AgentMessage::Hello(Box::new(hello)), MAX_CONTROL_BYTES).await.unwrap();
+    let (mut send, _recv) = connection.open_bi().await.unwrap();
+    let key = StreamKey { stream: name(event::STREAM), epoch: Epoch(7) };
+    let held = vec![Held { key, class: Class::Events, first: 0, next: 1 }];
+    let request = AgentRequest::Records(RecordsRequest { lane: Lane::Live, held });
+    frame::write(&mut send, &request, MAX_REQUEST_BYTES).await.unwrap();
+    let record = EventRecord {
+        schema: SCHEMA.into(),
+        time: now,
+        r#type: proto::object::EventType::Warning,
+        reason: "RolledBack".into(),
+        message: "shop: Unhealthy no probe".into(),
+        app: Some("shop".parse().unwrap()),
+        version: None,
+    };
+    let record = Record { time_ms: 1, bytes: serde_json::to_vec(&record).unwrap().into() };
+    let batch = Batch { epoch: Epoch(7), first: 0, records: vec![record] };
+    let sealed = batch.seal().unwrap();
+    let up = Up::Batch { stream: name(event::STREAM), first: 0, count: 1, bytes: sealed.len() as u32 };
+    frame::write(&mut send, &up, MAX_FRAME_BYTES).await.unwrap();
+    send.write_all(&sealed).await.unwrap();
+    let found = async {
+        loop {
+            let events = hub.store().list::<EventSpec>(None).await.unwrap().items;
+            let by_node = events.iter().filter(|e| e.spec.source == node);
+            let found: Vec<String> = by_node.map(|e| format!("{} {}", e.spec.reason, e.spec.count)).collect();
+            let records = if tells_events { 1 } else { 2 };
+            if found.iter().any(|text| text == &format!("RolledBack {records}")) {
+                return found;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), found).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_event_has_one_road() {
+    let fixture = Fixture::start().await;
+    let hub = &fixture.hub;
+    // One of this version tells it as a record, and its report makes none.
+    let tells = fixture.member("n1").await;
+    assert_eq!(events_of(hub, true, "n1", &tells).await, ["RolledBack 1"]);
+    // One of the version before cannot: its report does. (A record of the same counts beside it.)
+    let older = fixture.member("n2").await;
+    assert_eq!(events_of(hub, false, "n2", &older).await, ["RolledBack 2"]);
+}
+
 #[tokio::test]
 async fn a_sink_that_is_down_is_told_and_an_event_and_taken_up_again() {
     use proto::object::EventSpec;

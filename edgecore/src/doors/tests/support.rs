@@ -19,12 +19,12 @@ use proto::{
     env::{BoxFuture, Env, Seed},
     name::Name,
     stream::{Class, Epoch, StreamKey, message::Lag},
+    watch,
 };
 use tempfile::TempDir;
 use tokio::{
     io::AsyncWriteExt as _,
     process::Command,
-    sync::watch,
     task::JoinHandle,
     time::{Instant, sleep},
 };

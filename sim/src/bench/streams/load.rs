@@ -14,8 +14,11 @@ use std::{
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use cloudcore::stage::PATIENCE;
-use proto::env::{Env, Seed};
-use tokio::{sync::watch, time::Instant};
+use proto::{
+    env::{Env, Seed},
+    watch,
+};
+use tokio::time::Instant;
 
 use crate::produce::{
     door::{Connection, Door, Failed},

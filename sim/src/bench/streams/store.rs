@@ -8,9 +8,8 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use proto::env::Blocking;
+use proto::{env::Blocking, watch};
 use rusqlite::{Connection, params};
-use tokio::sync::watch;
 
 use super::load::number_of;
 

@@ -56,12 +56,7 @@ pub(super) fn open(path: &Path, blocking: Blocking) -> Result<Connection, SinkEr
     let failed = |e| failed(path, "open", &e);
     let mut connection = Connection::open(path).map_err(failed)?;
     connection.busy_timeout(patience(blocking)).map_err(failed)?;
-    // Only before the first table does it have an effect.
-    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(failed)?;
-    // SQLite reports the mode it settled on as a row.
-    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(())).map_err(failed)?;
-    connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
-    connection.pragma_update(None, "cache_size", CACHE_KIB).map_err(failed)?;
+    // Before anything is written: a newer file is left as it is.
     let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
     let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
     if found > known || found < 0 {
@@ -70,6 +65,12 @@ pub(super) fn open(path: &Path, blocking: Blocking) -> Result<Connection, SinkEr
             path.display()
         )));
     }
+    // Only before the first table does it have an effect.
+    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(failed)?;
+    // SQLite reports the mode it settled on as a row.
+    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(())).map_err(failed)?;
+    connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
+    connection.pragma_update(None, "cache_size", CACHE_KIB).map_err(failed)?;
     for (step, sql) in (0_i64..).zip(MIGRATIONS).skip(usize::try_from(found).unwrap_or(0)) {
         let transaction = connection.transaction().map_err(failed)?;
         transaction.execute_batch(sql).map_err(failed)?;

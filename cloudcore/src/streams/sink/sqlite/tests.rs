@@ -46,9 +46,18 @@ async fn a_file_that_is_none_of_ours_is_named_and_a_disk_that_fails_is_only_down
     assert!(matches!(&error, SinkError::Damaged(why) if why.contains("move it away")), "{error}");
     std::fs::remove_file(&path).unwrap();
     assert_eq!(sink.states().await.unwrap(), []);
-    Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
-    let error = open(&folder).states().await.unwrap_err();
-    assert!(matches!(&error, SinkError::Damaged(why) if why.contains("newer")), "{error}");
+    drop(sink);
+    let newer = Connection::open(&path).unwrap();
+    newer.execute_batch("PRAGMA user_version = 99; ALTER TABLE states ADD COLUMN newer TEXT").unwrap();
+    newer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    drop(newer);
+    let before = std::fs::read(&path).unwrap();
+    let newer = open(&folder);
+    for error in [newer.states().await.unwrap_err(), newer.commit(&Commit::default()).await.unwrap_err()] {
+        let told = ["streams.db has schema version 99", "knows 1", "start the version that wrote it"];
+        assert!(matches!(&error, SinkError::Damaged(why) if told.iter().all(|text| why.contains(text))), "{error}");
+    }
+    assert!(std::fs::read(&path).unwrap() == before, "it is left as it is");
     let nowhere = Sqlite::new(folder.path().join("absent/streams.db"), &Env::real().unwrap());
     assert!(matches!(nowhere.states().await, Err(SinkError::Unavailable(_))));
 }
