@@ -49,8 +49,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const QUEUE: usize = 2;
 /// Frames of the hub that wait.
 const INBOX: usize = 16;
-/// What was acknowledged is collected for so long before it is deleted, in one transaction.
-const DELETE_AFTER: Duration = Duration::from_millis(100);
+/// What was acknowledged is collected for so long before it is deleted, in one transaction: each costs a
+/// flush of the disk that producers wait for.
+const DELETE_AFTER: Duration = Duration::from_millis(500);
 /// Between two reports of how far streams are behind.
 const LAG_EVERY: Duration = Duration::from_secs(5);
 /// Wait after the lanes ended on a connection that goes on.

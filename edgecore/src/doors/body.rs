@@ -47,7 +47,8 @@ pub(super) enum Broken {
 
 /// Reads a body to its end.
 pub(super) async fn read(incoming: &mut Incoming, budget: &Arc<Semaphore>) -> Result<Body, Broken> {
-    if incoming.size_hint().lower() > MAX_BODY_BYTES as u64 {
+    let announced = incoming.size_hint().lower();
+    if announced > MAX_BODY_BYTES as u64 {
         return Err(Broken::TooLarge);
     }
     let until = Instant::now() + WHOLE;
@@ -81,6 +82,8 @@ pub(super) async fn read(incoming: &mut Incoming, budget: &Arc<Semaphore>) -> Re
             first = data;
         } else {
             if all.is_empty() {
+                // Reserved, not touched: memory is taken as it is written.
+                all.reserve(usize::try_from(announced).unwrap_or(0));
                 all.extend_from_slice(&std::mem::take(&mut first));
             }
             all.extend_from_slice(&data);

@@ -91,8 +91,8 @@ pub fn split(kind: Kind, body: &Bytes) -> Result<Vec<Bytes>, Unfit> {
 fn lines(kind: Kind, body: &Bytes) -> Result<Vec<Bytes>, Unfit> {
     let mut records = vec![];
     let mut start = 0;
-    for (number, line) in (1..).zip(body.split(|b| *b == b'\n')) {
-        let end = start + line.len();
+    for (number, end) in (1..).zip(memchr::memchr_iter(b'\n', body).chain([body.len()])) {
+        let line = body.get(start..end).unwrap_or_default();
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let range = start..start + line.len();
         start = end + 1;

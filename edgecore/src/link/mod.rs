@@ -3,6 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`quic`] | endpoint and TLS of one connection |
+//! | [`shallow`] | a congestion window that keeps the line's queue short |
 //! | [`session`] | one session: control stream, reports, heartbeats, logs |
 //! | [`source`] | metadata and blobs over the current connection |
 //! | [`assignment`] | the newest assignment, on disk before anybody acts on it |
@@ -16,6 +17,7 @@ pub mod backoff;
 pub mod problem;
 pub(crate) mod quic;
 mod session;
+mod shallow;
 pub mod source;
 
 #[cfg(test)]

@@ -17,14 +17,14 @@ use proto::{
 };
 use quinn::{
     ClientConfig, Connection, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, TransportConfig, VarInt,
-    crypto::rustls::QuicClientConfig,
+    congestion::CubicConfig, crypto::rustls::QuicClientConfig,
 };
 use rand::Rng as _;
 use rand_chacha::ChaCha12Rng;
 use rustls::{ConfigBuilder, WantsVerifier};
 use tokio::time::timeout;
 
-use super::problem::Problem;
+use super::{problem::Problem, shallow::ShallowConfig};
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -123,6 +123,8 @@ fn transport() -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
         .send_window(SEND_WINDOW_BYTES)
+        // A backlog that goes up must not stand in the line's queue before what is fresh.
+        .congestion_controller_factory(Arc::new(ShallowConfig(Arc::new(CubicConfig::default()))))
         .datagram_receive_buffer_size(None);
     transport
 }

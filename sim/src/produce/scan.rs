@@ -54,10 +54,14 @@ pub enum Direction {
 /// Makes scans. The same seed and producer make the same ones, times apart.
 #[derive(Debug)]
 pub struct Scans {
+    /// As it stands between the quotes of a JSON string.
     producer: String,
     lines: u32,
     bytes: usize,
     random: ChaCha12Rng,
+    /// The scans of an offer share their time.
+    time: (Timestamp, String),
+    noise: Vec<u8>,
 }
 
 impl Scans {
@@ -65,32 +69,49 @@ impl Scans {
     #[must_use]
     pub fn new(seed: &Seed, producer: &str, lines: u32, bytes: usize) -> Scans {
         let random = seed.child(producer).stream("scans");
-        Scans { producer: producer.to_owned(), lines: lines.max(1), bytes: bytes.min(MAX_BYTES), random }
+        let quoted = serde_json::Value::from(producer).to_string();
+        Scans {
+            producer: quoted.trim_start_matches('"').strip_suffix('"').unwrap_or_default().to_owned(),
+            lines: lines.max(1),
+            bytes: bytes.min(MAX_BYTES),
+            random,
+            time: (Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH.to_string()),
+            noise: vec![],
+        }
     }
 
-    /// The scan with this running number, as one line of JSON.
+    /// The scan with this running number, as one line of JSON: a [`Scan`], written by hand because a bench
+    /// makes hundreds of thousands a second beside what it measures.
     pub fn next(&mut self, number: u64, time: Timestamp) -> Bytes {
-        let scan = Scan {
-            id: format!("{}-{number:0DIGITS$}", self.producer),
-            barcode: barcode(self.random.random_range(0..100_000), number),
-            time,
-            line: format!("L{}", self.random.random_range(1..=self.lines)),
-            weight_g: self.weight(),
-            direction: if self.random.random_bool(0.5) { Direction::In } else { Direction::Out },
-            pad: String::new(),
-        };
-        // A struct of strings and numbers always becomes JSON.
-        let mut text = serde_json::to_string(&scan).unwrap_or_default();
-        const PAD: &str = r#","pad":"""#;
-        if let Some(pad) = self.bytes.checked_sub(text.len() + PAD.len()) {
-            text.truncate(text.len() - 1);
-            text.push_str(r#","pad":""#);
-            // Parcels differ: what fills up must not compress to nothing.
-            let mut noise = vec![0; pad.div_ceil(2)];
-            self.random.fill_bytes(&mut noise);
-            text.push_str(HEXLOWER.encode(&noise).get(..pad).unwrap_or_default());
-            text.push_str(r#""}"#);
+        let company = self.random.random_range(0..100_000);
+        let (line, weight_g) = (self.random.random_range(1..=self.lines), self.weight());
+        let direction = if self.random.random_bool(0.5) { "in" } else { "out" };
+        if self.time.0 != time {
+            self.time = (time, time.to_string());
         }
+        let mut text = String::with_capacity(self.bytes.max(200));
+        let (producer, time) = (self.producer.as_str(), self.time.1.as_str());
+        text.extend([r#"{"id":""#, producer, "-"]);
+        digits(&mut text, number, DIGITS);
+        text.push_str(r#"","barcode":""#);
+        barcode(&mut text, company, number);
+        text.extend([r#"","time":""#, time, r#"","line":"L"#]);
+        digits(&mut text, line.into(), 1);
+        text.push_str(r#"","weightG":"#);
+        digits(&mut text, weight_g.into(), 1);
+        text.extend([r#","direction":""#, direction, r#"""#]);
+        const PAD: &str = r#","pad":""#;
+        if let Some(pad) = self.bytes.checked_sub(text.len() + PAD.len() + r#""}"#.len()) {
+            text.push_str(PAD);
+            // Parcels differ: what fills up must not compress to nothing.
+            self.noise.resize(pad.div_ceil(2), 0);
+            self.random.fill_bytes(&mut self.noise);
+            let filled = text.len() + pad;
+            HEXLOWER.encode_append(&self.noise, &mut text);
+            text.truncate(filled);
+            text.push('"');
+        }
+        text.push('}');
         text.into()
     }
 
@@ -101,15 +122,33 @@ impl Scans {
     }
 }
 
-/// Company and serial number with their check digit (weights 3 and 1 from the right).
-fn barcode(company: u32, number: u64) -> String {
-    let digits = format!("34{company:05}{:010}", number % 10_000_000_000);
-    let weighted = digits.bytes().rev().enumerate().map(|(at, digit)| {
+/// A number with at least so many digits.
+fn digits(text: &mut String, mut number: u64, least: usize) {
+    let (mut buffer, mut first) = ([b'0'; 20], 20);
+    while number > 0 {
+        first -= 1;
+        if let Some(digit) = buffer.get_mut(first) {
+            *digit += (number % 10) as u8;
+        }
+        number /= 10;
+    }
+    let shown = buffer.get(first.min(20 - least)..).unwrap_or_default();
+    text.push_str(std::str::from_utf8(shown).unwrap_or_default());
+}
+
+/// `00`, company and serial number with their check digit (weights 3 and 1 from the right).
+fn barcode(text: &mut String, company: u32, number: u64) {
+    text.push_str("00");
+    let begin = text.len();
+    text.push_str("34");
+    digits(text, company.into(), 5);
+    digits(text, number % 10_000_000_000, 10);
+    let weighted = text.bytes().skip(begin).rev().enumerate().map(|(at, digit)| {
         let digit = u32::from(digit.wrapping_sub(b'0'));
         if at % 2 == 0 { digit * 3 } else { digit }
     });
     let check = (10 - weighted.sum::<u32>() % 10) % 10;
-    format!("00{digits}{check}")
+    digits(text, check.into(), 1);
 }
 
 /// The running number of the first scan of `producer` in a text, whatever is around it.
@@ -143,6 +182,7 @@ mod tests {
         for (number, text) in scans(1, 300).iter().enumerate() {
             assert_eq!(text.len(), 300);
             let scan: Scan = serde_json::from_slice(text).unwrap();
+            assert_eq!(serde_json::to_vec(&scan).unwrap(), text.to_vec(), "as serde would write it");
             assert_eq!(scan.barcode.len(), 20);
             assert!(!text.contains(&b'\n'));
             assert_eq!(number_in(text, "dock-1"), Some(number as u64));

@@ -66,9 +66,18 @@ pub async fn arrived(api: &Api) -> anyhow::Result<Arrived> {
 /// # Errors
 /// When nothing new comes for [`PATIENCE`].
 pub async fn reached(api: &Api, records: u64) -> anyhow::Result<Arrived> {
+    reached_all(api, || Ok(records)).await
+}
+
+/// As [`reached`], of a number that may rise meanwhile.
+///
+/// # Errors
+/// As [`reached`], and that of `records`.
+pub async fn reached_all(api: &Api, records: impl Fn() -> anyhow::Result<u64>) -> anyhow::Result<Arrived> {
     let (mut before, mut since) = (Arrived::default(), Instant::now());
     loop {
-        let now = arrived(api).await?;
+        // In this order: what rises meanwhile is in the sink before it is known.
+        let (records, now) = (records()?, arrived(api).await?);
         if now.records >= records {
             return Ok(now);
         }

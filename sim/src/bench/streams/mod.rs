@@ -10,6 +10,13 @@
 //! of the last are acknowledged. A rate is counted from the first offer to the last record in the sink.
 //! A record is lost when its producer was told that it is taken, and it is not in the sink at the end.
 //!
+//! A backlog drains beside a producer that goes on at the rate of real life: `--real-rate`, by default
+//! [`REAL_RATE`] records a second through one box. `drain_ratio` is the backlog's rate by that rate: at 10
+//! what waited for an hour is at the hub in six minutes, and nothing of those minutes waits behind it.
+//! `live_lag_s` is the longest that one of the real producer's records was on its way meanwhile.
+//! `drain_capacity_ratio` says the other thing: the backlog's rate by what one agent can take and deliver
+//! at the same time, as fast as it can.
+//!
 //! | module | what it holds |
 //! |---|---|
 //! | [`load`] | the producers, and who sent what |
@@ -33,9 +40,14 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use load::Load;
+use ours::{Bench, Drained, Peaks};
 
 use super::{Figures, profile, seconds, warn_if_debug};
 use crate::produce::door::{MAX_OFFER, MAX_OFFER_BYTES};
+
+/// Records a second of one box in real life, at the peak of the night: a center that sorts 500,000 parcels
+/// an hour, seven scans each, all of them through this one box.
+pub const REAL_RATE: u32 = 1000;
 
 /// `sim bench streams`.
 #[derive(Debug, clap::Args)]
@@ -61,6 +73,12 @@ pub struct StreamsArgs {
     /// Bytes of a record.
     #[arg(long, default_value_t = 300)]
     bytes: usize,
+    /// Records a second that go on while the backlog drains.
+    #[arg(long, default_value_t = REAL_RATE, value_parser = clap::value_parser!(u32).range(20..=20_000))]
+    real_rate: u32,
+    /// The agent of this build instead of the one that ships, which takes minutes to build.
+    #[arg(long)]
+    plain_agent: bool,
     /// Only these parts. Default: all.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
@@ -104,29 +122,30 @@ pub async fn run(args: StreamsArgs) -> anyhow::Result<()> {
 async fn measure(args: &StreamsArgs) -> anyhow::Result<Figures> {
     let wanted = |part: Part| args.only.is_empty() || args.only.contains(&part);
     let load = Load { connections: args.connections, batch: args.batch, bytes: args.bytes };
-    let (mut figures, mut peaks) = (Figures::default(), ours::Peaks::default());
+    let (mut figures, mut peaks) = (Figures::default(), Peaks::default());
     let (mosquitto, jetstream) = peers(args, &load).await?;
 
+    let ours = Bench::with(args.plain_agent).await?;
     let mut one = None;
     if wanted(Part::One) {
         eprintln!("one agent: {} records", args.records);
-        let per_s = *one.insert(ours::throughput(&load, 1, args.records, &mut peaks).await?);
+        let per_s = *one.insert(ours.throughput(&load, 1, args.records, &mut peaks).await?);
         figures.add("one_agent_records_per_s", whole(per_s), "producer to the hub's sink, all durable");
     }
     if wanted(Part::Many) {
         eprintln!("{} agents: {} records", args.agents, args.records);
         let each = Load { connections: 1, ..load };
-        let per_s = ours::throughput(&each, args.agents, args.records, &mut peaks).await?;
+        let per_s = ours.throughput(&each, args.agents, args.records, &mut peaks).await?;
         figures.add("one_hub_records_per_s", whole(per_s), "the same from many agents, all together");
     }
     for (key, peer) in [("ratio_mosquitto", &mosquitto), ("ratio_jetstream", &jetstream)] {
-        if let (Some(ours), Some(peer)) = (one, peer) {
-            figures.add(key, ratio(ours, peer.per_s), "one agent's rate by that of the peer");
+        if let (Some(one), Some(peer)) = (one, peer) {
+            figures.add(key, ratio(one, peer.per_s), "one agent's rate by that of the peer");
         }
     }
     if wanted(Part::Kills) {
         eprintln!("agent, hub and both killed: {} records", args.kill_records);
-        let killed = ours::kills(&load, args.kill_records, &mut peaks).await?;
+        let killed = ours.kills(&load, args.kill_records, &mut peaks).await?;
         figures.add("lost", killed.verdict.lost, "acknowledged by the agent, not in the sink after three kill -9");
         figures.add("duplicated", killed.verdict.duplicated, "in the sink more than once after them");
         figures.add("in_gaps", killed.in_gaps, "of the lost: shown as gaps by the hub");
@@ -134,8 +153,8 @@ async fn measure(args: &StreamsArgs) -> anyhow::Result<Figures> {
     }
     if wanted(Part::Drain) {
         eprintln!("a backlog: {} records", args.backlog);
-        let drained = ours::drain(&load, args.backlog, &mut peaks).await?;
-        add_drained(&mut figures, &drained, one);
+        let drained = ours.drain(&load, args.backlog, args.real_rate, &mut peaks).await?;
+        add_drained(&mut figures, &drained, args.real_rate, one);
     }
     if peaks.hub > 0 {
         figures.add("agent_rss_bytes_max", peaks.agent, "VmHWM of an agent, the most of all parts");
@@ -157,7 +176,9 @@ async fn measure(args: &StreamsArgs) -> anyhow::Result<Figures> {
     figures.add("agents", args.agents, "agents at one hub");
     figures.add("record_bytes", args.bytes, "bytes of a record");
     figures.add("cores", std::thread::available_parallelism()?.get(), "processor cores of this machine");
+    figures.add("real_rate", args.real_rate, "records a second of the real producer");
     figures.add("profile", profile(), "how it was built");
+    figures.add("agent_profile", ours.agent_profile(), "how the agent was built");
     Ok(figures)
 }
 
@@ -175,18 +196,27 @@ async fn peers(args: &StreamsArgs, load: &Load) -> anyhow::Result<(Option<peer::
     Ok((mosquitto, jetstream))
 }
 
-fn add_drained(figures: &mut Figures, drained: &ours::Drained, one: Option<f64>) {
+fn add_drained(figures: &mut Figures, drained: &Drained, real_rate: u32, one: Option<f64>) {
+    figures.add("drain_ratio", ratio(drained.per_s, real_rate.into()), "the backlog's rate by the real producer's");
     if let Some(one) = one {
-        figures.add("drain_ratio", ratio(drained.per_s, one), "the backlog's rate by that of one agent without one");
+        figures.add("drain_capacity_ratio", ratio(drained.per_s, one), "and by that of one agent without a backlog");
     }
-    let lag = |share: usize| drained.live.get((drained.live.len().saturating_sub(1)) * share / 100).copied();
+    let lag = |share: usize| drained.live.get((drained.live.len().saturating_sub(1)) * share / 1000).copied();
     let lag = |share: usize| lag(share).unwrap_or(Duration::ZERO);
-    figures.add("live_lag_s", seconds(lag(100)), "longest way of a record that was sent meanwhile, producer to reader");
-    figures.add("live_lag_median_s", seconds(lag(50)), "the median of them; a reader looks every 0.1 s");
+    figures.add(
+        "live_lag_s",
+        seconds(lag(1000)),
+        "longest way of a record that was sent meanwhile, producer to reader",
+    );
+    figures.add("live_lag_p99_s", seconds(lag(990)), "all but one in a hundred of them took no longer");
+    figures.add("live_lag_median_s", seconds(lag(500)), "the median of them; a reader looks every 0.1 s");
     figures.add("live_records", drained.live.len(), "how many they were");
     figures.add("drain_records_per_s", whole(drained.per_s), "first record of the backlog at the hub to the last");
     figures.add("drain_first_s", seconds(drained.until_first), "hub's start to the first record of the backlog");
     figures.add("fill_records_per_s", whole(drained.filled_per_s), "into the outbox while the hub was away");
+    figures.add("backlog_bytes", drained.outbox_bytes, "files of the outbox with the whole backlog");
+    figures.add("drain_agent_rss_bytes_max", drained.peaks.agent, "VmHWM of the agent: filled and drained");
+    figures.add("drain_hub_rss_bytes_max", drained.peaks.hub, "VmHWM of the hub");
 }
 
 fn whole(per_s: f64) -> u64 {

@@ -1,9 +1,16 @@
 //! Crossdock itself: hub and agents as processes, each part with a hub of its own.
 
-use std::{collections::BTreeMap, fs, net::SocketAddr, path::PathBuf, sync::Mutex, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Mutex,
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
-use cloudcore::stage::{PATIENCE, Stage};
+use cloudcore::stage::{self, PATIENCE, Programs, Stage};
 use jiff::Timestamp;
 use proto::{
     env::{Env, Seed},
@@ -25,11 +32,13 @@ use crate::produce::{
 const SETTINGS: &str = "[streams]\nhttp = \"127.0.0.1:0\"\nmqtt = \"off\"\nquota = \"64Gi\"\ndisk-share-percent = 90\n";
 /// Where an agent writes down the ports of its doors.
 const PORTS: &str = "streams.json";
+/// Where it keeps records, in its folder.
+const OUTBOX: &str = "outbox";
 const PERIOD: Duration = Duration::from_millis(50);
-/// Producer of the records that are sent while a backlog drains; how often, and at least how many.
+/// Producer of the records that are sent while a backlog drains; offers a second, and for how long at least.
 const LIVE: &str = "live";
-const LIVE_PERIOD: Duration = Duration::from_millis(50);
-const LIVE_LEAST: u64 = 20;
+const LIVE_OFFERS_PER_S: u32 = 20;
+const LIVE_LEAST: Duration = Duration::from_secs(2);
 /// Nothing new for so long: what is missing is lost.
 const QUIET: Duration = Duration::from_secs(20);
 
@@ -40,6 +49,109 @@ pub struct Peaks {
     pub agent: u64,
     /// Of a hub.
     pub hub: u64,
+}
+
+impl Peaks {
+    /// Takes the greater of each.
+    pub fn add(&mut self, other: Peaks) {
+        (self.agent, self.hub) = (self.agent.max(other.agent), self.hub.max(other.hub));
+    }
+}
+
+/// Processor time: of the producers (this process), of all agents together, of the hub.
+#[derive(Debug, Clone, Copy)]
+struct Cpu([Duration; 3]);
+
+impl Cpu {
+    /// Says where the time of so many records went, since `before`.
+    fn tell(self, before: Cpu, took: Duration, records: u64) {
+        let each = |now: Duration, then: Duration| (now - then).as_secs_f64() * 1e6 / records as f64;
+        let [producers, agents, hub] = [0, 1, 2].map(|i| each(self.0[i], before.0[i]));
+        eprintln!(
+            "  {:.2} s; processor time for each record: producers {producers:.2} us, agents {agents:.2} us, hub {hub:.2} us",
+            took.as_secs_f64()
+        );
+    }
+}
+
+/// The programs that are measured.
+#[derive(Debug)]
+pub struct Bench {
+    programs: Programs,
+}
+
+impl Bench {
+    /// Builds them where that is needed; with the agent that ships, or the one beside this program.
+    ///
+    /// # Errors
+    /// When they cannot be built.
+    pub async fn with(plain_agent: bool) -> anyhow::Result<Bench> {
+        let programs = if plain_agent { stage::programs().await? } else { stage::shipped_programs().await? };
+        Ok(Bench { programs })
+    }
+
+    /// The profile that the agent was built with.
+    #[must_use]
+    pub fn agent_profile(&self) -> String {
+        let folder = self.programs.path("edgecore").parent().and_then(Path::file_name).map(|name| name.to_owned());
+        folder.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
+    /// Records a second from producers at `agents` agents to the hub's sink.
+    ///
+    /// # Errors
+    /// When a program does not do what it should.
+    pub async fn throughput(&self, load: &Load, agents: usize, records: u64, peaks: &mut Peaks) -> anyhow::Result<f64> {
+        let ours = Ours::open(self, agents).await?;
+        let work = async {
+            let (ledger, before, begin) = (Ledger::default(), ours.cpu()?, Instant::now());
+            load.run(&ours.doors, records, &ledger).await?;
+            hub::reached(&ours.api, records).await?;
+            let took = begin.elapsed();
+            ours.cpu()?.tell(before, took, records);
+            anyhow::Ok(records as f64 / took.as_secs_f64())
+        };
+        let per_s = work.await.with_context(|| ours.last_lines())?;
+        ours.close(peaks).await?;
+        Ok(per_s)
+    }
+
+    /// Kills the agent, then the hub, then both, while records flow.
+    ///
+    /// # Errors
+    /// When a program does not do what it should.
+    pub async fn kills(&self, load: &Load, records: u64, peaks: &mut Peaks) -> anyhow::Result<Killed> {
+        let mut ours = Ours::open(self, 1).await?;
+        let (ledger, doors) = (Ledger::default(), ours.doors.clone());
+        let work = async {
+            let kills = async {
+                for (part, (agent, hub)) in (1..).zip([(true, false), (false, true), (true, true)]) {
+                    ledger.reached(records * part / 5).await;
+                    ours.kill(agent, hub).await?;
+                }
+                anyhow::Ok(())
+            };
+            tokio::try_join!(load.run(&doors, records, &ledger), kills)?;
+            settled(&ours, &ledger).await
+        };
+        let killed = work.await;
+        let killed = killed.with_context(|| ours.last_lines())?;
+        ours.close(peaks).await?;
+        Ok(killed)
+    }
+
+    /// Fills an outbox while the hub is away, and lets it drain while new records come.
+    ///
+    /// # Errors
+    /// When a program does not do what it should.
+    pub async fn drain(&self, load: &Load, backlog: u64, real_rate: u32, peaks: &mut Peaks) -> anyhow::Result<Drained> {
+        let mut ours = Ours::open(self, 1).await?;
+        let mut drained =
+            fill_and_drain(&mut ours, load, backlog, real_rate).await.with_context(|| ours.last_lines())?;
+        ours.close(&mut drained.peaks).await?;
+        peaks.add(drained.peaks);
+        Ok(drained)
+    }
 }
 
 /// A hub and its agents.
@@ -54,8 +166,8 @@ struct Ours {
 
 impl Ours {
     /// Starts a hub and so many agents, and waits until they are connected and take records.
-    async fn open(agents: usize) -> anyhow::Result<Ours> {
-        let Fixture { mut stage, api, .. } = Fixture::open(cloudcore::stage::shipped_programs().await?).await?;
+    async fn open(bench: &Bench, agents: usize) -> anyhow::Result<Ours> {
+        let Fixture { mut stage, api, .. } = Fixture::open(bench.programs.clone()).await?;
         let nodes: Vec<String> = (0..agents).map(|number| format!("box-{number:02}")).collect();
         for node in &nodes {
             stage.join(node, "bench").await?;
@@ -83,6 +195,12 @@ impl Ours {
         Ok(())
     }
 
+    fn cpu(&self) -> anyhow::Result<Cpu> {
+        let agents = self.nodes.iter().filter_map(|node| self.stage.agent_pid(node)).map(process::cpu);
+        let hub = self.stage.hub_pid().map_or(Ok(Duration::ZERO), process::cpu)?;
+        Ok(Cpu([process::cpu(std::process::id())?, agents.sum::<anyhow::Result<Duration>>()?, hub]))
+    }
+
     async fn kill(&mut self, agent: bool, hub: bool) -> anyhow::Result<()> {
         self.note_peaks()?;
         for node in self.nodes.iter().filter(|_| agent) {
@@ -101,8 +219,7 @@ impl Ours {
     /// Stops everything, and says what it took.
     async fn close(mut self, peaks: &mut Peaks) -> anyhow::Result<()> {
         self.note_peaks()?;
-        peaks.agent = peaks.agent.max(self.peaks.agent);
-        peaks.hub = peaks.hub.max(self.peaks.hub);
+        peaks.add(self.peaks);
         self.stage.close().await
     }
 
@@ -136,6 +253,12 @@ impl Target for AgentDoor {
 }
 
 impl AgentDoor {
+    /// Bytes of the outbox's files.
+    fn outbox_bytes(&self) -> anyhow::Result<u64> {
+        let files = fs::read_dir(self.data.join(OUTBOX)).context("look into the outbox")?;
+        files.map(|file| Ok(file?.metadata()?.len())).sum()
+    }
+
     async fn opens(&self) -> anyhow::Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while let Err(failed) = self.connect().await {
@@ -158,23 +281,6 @@ fn http_address(text: &[u8]) -> Option<SocketAddr> {
     }
 }
 
-/// Records a second from producers at `agents` agents to the hub's sink.
-///
-/// # Errors
-/// When a program does not do what it should.
-pub async fn throughput(load: &Load, agents: usize, records: u64, peaks: &mut Peaks) -> anyhow::Result<f64> {
-    let ours = Ours::open(agents).await?;
-    let work = async {
-        let (ledger, begin) = (Ledger::default(), Instant::now());
-        load.run(&ours.doors, records, &ledger).await?;
-        hub::reached(&ours.api, records).await?;
-        anyhow::Ok(records as f64 / begin.elapsed().as_secs_f64())
-    };
-    let per_s = work.await.with_context(|| ours.last_lines())?;
-    ours.close(peaks).await?;
-    Ok(per_s)
-}
-
 /// What became of the records while agent and hub were killed.
 #[derive(Debug)]
 pub struct Killed {
@@ -184,30 +290,6 @@ pub struct Killed {
     pub in_gaps: u64,
     /// Sent and never answered.
     pub unanswered: u64,
-}
-
-/// Kills the agent, then the hub, then both, while records flow.
-///
-/// # Errors
-/// When a program does not do what it should.
-pub async fn kills(load: &Load, records: u64, peaks: &mut Peaks) -> anyhow::Result<Killed> {
-    let mut ours = Ours::open(1).await?;
-    let (ledger, doors) = (Ledger::default(), ours.doors.clone());
-    let work = async {
-        let kills = async {
-            for (part, (agent, hub)) in (1..).zip([(true, false), (false, true), (true, true)]) {
-                ledger.reached(records * part / 5).await;
-                ours.kill(agent, hub).await?;
-            }
-            anyhow::Ok(())
-        };
-        tokio::try_join!(load.run(&doors, records, &ledger), kills)?;
-        settled(&ours, &ledger).await
-    };
-    let killed = work.await;
-    let killed = killed.with_context(|| ours.last_lines())?;
-    ours.close(peaks).await?;
-    Ok(killed)
 }
 
 /// Waits until all that was acknowledged is in the sink, or nothing more comes.
@@ -243,28 +325,20 @@ pub struct Drained {
     pub until_first: Duration,
     /// Producer to reader, of records that were sent meanwhile; sorted.
     pub live: Vec<Duration>,
+    /// Bytes of the outbox's files with the whole backlog.
+    pub outbox_bytes: u64,
+    /// The most memory of this agent and hub.
+    pub peaks: Peaks,
 }
 
 /// Records that were sent live: when, until a reader at the hub has seen them; then how long that took.
 #[derive(Debug, Default)]
 struct Live {
     sent: BTreeMap<u64, Instant>,
-    count: u64,
     lags: Vec<Duration>,
 }
 
-/// Fills an outbox while the hub is away, and lets it drain while new records come.
-///
-/// # Errors
-/// When a program does not do what it should.
-pub async fn drain(load: &Load, backlog: u64, peaks: &mut Peaks) -> anyhow::Result<Drained> {
-    let mut ours = Ours::open(1).await?;
-    let drained = fill_and_drain(&mut ours, load, backlog).await.with_context(|| ours.last_lines())?;
-    ours.close(peaks).await?;
-    Ok(drained)
-}
-
-async fn fill_and_drain(ours: &mut Ours, load: &Load, backlog: u64) -> anyhow::Result<Drained> {
+async fn fill_and_drain(ours: &mut Ours, load: &Load, backlog: u64, real_rate: u32) -> anyhow::Result<Drained> {
     let ledger = Ledger::default();
     load.run(&ours.doors, 1, &ledger).await?; // the whole way is open
     hub::reached(&ours.api, 1).await?;
@@ -273,52 +347,55 @@ async fn fill_and_drain(ours: &mut Ours, load: &Load, backlog: u64) -> anyhow::R
     let begin = Instant::now();
     load.run(&ours.doors, backlog, &ledger).await?;
     let filled_per_s = backlog as f64 / begin.elapsed().as_secs_f64();
-    eprintln!("{backlog} records wait at the agent");
+    let door = ours.doors.first().context("there is no agent")?;
+    let outbox_bytes = door.outbox_bytes()?;
+    eprintln!("  {backlog} records wait at the agent, {} MB", outbox_bytes / 1_000_000);
 
     let begin = Instant::now();
     ours.stage.start_hub().await?;
-    let door = ours.doors.first().context("there is no agent")?;
     let first = hub::reached(&ours.api, 2).await?;
-    let (until_first, draining) = (begin.elapsed(), Instant::now());
+    let (until_first, before, draining) = (begin.elapsed(), ours.cpu()?, Instant::now());
     let live = Mutex::new(Live::default());
     let from = Env::real().context("open the environment")?.wall.now();
     let drained = async {
-        hub::reached(&ours.api, backlog + 1).await?;
+        // What a reader has seen of the live records is at the hub besides the backlog.
+        hub::reached_all(&ours.api, || Ok(backlog + 1 + lock(&live)?.lags.len() as u64)).await?;
         let took = draining.elapsed();
-        while lock(&live)?.count < LIVE_LEAST {
-            sleep(PERIOD).await;
-        }
+        ours.cpu()?.tell(before, took, backlog);
+        sleep(LIVE_LEAST.saturating_sub(took)).await;
         anyhow::Ok(took)
     };
     // The arms borrow `live`, and whatever is cut off is an offer or a look at the hub: nobody waits for it.
     let took = tokio::select! { biased;
         took = drained => took?,
-        failed = send_live(door, &live) => return failed.map(|never| match never {}),
+        failed = send_live(door, real_rate, &live) => return failed.map(|never| match never {}),
         failed = see_live(&ours.api, from, &live) => return failed.map(|never| match never {}),
     };
     let mut live = live.into_inner().map_err(|_| anyhow::anyhow!("a task ended badly"))?;
     // Those that were not seen by then have waited for so long already.
     live.lags.extend(live.sent.values().map(Instant::elapsed));
     live.lags.sort_unstable();
-    let rest = (backlog + 1).saturating_sub(first.records);
-    Ok(Drained { filled_per_s, per_s: rest as f64 / took.as_secs_f64().max(0.001), until_first, live: live.lags })
+    let per_s = (backlog + 1).saturating_sub(first.records) as f64 / took.as_secs_f64().max(0.001);
+    Ok(Drained { filled_per_s, per_s, until_first, live: live.lags, outbox_bytes, peaks: Peaks::default() })
 }
 
 fn lock(live: &Mutex<Live>) -> anyhow::Result<std::sync::MutexGuard<'_, Live>> {
     live.lock().map_err(|_| anyhow::anyhow!("a task ended badly"))
 }
 
-async fn send_live(door: &AgentDoor, live: &Mutex<Live>) -> anyhow::Result<std::convert::Infallible> {
+/// The real producer: so many records a second, a few at a time.
+async fn send_live(door: &AgentDoor, rate: u32, live: &Mutex<Live>) -> anyhow::Result<std::convert::Infallible> {
     let mut scans = Scans::new(&Seed::from_u64(1), LIVE, 4, 300);
     let mut connection = door.connect().await?;
-    let mut ticks = tokio::time::interval(LIVE_PERIOD);
+    let mut ticks = tokio::time::interval(Duration::from_secs(1) / LIVE_OFFERS_PER_S);
     let wall = Env::real().context("open the environment")?.wall;
-    for number in 0.. {
+    for tick in 0_u64.. {
         ticks.tick().await;
-        let scan = scans.next(number, wall.now());
-        lock(live)?.sent.insert(number, Instant::now());
-        connection.offer(&[scan]).await.context("send live records")?;
-        lock(live)?.count += 1;
+        let due = |tick: u64| tick * u64::from(rate) / u64::from(LIVE_OFFERS_PER_S);
+        let (numbers, now) = (due(tick)..due(tick + 1), Instant::now());
+        let offer: Vec<_> = numbers.clone().map(|number| scans.next(number, wall.now())).collect();
+        lock(live)?.sent.extend(numbers.map(|number| (number, now)));
+        connection.offer(&offer).await.context("send live records")?;
     }
     bail!("all numbers are used up")
 }
