@@ -4,6 +4,8 @@
 //! The demo, the end-to-end tests and the benches play on it. Every process is the program that ships;
 //! nothing here reaches into one but by signals and by what a user could type.
 
+mod line;
+pub mod postgres;
 pub mod relay;
 
 use std::{
@@ -17,10 +19,10 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use line::Line;
 use proto::object::Node;
 use rustix::process::{Pid, Signal};
 use tokio::{
-    io::AsyncReadExt as _,
     process::{Child, Command},
     time::Instant,
 };
@@ -29,6 +31,8 @@ use tokio::{
 pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Time between two looks at something that is waited for.
 const PERIOD: Duration = Duration::from_millis(50);
+/// The same where a look costs next to nothing.
+const CHEAP_PERIOD: Duration = Duration::from_millis(5);
 
 /// Everything that was started, and where. Dropped, it kills all of it.
 #[derive(Debug)]
@@ -41,13 +45,6 @@ pub struct Stage {
     hub: Option<Child>,
     agents: BTreeMap<String, Child>,
     lines: BTreeMap<String, Line>,
-}
-
-/// A relay between one node and the hub.
-#[derive(Debug)]
-struct Line {
-    relay: Child,
-    address: String,
 }
 
 impl Stage {
@@ -144,46 +141,6 @@ impl Stage {
         // Several boxes share this machine: each takes ports of its own.
         let settings = "[streams]\nhttp = \"127.0.0.1:0\"\nmqtt = \"127.0.0.1:0\"\n";
         fs::write(self.path(node).join("agent.toml"), settings).context("write agent.toml")
-    }
-
-    /// Lays a line of its own from a node that has not joined yet to the hub: a relay, as a process.
-    ///
-    /// # Errors
-    /// When the relay cannot be started.
-    pub async fn lay_line(&mut self, node: &str) -> anyhow::Result<()> {
-        let address = format!("127.0.0.1:{}", free_port().context("no port is free for the line")?);
-        let mut command = self.command("crossdock", &["relay", &address, &self.link_address()?]);
-        let log = File::options().create(true).append(true).open(self.path("lines.log"))?;
-        let mut relay = command.stdout(Stdio::piped()).stderr(log).process_group(0).spawn()?;
-        // It says one line once it listens.
-        let mut said = vec![0; 1];
-        let stdout = relay.stdout.as_mut().context("the relay has no output")?;
-        tokio::time::timeout(PATIENCE, stdout.read_exact(&mut said)).await.context("the relay does not start")??;
-        self.lines.insert(node.to_owned(), Line { relay, address });
-        Ok(())
-    }
-
-    /// Cuts a node's line: nothing passes until it is healed, and nobody is told.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn cut_line(&self, node: &str) -> anyhow::Result<()> {
-        self.signal_line(node, Signal::STOP)
-    }
-
-    /// Heals a node's line.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn heal_line(&self, node: &str) -> anyhow::Result<()> {
-        self.signal_line(node, Signal::CONT)
-    }
-
-    fn signal_line(&self, node: &str, signal: Signal) -> anyhow::Result<()> {
-        let relay = self.lines.get(node).and_then(|line| line.relay.id());
-        let pid =
-            relay.and_then(|id| Pid::from_raw(id.cast_signed())).with_context(|| format!("{node} has no line"))?;
-        Ok(rustix::process::kill_process(pid, signal)?)
     }
 
     /// A path in the stage's folder.
@@ -290,26 +247,26 @@ impl Stage {
         Ok(())
     }
 
-    /// Kills the hub with SIGKILL.
+    /// Kills the hub with SIGKILL, if it was started.
     ///
     /// # Errors
-    /// Those of the operating system.
+    /// When it has ended by itself.
     pub async fn kill_hub(&mut self) -> anyhow::Result<()> {
-        if let Some(mut hub) = self.hub.take() {
-            hub.kill().await?;
+        match self.hub.take() {
+            Some(mut hub) => kill("the hub", &mut hub).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    /// Kills an agent with SIGKILL. Its workloads go on.
+    /// Kills an agent with SIGKILL, if it was started. Its workloads go on.
     ///
     /// # Errors
-    /// Those of the operating system.
+    /// When it has ended by itself.
     pub async fn kill_agent(&mut self, node: &str) -> anyhow::Result<()> {
-        if let Some(mut agent) = self.agents.remove(node) {
-            agent.kill().await?;
+        match self.agents.remove(node) {
+            Some(mut agent) => kill(&format!("agent {node}"), &mut agent).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Process ID of the hub, while it runs.
@@ -372,12 +329,16 @@ impl Stage {
             if Instant::now() > deadline {
                 bail!("waited {PATIENCE:?} until {what}");
             }
-            tokio::time::sleep(PERIOD).await;
+            tokio::time::sleep(CHEAP_PERIOD).await;
         }
         Ok(())
     }
 
-    fn check_alive(&mut self) -> anyhow::Result<()> {
+    /// Whether everything that was started still runs.
+    ///
+    /// # Errors
+    /// Says what ended by itself.
+    pub fn check_alive(&mut self) -> anyhow::Result<()> {
         let hub = self.hub.iter_mut().map(|child| ("the hub".to_owned(), child));
         for (name, child) in hub.chain(self.agents.iter_mut().map(|(n, c)| (format!("agent {n}"), c))) {
             if let Some(status) = child.try_wait()? {
@@ -557,6 +518,14 @@ async fn cargo_build(profile: &str, programs: &[&str]) -> anyhow::Result<()> {
         bail!("cargo could not build the programs; see above");
     }
     Ok(())
+}
+
+/// Kills a process that runs.
+async fn kill(name: &str, child: &mut Child) -> anyhow::Result<()> {
+    if let Some(status) = child.try_wait()? {
+        bail!("{name} ended by itself before it was killed: {status}");
+    }
+    Ok(child.kill().await?)
 }
 
 fn shorten(text: &str) -> String {
