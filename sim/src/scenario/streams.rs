@@ -204,8 +204,12 @@ pub(super) async fn thirty_days_offline(world: &mut World) -> anyhow::Result<Vec
     world.pass_days(30);
     world.cut(BOX, false);
     let begun = Instant::now();
-    let back = |node: &Node| node.status.phase == NodePhase::Ready;
-    world.until_nodes(Duration::from_secs(120), "the node is back", |nodes| nodes.values().all(back)).await?;
+    // It is Ready a while later: by then the backlog may be gone.
+    let all = world.waiting()?;
+    while world.waiting()? == all {
+        ensure!(begun.elapsed() < Duration::from_secs(120), "the backlog does not begin to drain");
+        sleep(Duration::from_millis(20)).await;
+    }
     let mut slowest = Duration::ZERO;
     let mut while_draining = 0;
     loop {
@@ -225,6 +229,8 @@ pub(super) async fn thirty_days_offline(world: &mut World) -> anyhow::Result<Vec
         sleep(Duration::from_secs(1)).await; // the next scan
         ensure!(begun.elapsed() < Duration::from_secs(900), "the backlog does not drain: {left} are left");
     }
+    let back = |node: &Node| node.status.phase == NodePhase::Ready;
+    world.until_nodes(Duration::from_secs(120), "the node is back", |nodes| nodes.values().all(back)).await?;
     let outcome = world.until_counted("the backlog has drained", HEALED).await?;
     ensure!(outcome.in_gaps == 0, "{outcome:?}");
     ensure!(while_draining > 1, "the backlog was gone before a fresh scan came: the fault did not fire");
