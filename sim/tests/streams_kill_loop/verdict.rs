@@ -160,8 +160,11 @@ impl Verdict {
     }
 }
 
+/// A column of the table: its head, and what stands there.
+type Column = (&'static str, fn(&Count) -> u64);
+
 /// The table's columns.
-const COLUMNS: [(&str, fn(&Count) -> u64); 10] = [
+const COLUMNS: [Column; 10] = [
     ("sent", |c| c.sent),
     ("acknowledged", |c| c.acknowledged),
     ("unanswered", |c| c.unanswered),

@@ -18,13 +18,12 @@ use cloudcore::{
     config::HubConfig,
     stage::{self, PATIENCE, Stage, postgres::Postgres},
 };
-use proto::{env::Env, stream::ranges::Ranges};
+use proto::{env::Env, stream::ranges::Ranges, watch};
 use sim::{
     bench::fixture::Fixture,
     produce::door::{Address, Door},
 };
 use tokio::{
-    sync::watch,
     task::JoinSet,
     time::{Instant, sleep},
 };

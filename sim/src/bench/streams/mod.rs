@@ -52,9 +52,12 @@ pub const REAL_RATE: u32 = 1000;
 /// `sim bench streams`.
 #[derive(Debug, clap::Args)]
 pub struct StreamsArgs {
-    /// Records of each measurement of throughput.
-    #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1..))]
+    /// Records of each measurement of throughput but the next.
+    #[arg(long, default_value_t = 500_000, value_parser = clap::value_parser!(u64).range(1..))]
     records: u64,
+    /// Records of all agents at one hub together.
+    #[arg(long, default_value_t = 2_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    hub_records: u64,
     /// Records of each measurement in which something is killed.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(5..))]
     kill_records: u64,
@@ -133,9 +136,9 @@ async fn measure(args: &StreamsArgs) -> anyhow::Result<Figures> {
         figures.add("one_agent_records_per_s", whole(per_s), "producer to the hub's sink, all durable");
     }
     if wanted(Part::Many) {
-        eprintln!("{} agents: {} records", args.agents, args.records);
+        eprintln!("{} agents: {} records", args.agents, args.hub_records);
         let each = Load { connections: 1, ..load };
-        let per_s = ours.throughput(&each, args.agents, args.records, &mut peaks).await?;
+        let per_s = ours.throughput(&each, args.agents, args.hub_records, &mut peaks).await?;
         figures.add("one_hub_records_per_s", whole(per_s), "the same from many agents, all together");
     }
     for (key, peer) in [("ratio_mosquitto", &mosquitto), ("ratio_jetstream", &jetstream)] {
@@ -170,7 +173,8 @@ async fn measure(args: &StreamsArgs) -> anyhow::Result<Figures> {
         figures.add("jetstream_lost", peer.killed.lost, "acknowledged, not in the sink after one kill -9");
         figures.add("jetstream_duplicated", peer.killed.duplicated, "in the sink more than once after it");
     }
-    figures.add("records", args.records, "records of each throughput");
+    figures.add("records", args.records, "records of each throughput but that of many agents");
+    figures.add("hub_records", args.hub_records, "records of many agents");
     figures.add("kill_records", args.kill_records, "records of each part with kills");
     figures.add("backlog_records", args.backlog, "records of the backlog");
     figures.add("agents", args.agents, "agents at one hub");

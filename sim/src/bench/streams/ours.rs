@@ -66,7 +66,8 @@ impl Cpu {
     /// Says where the time of so many records went, since `before`.
     fn tell(self, before: Cpu, took: Duration, records: u64) {
         let each = |now: Duration, then: Duration| (now - then).as_secs_f64() * 1e6 / records as f64;
-        let [producers, agents, hub] = [0, 1, 2].map(|i| each(self.0[i], before.0[i]));
+        let ([p, a, h], [p0, a0, h0]) = (self.0, before.0);
+        let (producers, agents, hub) = (each(p, p0), each(a, a0), each(h, h0));
         eprintln!(
             "  {:.2} s; processor time for each record: producers {producers:.2} us, agents {agents:.2} us, hub {hub:.2} us",
             took.as_secs_f64()
