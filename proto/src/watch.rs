@@ -117,6 +117,12 @@ impl<T> Sender<T> {
         Receiver { seen: self.0.version(), shared: Arc::clone(&self.0) }
     }
 
+    /// Whether nobody watches now.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        Arc::strong_count(&self.0) <= self.0.senders.load(Ordering::Acquire)
+    }
+
     /// The value.
     #[must_use]
     pub fn borrow(&self) -> Ref<'_, T> {
@@ -298,12 +304,14 @@ mod tests {
     async fn the_last_sender_closes() {
         let (sender, mut receiver) = channel(1);
         let second = sender.clone();
+        assert!(!second.is_closed());
         let waiting = tokio::spawn(async move { receiver.wait_for(|value| *value == 9).await.map(|value| *value) });
         drop(sender);
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
         drop(second);
         assert_eq!(waiting.await.unwrap(), Err(Closed));
+        assert!(Sender::new(1).is_closed(), "nobody watches");
         let (sender, mut receiver) = channel(9);
         drop(sender);
         assert_eq!(receiver.wait_for(|value| *value == 9).await.map(|value| *value), Ok(9), "the last value counts");
