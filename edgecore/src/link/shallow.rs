@@ -155,6 +155,8 @@ mod tests {
 
     const MTU: u16 = 1452;
     const WIDE: u64 = 10 << 20;
+    /// Two steps of an eighth past the target: a round trip that is too long is seen one step late.
+    const OVERSHOOT: f64 = 81.0 / 64.0;
 
     /// A line that is kept full: each round the whole window is sent. Returns the last round trips.
     fn rounds(cap: &mut Cap, now: &mut Instant, count: u32, base: Duration, bytes_per_s: u64) -> Duration {
@@ -174,13 +176,14 @@ mod tests {
     async fn the_queue_of_a_thin_line_stays_short() {
         let mut now = Clock::now().into_std();
         let (mut cap, base) = (Cap::new(now, MTU), Duration::from_millis(300));
+        let most = (base + TARGET).mul_f64(OVERSHOOT);
         cap.acked(now + base, now, WIDE);
         now += base;
         let took = rounds(&mut cap, &mut now, 40, base, 100_000);
-        assert!(took > base && took < base + 2 * TARGET, "{took:?} with {cap:?}");
+        assert!(took > base && took <= most, "{took:?} with {cap:?}");
         // What filled the line goes away: the cap gives way.
         let took = rounds(&mut cap, &mut now, 40, base, 10_000_000);
-        assert!(cap.bytes > 2_000_000 && took < base + 2 * TARGET, "{took:?} with {cap:?}");
+        assert!(cap.bytes > 2_000_000 && took <= most, "{took:?} with {cap:?}");
     }
 
     #[tokio::test(start_paused = true)]
