@@ -12,6 +12,8 @@
 //! | [`driver`] | workloads that run, crash or hang as their release says |
 //! | [`ledger`] | what producers were promised, compared with what the sink holds |
 //! | [`world`] | a hub and its agents, their disks, crashes and restarts |
+//! | [`fault`] | what can be broken on purpose, and whom it strikes |
+//! | [`plan`] | a whole run as plain data, read from a scenario file or drawn by the swarm |
 //! | [`scenario`] | what to break, and what must be true afterwards |
 //! | [`produce`] | a parcel scanner that hands its scans to an agent, or replays a file |
 //! | [`bench`] | measurements of the shipped binaries over real sockets |
@@ -19,8 +21,10 @@
 pub mod bench;
 pub mod clock;
 pub mod driver;
+pub mod fault;
 pub mod ledger;
 pub mod net;
+pub mod plan;
 pub mod produce;
 pub mod scenario;
 pub mod trace;

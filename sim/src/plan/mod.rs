@@ -1,0 +1,175 @@
+//! What a run does, as plain data: fleet, lines, releases, producers, what breaks when, and what must come out.
+//!
+//! A [`Plan`] is read from a scenario file or drawn by the swarm, and then played on a world.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use proto::{
+    name::{Name, Version},
+    selector::Selector,
+};
+
+use crate::{
+    fault::{Fault, Target},
+    net::Profile,
+};
+
+/// Everything about a run but its seed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Its name: that of the file.
+    pub name: String,
+    /// One line that says what happens.
+    pub about: String,
+    /// Faults end here at the latest; then everything is healed, and it must converge.
+    pub duration: Duration,
+    /// The boxes, by site.
+    pub sites: Vec<Site>,
+    /// What the release engineer has.
+    pub releases: Vec<Release>,
+    /// Who hands records in.
+    pub producers: Vec<Producer>,
+    /// What happens when.
+    pub timeline: Vec<Entry>,
+    /// What must come out.
+    pub expect: Expect,
+}
+
+/// A site and its boxes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Site {
+    /// Its name.
+    pub name: Name,
+    /// Its boxes: `NAME-1`, `NAME-2` and on, or as they were named.
+    pub nodes: Vec<Name>,
+    /// Labels of each of them.
+    pub labels: BTreeMap<String, String>,
+    /// The lines of its boxes to the hub.
+    pub line: Profile,
+    /// Sections of `agent.toml` of its boxes, as text.
+    pub settings: String,
+}
+
+/// A release that is built, signed and published before its first rollout.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Release {
+    /// The app.
+    pub app: Name,
+    /// The version.
+    pub version: Version,
+    /// Number of files, of random content.
+    pub files: u32,
+    /// Bytes of all together.
+    pub bytes: u64,
+    /// Arguments of the workload, which tell [`crate::driver`] how it behaves.
+    pub args: Vec<String>,
+    /// Whether it is meant to fail: then it may never be proved healthy, and what ran before must run in the end.
+    pub bad: bool,
+}
+
+/// A scanner, or some other source of records, on each box of the target.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Producer {
+    /// On which boxes.
+    pub on: Target,
+    /// Into which stream.
+    pub stream: Name,
+    /// Records a minute of one box, on average over a day, before peaks.
+    pub per_minute: f64,
+    /// How the rate goes with the time of day.
+    pub curve: Curve,
+    /// Times at which there is more.
+    pub peaks: Vec<Peak>,
+}
+
+/// How a rate goes with the time of day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Curve {
+    /// Always the same.
+    Flat,
+    /// As a transfer center's: most around midnight, little at noon.
+    Daily,
+}
+
+/// A while of more records.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Peak {
+    /// Time since the run began.
+    pub at: Duration,
+    /// How long.
+    pub lasts: Duration,
+    /// So many times the usual rate.
+    pub times: f64,
+}
+
+/// One line of the timeline.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// When.
+    pub moment: Moment,
+    /// At most this is added to the moment, drawn from the seed.
+    pub jitter: Duration,
+    /// Do it again after this time, so many times in all.
+    pub repeat: Option<(Duration, u32)>,
+    /// What.
+    pub action: Action,
+    /// Where it stands in the file, 1-based; 0 when it was drawn.
+    pub line: usize,
+}
+
+/// When something is done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Moment {
+    /// Time since the run began.
+    At(Duration),
+    /// As soon as a box has received so many per cent of a release, in a while of its own.
+    Downloaded {
+        /// The box.
+        node: Name,
+        /// Of the bytes of the release that was rolled out last: 1 to 99.
+        percent: u32,
+    },
+    /// As soon as an update of a box stands so.
+    Phase {
+        /// The box.
+        node: Name,
+        /// The app.
+        app: Name,
+        /// So.
+        phase: proto::object::UpdatePhase,
+    },
+}
+
+/// What is done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Something breaks; after a while it is healed. Without a while it lasts to the end, when all is healed.
+    Break {
+        /// What.
+        fault: Fault,
+        /// For how long.
+        lasts: Option<Duration>,
+    },
+    /// A rollout begins; its release is published first.
+    Rollout {
+        /// The app.
+        app: Name,
+        /// The version.
+        version: Version,
+        /// To which nodes.
+        to: Selector,
+    },
+}
+
+/// What must come out, besides the invariants.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Expect {
+    /// After healing, everything has converged within this.
+    pub converge_within: Duration,
+    /// Records that stand in gaps: exactly so many. Absent: any number, counted.
+    pub in_gaps: Option<u64>,
+    /// Phases of rollouts in the end, by `app@version`. Default: good ones Succeeded.
+    pub rollouts: BTreeMap<String, proto::object::RolloutPhase>,
+    /// Workloads run this long after their agent's start without a hub. Absent: not asked.
+    pub up_without_hub_within: Option<Duration>,
+}
