@@ -121,9 +121,11 @@ pub(super) async fn outbox_bit_flip(world: &mut World) -> anyhow::Result<Vec<Str
     let mut choice = world.seed("outbox_bit_flip").stream("choices");
     begin(world, &[BOX], "").await?;
     world.cut(BOX, true);
+    let number = world.ledger_len();
     world.produce(BOX, "scans", 2_000, 100).await?;
+    let first = world.sequence_of(number).context("the first record after the cut was not taken")?;
     world.crash_agent(BOX).await?;
-    let at = flip_in_a_batch(&world.disk(BOX)?.join("outbox/outbox.db"), &mut choice)?;
+    let at = flip_in_a_batch(&world.disk(BOX)?.join("outbox/outbox.db"), first, &mut choice)?;
     world.cut(BOX, false);
     world.start_agent(BOX).await?;
     world.produce(BOX, "scans", 50, 10).await?;
@@ -282,13 +284,17 @@ fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Flips one bit inside a batch that waits, and returns where in the file.
-fn flip_in_a_batch(database: &Path, choice: &mut impl rand::Rng) -> anyhow::Result<usize> {
+/// Flips one bit inside a batch that begins at `first` or later, and returns where in the file. Earlier ones may
+/// lie there still, acknowledged and not deleted yet.
+fn flip_in_a_batch(database: &Path, first: u64, choice: &mut impl rand::Rng) -> anyhow::Result<usize> {
     let connection = rusqlite::Connection::open(database)?;
     // What is in the write-ahead log goes into the file first.
     connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
-    let mut statement = connection.prepare("SELECT sealed FROM batches WHERE sealed IS NOT NULL ORDER BY id")?;
-    let waiting: Vec<Vec<u8>> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    // The low 44 bits of a row's id are the sequence that it begins with.
+    let waiting = "SELECT sealed FROM batches WHERE sealed IS NOT NULL AND id % (1 << 44) >= ?1 ORDER BY id";
+    let mut statement = connection.prepare(waiting)?;
+    let first = i64::try_from(first)?;
+    let waiting: Vec<Vec<u8>> = statement.query_map([first], |row| row.get(0))?.collect::<Result<_, _>>()?;
     drop(statement);
     drop(connection);
     let batch = waiting.get(choice.random_range(0..waiting.len().max(1))).context("the outbox holds no batch")?;

@@ -92,6 +92,12 @@ impl World {
         self.ledger.len()
     }
 
+    /// The sequence that the record with this number was given, if it was acknowledged.
+    #[must_use]
+    pub fn sequence_of(&self, number: usize) -> Option<u64> {
+        self.ledger.place(number).map(|(_, _, _, sequence)| sequence)
+    }
+
     /// Whether the record with this number is durable at the hub, as its marks say.
     ///
     /// # Errors
