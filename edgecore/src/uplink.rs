@@ -63,8 +63,9 @@ enum Ended {
     /// The connection or a lane is gone.
     #[error("{0}")]
     Line(String),
-    /// A stream goes on under a new epoch: the session begins again.
-    #[error("a stream goes on in a new epoch")]
+    /// An epoch is over, because its stream goes on in a new one or all of it is delivered: the hub is told by a
+    /// session that begins without it.
+    #[error("an epoch is over")]
     Renewed,
     /// The outbox could not be read or written.
     #[error(transparent)]
@@ -82,8 +83,7 @@ pub(crate) async fn run(outbox: Outbox, mut live: watch::Receiver<Option<Live>>)
         let connection = live.borrow_and_update().as_ref().map(Live::connection);
         if let Some(connection) = connection {
             match session(&outbox, &mut proven, &connection).await {
-                // A new session tells the hub that the old epoch is over.
-                Ended::Renewed => connection.close(CloseCode::Done.code(), b"a stream goes on in a new epoch"),
+                Ended::Renewed => connection.close(CloseCode::Done.code(), b"an epoch is over"),
                 Ended::Line(why) => tracing::debug!(why, "records are not sent"),
                 Ended::Outbox(error) => tracing::warn!(%error, "records cannot be sent, trying again"),
             }
@@ -131,6 +131,13 @@ fn at_start(outbox: &Outbox, held: &[Held]) -> Vec<Held> {
     held.iter().map(|held| Held { next: began(held), ..held.clone() }).collect()
 }
 
+/// Whether an epoch that was known, besides the newest of its stream, holds nothing more (`known` and `held` are in
+/// order of age): all of it is delivered, and what its outbox lost can be counted.
+fn epoch_over(known: &[Held], held: &[Held]) -> bool {
+    let newest = |old: &Held| known.iter().rfind(|k| k.key.stream == old.key.stream).is_some_and(|k| k.key == old.key);
+    known.iter().any(|old| !newest(old) && held.iter().all(|h| h.key != old.key))
+}
+
 /// `proven`: the hub's marks have shown that no newer outbox than this was ever delivered from.
 async fn deliver(
     outbox: &Outbox,
@@ -166,7 +173,12 @@ async fn deliver(
             biased;
             error = connection.closed() => return Err(line(error)),
             down = inbox.recv() => up.answered(next(down)?),
-            () = sleep_until(up.delete_at.unwrap_or_else(Instant::now)), if up.delete_at.is_some() => up.delete().await?,
+            () = sleep_until(up.delete_at.unwrap_or_else(Instant::now)), if up.delete_at.is_some() => {
+                up.delete().await?;
+                if epoch_over(&known, &outbox.held()) {
+                    return Err(Ended::Renewed);
+                }
+            }
             Ok(()) = changed.changed() => {
                 up.grown(&mut known, &live).await?;
             }

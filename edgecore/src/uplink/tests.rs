@@ -379,3 +379,19 @@ async fn how_far_it_is_behind_is_told_when_it_changes_and_only_then() {
     }
     assert_eq!(told, [0, 3], "after {:?}", begun.elapsed());
 }
+
+#[test]
+fn an_epoch_is_over_when_it_is_empty_and_its_stream_goes_on() {
+    let held = |stream: &str, epoch| {
+        let key = StreamKey { stream: name(stream), epoch: Epoch(epoch) };
+        Held { key, class: Class::Scans, first: 0, next: 5 }
+    };
+    // An epoch's number says nothing about its age.
+    let (old, new, other) = (held("scans", 9), held("scans", 2), held("logs", 9));
+    let known = [old.clone(), new.clone(), other.clone()];
+    assert!(!epoch_over(&known, &known));
+    assert!(epoch_over(&known, &[new.clone(), other.clone()]));
+    // The newest is no longer shown once it is empty, unless it is set up: it goes on.
+    assert!(!epoch_over(&known, &[old, other]));
+    assert!(!epoch_over(&[new], &[]));
+}
