@@ -68,12 +68,7 @@ impl Sink for Shelf {
     fn counts(&self, _: &CountQuery) -> BoxFuture<'_, Result<Vec<Count>, SinkError>> {
         Box::pin(async { Ok(vec![]) })
     }
-    fn gaps(
-        &self,
-        _: Option<&Name>,
-        _: Option<&Name>,
-        _: usize,
-    ) -> BoxFuture<'_, Result<Vec<GapRow>, SinkError>> {
+    fn gaps(&self, _: Option<&Name>, _: Option<&Name>, _: usize) -> BoxFuture<'_, Result<Vec<GapRow>, SinkError>> {
         let gaps = self.gaps.lock().unwrap().clone();
         Box::pin(async { Ok(gaps) })
     }
