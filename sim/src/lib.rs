@@ -16,6 +16,7 @@
 //! | [`plan`] | a whole run as plain data, read from a scenario file or drawn by the swarm |
 //! | [`oracle`] | what must always hold, seen from the outside |
 //! | [`record`] | what became of a run |
+//! | [`report`] | a run as text and as a page
 //! | [`scenario`] | what to break, and what must be true afterwards |
 //! | [`produce`] | a parcel scanner that hands its scans to an agent, or replays a file |
 //! | [`bench`] | measurements of the shipped binaries over real sockets |
@@ -30,6 +31,7 @@ pub mod oracle;
 pub mod plan;
 pub mod produce;
 pub mod record;
+pub mod report;
 pub mod scenario;
 pub mod trace;
 pub mod world;

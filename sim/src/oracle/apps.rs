@@ -26,6 +26,7 @@ pub(super) struct Apps {
     boxes: BTreeMap<Name, Box>,
     /// What every release's digest was seen to be.
     digests: BTreeMap<(Name, Version), Digest>,
+    looked_at: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -70,6 +71,8 @@ impl Apps {
     }
 
     pub(super) fn look(&mut self, fleet: &Fleet, seen: &Observation) -> Result<(), Violation> {
+        let since_last = seen.at.saturating_sub(self.looked_at);
+        self.looked_at = seen.at;
         for (name, node) in &seen.nodes {
             let before = self.boxes.entry(name.clone()).or_default();
             let runs = node.agent_runs && node.powered;
@@ -77,7 +80,7 @@ impl Apps {
             before.agent_since = if runs { before.agent_since.or(Some(seen.at)) } else { None };
             let agent_for = before.agent_since.map(|since| seen.at.saturating_sub(since));
             for (app, now) in &node.apps {
-                let here = Here { fleet, at: seen.at, name, node, app, now, agent_for };
+                let here = Here { fleet, at: seen.at, name, node, app, now, agent_for, since_last };
                 let state = before.apps.entry(app.clone()).or_default();
                 if started {
                     state.up_since_start = false;
@@ -178,6 +181,8 @@ struct Here<'a> {
     now: &'a AppSeen,
     /// How long its agent runs.
     agent_for: Option<Duration>,
+    /// Time since the look before.
+    since_last: Duration,
 }
 
 impl Here<'_> {
@@ -230,10 +235,8 @@ impl Here<'_> {
             return self
                 .broken(Invariant::Trust, format!("{}@{version} is bad and counts as proved healthy", self.app));
         }
-        // Looks are a second apart; while the agent is away nobody can find out.
-        if self.agent_for.is_some_and(|agent_for| agent_for > Duration::from_secs(1)) {
-            state.bad_for += Duration::from_secs(1);
-        }
+        // While the agent is away nobody can find out.
+        state.bad_for += self.since_last.min(self.agent_for.unwrap_or_default());
         if state.bad_for > BAD_STAYS {
             let text = format!("{}@{version} is bad and still runs after {BAD_STAYS:?} of its agent", self.app);
             return self.broken(Invariant::Trust, text);
