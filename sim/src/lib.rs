@@ -14,6 +14,8 @@
 //! | [`world`] | a hub and its agents, their disks, crashes and restarts |
 //! | [`fault`] | what can be broken on purpose, and whom it strikes |
 //! | [`plan`] | a whole run as plain data, read from a scenario file or drawn by the swarm |
+//! | [`oracle`] | what must always hold, seen from the outside |
+//! | [`record`] | what became of a run |
 //! | [`scenario`] | what to break, and what must be true afterwards |
 //! | [`produce`] | a parcel scanner that hands its scans to an agent, or replays a file |
 //! | [`bench`] | measurements of the shipped binaries over real sockets |
@@ -24,8 +26,10 @@ pub mod driver;
 pub mod fault;
 pub mod ledger;
 pub mod net;
+pub mod oracle;
 pub mod plan;
 pub mod produce;
+pub mod record;
 pub mod scenario;
 pub mod trace;
 pub mod world;

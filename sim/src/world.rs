@@ -9,6 +9,7 @@
 //! connection that is dropped says goodbye, a dead box does not), then ends its tasks where they stand.
 //! Power cuts that lose what was not synced are absent on purpose for now.
 
+pub mod observe;
 mod streams;
 
 use std::{

@@ -217,10 +217,10 @@ pub(super) async fn thirty_days_offline(world: &mut World) -> anyhow::Result<Vec
         if left == 0 {
             break;
         }
-        let number = world.ledger_len();
+        let number = world.handed_in(BOX, "scans")?;
         world.produce(BOX, "scans", 1, 1).await?;
         let handed_in = Instant::now();
-        while !world.is_durable(number)? {
+        while !world.is_durable(BOX, "scans", number)? {
             ensure!(handed_in.elapsed() < Duration::from_secs(60), "a fresh scan waits behind {left} old ones");
             sleep(Duration::from_millis(20)).await;
         }
