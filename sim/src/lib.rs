@@ -14,10 +14,11 @@
 //! | [`world`] | a hub and its agents, their disks, crashes and restarts |
 //! | [`fault`] | what can be broken on purpose, and whom it strikes |
 //! | [`plan`] | a whole run as plain data, read from a scenario file or drawn by the swarm |
+//! | [`run`] | plays a plan on a world |
 //! | [`oracle`] | what must always hold, seen from the outside |
 //! | [`record`] | what became of a run |
-//! | [`report`] | a run as text and as a page
-//! | [`scenario`] | what to break, and what must be true afterwards |
+//! | [`report`] | a run as text and as a page |
+//! | [`scenario`] | scenarios by name, `sim run`, and how to write an own scenario file |
 //! | [`produce`] | a parcel scanner that hands its scans to an agent, or replays a file |
 //! | [`bench`] | measurements of the shipped binaries over real sockets |
 
@@ -32,6 +33,7 @@ pub mod plan;
 pub mod produce;
 pub mod record;
 pub mod report;
+pub mod run;
 pub mod scenario;
 pub mod trace;
 pub mod world;

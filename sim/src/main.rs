@@ -17,7 +17,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a scenario: hub and agents in one process under virtual time.
+    /// Play a scenario file, or a scenario by name: hub and agents in one process under virtual time.
     Run(scenario::RunArgs),
     /// List the scenarios.
     List,
@@ -45,10 +45,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let result = match Cli::parse().command {
         Command::Run(args) => scenario::run(&args),
-        Command::List => {
-            scenario::list();
-            Ok(())
-        }
+        Command::List => scenario::list(),
         Command::Produce(args) => block_on(produce::run(*args)),
         Command::Bench { bench } => block_on(run_bench(bench)),
     };
