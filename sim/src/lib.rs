@@ -19,6 +19,7 @@
 //! | [`record`] | what became of a run |
 //! | [`report`] | a run as text and as a page |
 //! | [`scenario`] | scenarios by name, `sim run`, and how to write an own scenario file |
+//! | [`swarm`] | random plans, and the smallest that fails |
 //! | [`produce`] | a parcel scanner that hands its scans to an agent, or replays a file |
 //! | [`bench`] | measurements of the shipped binaries over real sockets |
 
@@ -35,5 +36,6 @@ pub mod record;
 pub mod report;
 pub mod run;
 pub mod scenario;
+pub mod swarm;
 pub mod trace;
 pub mod world;

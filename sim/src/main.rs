@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sim::{bench, produce, scenario};
+use sim::{bench, produce, scenario, swarm};
 
 /// Crossdock's simulator and benchmarks.
 ///
@@ -21,6 +21,10 @@ enum Command {
     Run(scenario::RunArgs),
     /// List the scenarios.
     List,
+    /// Play random plans, and make small what fails.
+    Swarm(swarm::SwarmArgs),
+    /// Play a seed of the swarm again.
+    Replay(swarm::ReplayArgs),
     /// Hand scans to an agent: made up in the shape of a parcel scanner's, or replayed from a file.
     Produce(Box<produce::ProduceArgs>),
     /// Measure the shipped binaries over real sockets.
@@ -46,6 +50,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => scenario::run(&args),
         Command::List => scenario::list(),
+        Command::Swarm(args) => swarm::swarm(&args),
+        Command::Replay(args) => swarm::replay(&args),
         Command::Produce(args) => block_on(produce::run(*args)),
         Command::Bench { bench } => block_on(run_bench(bench)),
     };

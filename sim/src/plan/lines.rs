@@ -12,9 +12,11 @@ use crate::net::Profile;
 const FIELDS: &[&str] =
     &["name", "like", "latency", "jitter", "loss", "duplicate", "reorder", "reorder-delay", "rate", "queue", "mtu"];
 /// Lines that need no `[[line]]`.
-const NAMED: [&str; 5] = ["fiber", "4g", "256k-lossy", "flapping", "double-eleven"];
+pub(super) const NAMED: [&str; 5] = ["fiber", "4g", "256k-lossy", "flapping", "double-eleven"];
 
-fn named(name: &str) -> Option<Profile> {
+/// A line that needs no `[[line]]`.
+#[must_use]
+pub fn named(name: &str) -> Option<Profile> {
     let ms = Duration::from_millis;
     let like = Profile::edge();
     Some(match name {

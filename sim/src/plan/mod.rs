@@ -6,6 +6,7 @@ mod lines;
 mod parse;
 mod table;
 mod timeline;
+mod write;
 mod wrong;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -23,7 +24,9 @@ use crate::{
 pub(crate) use self::wrong::nearest;
 pub use self::{
     parse::{MAX_NODES, parse},
+    lines::named as line,
     timeline::selects,
+    write::write,
     wrong::PlanError,
 };
 
