@@ -11,12 +11,7 @@
 mod queue;
 mod rate;
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
 use proto::{env::Seed, name::Name};

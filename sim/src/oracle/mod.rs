@@ -157,7 +157,8 @@ impl Oracle {
         if let Some(missing) = self.missing(seen) {
             return Ok(Some(missing));
         }
-        let sink = world.hub()?.streams().sink();
+        let hub = world.hub()?;
+        let sink = hub.streams().sink();
         Ok(self.records.settled(seen.at, world.ledger(), sink.as_ref()).await?)
     }
 

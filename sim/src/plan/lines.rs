@@ -9,8 +9,21 @@ use super::{
 use crate::net::Profile;
 
 /// Fields of `[[line]]`.
-const FIELDS: &[&str] =
-    &["name", "like", "latency", "jitter", "loss", "duplicate", "reorder", "reorder-delay", "rate", "queue", "mtu"];
+const FIELDS: &[&str] = &[
+    "name",
+    "like",
+    "latency",
+    "jitter",
+    "loss",
+    "duplicate",
+    "reorder",
+    "reorder-delay",
+    "rate",
+    "up",
+    "down",
+    "queue",
+    "mtu",
+];
 /// Lines that need no `[[line]]`.
 pub(super) const NAMED: [&str; 5] = ["fiber", "4g", "256k-lossy", "flapping", "double-eleven"];
 
@@ -57,7 +70,8 @@ impl Lines {
 
     fn own(&self, table: &Table<'_>) -> Result<Profile, Wrong> {
         let like = table.read("like", |field, value| self.find(field, value))?;
-        let mut profile = like.map_or_else(Profile::edge, |(_, profile)| profile);
+        let like = like.map_or_else(Profile::edge, |(_, profile)| profile);
+        let (mut profile, mut down) = (like.up(), like.down().bytes_per_s);
         let set = |to: &mut Duration, field| -> Result<(), Wrong> {
             if let Some(value) = table.read(field, span_or_zero)? {
                 *to = value;
@@ -78,12 +92,21 @@ impl Lines {
         }
         if let Some(rate) = table.read("rate", rate)? {
             profile.bytes_per_s = Some(rate);
+            down = Some(rate);
         }
         if let Some(queue) = table.read("queue", |field, value| bytes(field, value, (1 << 10, 1 << 30)))? {
             profile.queue_bytes = queue;
         }
         if let Some(mtu) = table.read("mtu", |field, value| whole(field, value, (1_200, 65_000)))? {
             profile.mtu_bytes = mtu as usize;
+        }
+        // Nothing but the rate can differ between the directions.
+        let down = table.read("down", rate)?.or(down);
+        if let Some(up) = table.read("up", rate)? {
+            profile.bytes_per_s = Some(up);
+        }
+        if down != profile.bytes_per_s {
+            profile.back = Some(Box::new(Profile { bytes_per_s: down, ..profile.clone() }));
         }
         Ok(profile)
     }

@@ -23,8 +23,8 @@ use crate::{
 
 pub(crate) use self::wrong::nearest;
 pub use self::{
-    parse::{MAX_NODES, parse},
     lines::named as line,
+    parse::{MAX_NODES, parse},
     timeline::selects,
     write::write,
     wrong::PlanError,

@@ -83,6 +83,15 @@ fn a_good_file_says_all_of_a_run() {
 }
 
 #[test]
+fn a_line_may_be_slower_one_way() {
+    let plan = read(&GOOD.replace("rate = \"1Mbit/s\"", "up = \"256kbit/s\"\ndown = \"2Mbit/s\"")).unwrap();
+    let line = &plan.sites[0].line;
+    assert_eq!((line.up().bytes_per_s, line.down().bytes_per_s), (Some(32_000), Some(250_000)));
+    assert_eq!((line.up().loss_ppm, line.down().loss_ppm), (80_000, 80_000));
+    assert_eq!(read(GOOD).unwrap().sites[0].line.back, None);
+}
+
+#[test]
 fn the_number_of_nodes_can_be_set_for_a_run() {
     let scaled = |all| {
         parse("test", "test.toml", GOOD, Some(all))

@@ -85,8 +85,11 @@ impl File {
         self.field("duplicate", &share(profile.duplicate_ppm));
         self.field("reorder", &share(profile.reorder_ppm));
         self.field("reorder-delay", &span(profile.reorder_delay));
-        if let Some(rate) = profile.bytes_per_s {
-            self.field("rate", &format!("{}bit/s", rate * 8));
+        let (up, down) = (profile.bytes_per_s, profile.down().bytes_per_s);
+        for (field, rate) in [("up", up), ("down", down)] {
+            if let Some(rate) = rate {
+                self.field(field, &format!("{}bit/s", rate * 8));
+            }
         }
         self.field("queue", &profile.queue_bytes.to_string());
         self.bare("mtu", &profile.mtu_bytes.to_string());
@@ -109,7 +112,8 @@ impl File {
         let line = self.name_of(&site.line);
         self.put("\n[[site]]\n");
         self.field("name", site.name.as_ref());
-        let numbered = site.nodes.iter().zip(1..).all(|(node, number)| node.as_ref() == format!("{}-{number}", site.name));
+        let numbered =
+            site.nodes.iter().zip(1..).all(|(node, number)| node.as_ref() == format!("{}-{number}", site.name));
         if numbered {
             self.bare("nodes", &site.nodes.len().to_string());
         } else {
@@ -205,11 +209,14 @@ impl File {
             }
             Fault::FlipBit { spot, .. } => {
                 self.field("flip-bit", &target);
-                self.field("in", match spot {
-                    Spot::Outbox => "outbox",
-                    Spot::State => "state",
-                    Spot::Artifact => "artifact",
-                });
+                self.field(
+                    "in",
+                    match spot {
+                        Spot::Outbox => "outbox",
+                        Spot::State => "state",
+                        Spot::Artifact => "artifact",
+                    },
+                );
             }
             _ => self.field(fault.kind(), &target),
         }

@@ -1,6 +1,9 @@
 //! `sim run` and `sim list`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, anyhow, bail};
 use proto::env::Seed;
@@ -9,6 +12,7 @@ use serde::Serialize;
 use super::{Found, Report, all, find, run_seed};
 use crate::{
     record::Record,
+    report,
     run::{Options, RunError, play},
 };
 
@@ -36,6 +40,9 @@ pub struct RunArgs {
     /// One JSON object a seed.
     #[arg(long)]
     json: bool,
+    /// Write a page about the run to this file; of several seeds, about the last.
+    #[arg(long)]
+    html: Option<PathBuf>,
 }
 
 fn parse_seeds(text: &str) -> Result<(u64, u64), String> {
@@ -77,44 +84,15 @@ impl Ran {
 
     /// What it saw, for people.
     fn print(&self) {
-        let virtual_s = match self {
+        match self {
             Ran::Report(report) => {
                 report.saw.iter().for_each(|saw| println!("  {saw}"));
-                report.virtual_s
+                println!("  {:.3} virtual s", report.virtual_s);
             }
-            Ran::Record(record) => {
-                print_record(record);
-                record.virtual_s
-            }
-        };
-        let (digest, lines) = self.trace();
-        println!("  {virtual_s:.3} virtual s, {lines} lines of trace, digest {digest}");
-    }
-}
-
-fn print_record(record: &Record) {
-    let boxes = record.nodes.len();
-    println!("  {boxes} boxes; {}", record.about);
-    if !record.faults.is_empty() {
-        let faults: Vec<String> = record.faults.iter().map(|(kind, struck)| format!("{kind} {struck}")).collect();
-        println!("  {} faults, struck: {}", record.breaks.len(), faults.join(", "));
-    }
-    for (release, progress) in &record.rollouts {
-        if let Some((_, last)) = progress.changes.last() {
-            println!(
-                "  rollout {release}: {}, {} of {} healthy, {} failed",
-                last.phase, last.done, last.total, last.failed
-            );
+            Ran::Record(record) => print!("{}", report::text::text(record)),
         }
-    }
-    if let Some(books) = record.books.filter(|books| books.acknowledged > 0) {
-        println!(
-            "  records: {} acknowledged, {} stored, {} in counted gaps, {} missing",
-            books.acknowledged, books.stored, books.in_gaps, books.missing
-        );
-    }
-    if let Some(mark) = record.marks.last().filter(|_| record.ok) {
-        println!("  {}", mark.text);
+        let (digest, lines) = self.trace();
+        println!("  {lines} lines of trace, digest {digest}");
     }
 }
 
@@ -124,6 +102,9 @@ fn print_record(record: &Record) {
 /// The first seed that did not end as it must, with how to repeat it.
 pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     let found = find(&args.scenario, args.nodes)?;
+    if args.html.is_some() && matches!(found, Found::Function(_)) {
+        bail!("--html draws what a scenario file did; {} is none", args.scenario);
+    }
     let (first, last) = match (args.seeds, args.seed) {
         (Some(seeds), _) => seeds,
         (None, Some(seed)) => (seed, seed),
@@ -137,6 +118,9 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
             println!("seed {seed}");
         }
         let ran = twice(args, &found, seed).map_err(|error| failed(args, seed, error))?;
+        if let Ran::Record(record) = &ran {
+            page(args, record)?;
+        }
         if args.json {
             println!("{}", serde_json::to_string(&ran)?);
         } else {
@@ -146,13 +130,21 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Says how to repeat it; a program reads what was seen until then.
+fn page(args: &RunArgs, record: &Record) -> anyhow::Result<()> {
+    let Some(path) = &args.html else { return Ok(()) };
+    fs::write(path, report::page::page(record)).with_context(|| format!("write {}", path.display()))
+}
+
+/// Says how to repeat it; whoever reads JSON or a page sees what there was until then.
 fn failed(args: &RunArgs, seed: u64, error: anyhow::Error) -> anyhow::Error {
-    if let Some(RunError { record, .. }) = error.downcast_ref()
-        && args.json
-        && let Ok(text) = serde_json::to_string(record)
-    {
-        println!("{text}");
+    if let Some(RunError { record, .. }) = error.downcast_ref() {
+        if let Err(error) = page(args, record) {
+            eprintln!("warning: {error:#}");
+        }
+        match serde_json::to_string(record) {
+            Ok(text) if args.json => println!("{text}"),
+            _ => print!("{}", report::text::text(record)),
+        }
     }
     let nodes = args.nodes.map_or_else(String::new, |nodes| format!(" --nodes {nodes}"));
     anyhow!("seed {seed} failed: {error:#}\nrepeat it: sim run {} --seed {seed}{nodes} --trace FILE", args.scenario)

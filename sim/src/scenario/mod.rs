@@ -88,6 +88,7 @@ mod command;
 mod crash_mid_install;
 mod cut_mid_download;
 mod events;
+mod hostile_peer;
 mod streams;
 
 use std::{path::Path, time::Duration};
@@ -183,6 +184,11 @@ const SCENARIOS: &[Scenario] = &[
         name: "sink_down",
         about: "the hub's sink is down for a day: outboxes hold, nothing is lost",
         play: |world| Box::pin(streams::sink_down(world)),
+    },
+    Scenario {
+        name: "hostile_peer",
+        about: "a stranger floods the hub with garbage, half-open handshakes and endless requests: nobody notices",
+        play: |world| Box::pin(hostile_peer::play(world)),
     },
 ];
 
@@ -337,6 +343,14 @@ mod tests {
         let (example, _) = rest.split_once("//! ```\n").unwrap();
         let text: String = example.lines().map(|line| format!("{}\n", line.trim_start_matches("//!"))).collect();
         plan::parse("mine", "mine.toml", &text, None).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    #[test]
+    fn the_scenario_of_the_readme_can_be_read() {
+        let readme = include_str!("../../../README.md");
+        let (_, rest) = readme.split_once("```toml\n").unwrap();
+        let (example, _) = rest.split_once("```\n").unwrap();
+        plan::parse("mine", "mine.toml", example, None).unwrap_or_else(|error| panic!("{error}"));
     }
 
     #[test]

@@ -6,12 +6,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Context as _;
-use proto::{
-    env::Seed,
-    name::Name,
-    object::UpdatePhase,
-    selector::Selector,
-};
+use proto::{env::Seed, name::Name, object::UpdatePhase, selector::Selector};
 use rand::{Rng, RngExt as _, seq::IndexedRandom as _};
 
 use crate::{

@@ -249,9 +249,7 @@ fn way(plan: &Plan, error: &anyhow::Error) -> Way {
     let run = error.downcast_ref::<RunError>();
     let text = run.and_then(|run| run.record.error.clone()).unwrap_or_else(|| format!("{error:#}"));
     match run.and_then(|run| run.violation.as_ref()) {
-        Some(violation) => {
-            Way { invariant: violation.invariant, skeleton: skeleton(plan, &violation.message) }
-        }
+        Some(violation) => Way { invariant: violation.invariant, skeleton: skeleton(plan, &violation.message) },
         None => {
             let text = text.split_once("after everything was healed: ").map_or(text.as_str(), |(_, rest)| rest);
             Way { invariant: Invariant::Progress, skeleton: skeleton(plan, text) }
