@@ -83,6 +83,16 @@ fn a_good_file_says_all_of_a_run() {
 }
 
 #[test]
+fn times_may_be_put_together() {
+    for (text, seconds) in [("4h30m", 16_200), ("1d1s", 86_401), ("12.5h", 45_000), ("4h 1m", 14_460)] {
+        let plan =
+            read(&GOOD.replace("duration = \"4h\"", &format!("duration = \"{text}\""))).map(|plan| plan.duration);
+        assert_eq!(plan, Ok(Duration::from_secs(seconds)), "{text}");
+    }
+    assert_eq!(read(&GOOD.replace("\"4h\"", "\"4h30\"")).unwrap_err().column, 12);
+}
+
+#[test]
 fn a_line_may_be_slower_one_way() {
     let plan = read(&GOOD.replace("rate = \"1Mbit/s\"", "up = \"256kbit/s\"\ndown = \"2Mbit/s\"")).unwrap();
     let line = &plan.sites[0].line;

@@ -129,18 +129,33 @@ pub(super) fn span(field: &'static str, value: Value<'_>) -> Result<Duration, Wr
 
 /// A span of time up to 366 days.
 pub(super) fn span_or_zero(field: &'static str, value: Value<'_>) -> Result<Duration, Wrong> {
-    let span: Span = match value.get_ref() {
+    let span = match value.get_ref() {
         DeValue::Integer(_) | DeValue::Float(_) => {
             let hint = "write such as \"30s\", \"5m\", \"2h\" or \"3d\"";
             return Err(Wrong::new(value.span(), format!("{field} is a number without a unit")).hint(hint));
         }
-        _ => parsed(field, value)?,
+        _ => match sum(text(field, value)?) {
+            Some(span) => span,
+            None => parsed::<Span>(field, value)?.get(),
+        },
     };
     let longest = Duration::from_secs(366 * 24 * 3600);
-    if span.get() > longest {
+    if span > longest {
         return Err(Wrong::new(value.span(), format!("{field} is longer than a run can be")).hint("at most \"366d\""));
     }
-    Ok(span.get())
+    Ok(span)
+}
+
+/// Several amounts in one, such as `2h30m`.
+fn sum(text: &str) -> Option<Duration> {
+    let (mut all, mut rest) = (Duration::ZERO, text.trim());
+    while !rest.is_empty() {
+        let unit = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let next = rest.get(unit..)?.find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |at| at + unit);
+        all = all.checked_add(rest.get(..next)?.parse::<Span>().ok()?.get())?;
+        rest = rest.get(next..)?;
+    }
+    (!text.trim().is_empty()).then_some(all)
 }
 
 /// An amount of bytes within bounds.

@@ -14,9 +14,9 @@ use crate::{
 
 /// Between two requests of a producer.
 const SHORTEST: Duration = Duration::from_secs(5);
-const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_secs(120);
 /// Requests of a producer in a run, about.
-const REQUESTS: u32 = 4_000;
+const REQUESTS: u32 = 600;
 /// Most records of one request.
 const MOST: f64 = 5_000.0;
 /// Parcels an hour from midnight on, as shares of the mean in per cent: centers sort at night.
