@@ -25,7 +25,7 @@ mod faults;
 mod flip;
 mod host;
 mod hub;
-mod observe;
+pub mod observe;
 mod release;
 mod streams;
 mod until;
