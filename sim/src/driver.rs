@@ -26,7 +26,7 @@ use proto::{
     digest::Digest,
     env::{BoxFuture, WallClock},
     name::{Name, Version},
-    object::LastExit,
+    object::{LastExit, ReleaseRef},
     release::{Manifest, Probe},
     units::Span,
     watch,
@@ -113,6 +113,14 @@ impl SimDriver {
         let state = self.lock();
         let instance = &state.apps.get(app)?.instance;
         instance.exit.is_none().then(|| instance.release.version.clone())
+    }
+
+    /// Everything that runs now.
+    #[must_use]
+    pub fn all_running(&self) -> Vec<(Name, ReleaseRef)> {
+        let state = self.lock();
+        let running = state.apps.iter().filter(|(_, process)| process.instance.exit.is_none());
+        running.map(|(app, process)| (app.clone(), process.instance.release.clone())).collect()
     }
 
     /// What was started although it was not what its release says. Empty, or the agent is broken.

@@ -32,6 +32,8 @@ pub struct Profile {
     pub queue_bytes: u64,
     /// Largest datagram in bytes; a larger one is dropped.
     pub mtu_bytes: usize,
+    /// How the other direction is, from the hub to the box, where it is not the same.
+    pub back: Option<Box<Profile>>,
 }
 
 impl Profile {
@@ -48,6 +50,7 @@ impl Profile {
             bytes_per_s: None,
             queue_bytes: 1 << 20,
             mtu_bytes: 1472,
+            back: None,
         }
     }
 
@@ -64,6 +67,50 @@ impl Profile {
             bytes_per_s: Some(2_500_000),
             queue_bytes: 256 << 10,
             mtu_bytes: 1472,
+            back: None,
+        }
+    }
+}
+
+impl Profile {
+    /// The direction from a box to the hub alone.
+    #[must_use]
+    pub fn up(&self) -> Profile {
+        Profile { back: None, ..self.clone() }
+    }
+
+    /// The direction from the hub to a box alone.
+    #[must_use]
+    pub fn down(&self) -> Profile {
+        self.back.as_ref().map_or_else(|| self.up(), |back| back.up())
+    }
+}
+
+/// Why a datagram does not arrive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Loss {
+    /// The line is cut.
+    Cut,
+    /// A firewall lets no UDP through.
+    Blocked,
+    /// It is larger than the line carries.
+    Mtu,
+    /// The queue in front of the line is full.
+    Queue,
+    /// By chance.
+    Chance,
+}
+
+impl Loss {
+    /// The word for it in a trace.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Loss::Cut => "cut",
+            Loss::Blocked => "blocked",
+            Loss::Mtu => "mtu",
+            Loss::Queue => "queue",
+            Loss::Chance => "loss",
         }
     }
 }
@@ -76,7 +123,7 @@ pub enum Fate {
     /// It arrives at both times.
     ArrivesTwice(Instant, Instant),
     /// It does not arrive, for this reason.
-    Lost(&'static str),
+    Lost(Loss),
 }
 
 /// What went down a line so far. Bytes are those of datagrams, without IP and UDP headers.
@@ -92,6 +139,10 @@ pub struct Counters {
     pub arrived_bytes: u64,
     /// Datagrams that were lost, for whatever reason.
     pub lost: u64,
+    /// Of these, those lost to a cut.
+    pub lost_cut: u64,
+    /// Of these, those that a firewall held back.
+    pub lost_blocked: u64,
 }
 
 /// One direction of a line.
@@ -99,6 +150,7 @@ pub struct Counters {
 pub struct Line {
     profile: Profile,
     cut: bool,
+    blocked: bool,
     /// When the last byte that was accepted has left the sender's end.
     free_at: Option<Instant>,
     /// No datagram overtakes another unless the profile says so.
@@ -117,6 +169,7 @@ impl Line {
         Line {
             profile,
             cut: false,
+            blocked: false,
             free_at: None,
             last_arrival: None,
             jitter: seed.stream("jitter"),
@@ -132,9 +185,20 @@ impl Line {
         self.profile = profile;
     }
 
-    /// Cuts it, or mends it. What is on the way still arrives.
-    pub fn set_cut(&mut self, cut: bool) {
-        self.cut = cut;
+    /// Cuts it, or mends it. What is on the way still arrives. Returns whether that changes it.
+    pub fn set_cut(&mut self, cut: bool) -> bool {
+        std::mem::replace(&mut self.cut, cut) != cut
+    }
+
+    /// Whether it is cut, or a firewall lets no UDP through.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.cut || self.blocked
+    }
+
+    /// Sets up a firewall that lets no UDP through, or takes it away. What is on the way still arrives.
+    pub fn set_blocked(&mut self, blocked: bool) {
+        self.blocked = blocked;
     }
 
     /// Decides about a datagram that is sent now.
@@ -143,8 +207,10 @@ impl Line {
         self.counters.sent += 1;
         self.counters.sent_bytes += length;
         let fate = self.decide(now, bytes, length);
-        if matches!(fate, Fate::Lost(_)) {
+        if let Fate::Lost(why) = fate {
             self.counters.lost += 1;
+            self.counters.lost_cut += u64::from(why == Loss::Cut);
+            self.counters.lost_blocked += u64::from(why == Loss::Blocked);
         }
         fate
     }
@@ -156,14 +222,17 @@ impl Line {
         let twice = chance(&mut self.duplicate, self.profile.duplicate_ppm);
         let held_back = chance(&mut self.reorder, self.profile.reorder_ppm);
         if self.cut {
-            return Fate::Lost("cut");
+            return Fate::Lost(Loss::Cut);
+        }
+        if self.blocked {
+            return Fate::Lost(Loss::Blocked);
         }
         if bytes > self.profile.mtu_bytes {
-            return Fate::Lost("mtu");
+            return Fate::Lost(Loss::Mtu);
         }
-        let Some(left) = self.transmit(now, length) else { return Fate::Lost("queue") };
+        let Some(left) = self.transmit(now, length) else { return Fate::Lost(Loss::Queue) };
         if lost {
-            return Fate::Lost("loss");
+            return Fate::Lost(Loss::Chance);
         }
         let mut at = left + self.profile.latency + jitter;
         if held_back {
@@ -218,7 +287,7 @@ mod tests {
         assert_eq!(line.send(now, 1000), Fate::Arrives(now + ms(11)));
         assert_eq!(line.send(now, 1000), Fate::Arrives(now + ms(21)));
         assert_eq!(line.send(now, 1000), Fate::Arrives(now + ms(31)));
-        assert_eq!(line.send(now, 1000), Fate::Lost("queue"));
+        assert_eq!(line.send(now, 1000), Fate::Lost(Loss::Queue));
         assert_eq!(line.send(now + ms(30), 1000), Fate::Arrives(now + ms(41)));
         assert_eq!((line.counters.sent, line.counters.lost), (5, 1));
     }
@@ -248,8 +317,8 @@ mod tests {
             last = at;
         }
         line.set_cut(true);
-        assert_eq!(line.send(now, 100), Fate::Lost("cut"));
+        assert_eq!(line.send(now, 100), Fate::Lost(Loss::Cut));
         line.set_cut(false);
-        assert_eq!(line.send(now, 1473), Fate::Lost("mtu"));
+        assert_eq!(line.send(now, 1473), Fate::Lost(Loss::Mtu));
     }
 }

@@ -26,7 +26,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-pub use self::line::{Counters, Fate, Line, Profile};
+pub use self::line::{Counters, Fate, Line, Loss, Profile};
 use crate::{
     clock::{SimRuntime, Tasks},
     trace::Trace,
@@ -141,9 +141,37 @@ impl Net {
     /// Cuts or mends the direction `from` to `to`.
     pub fn set_cut(&self, from: IpAddr, to: IpAddr, cut: bool) {
         self.lock().line(from, to).set_cut(cut);
+        self.trace_cut(from, to, cut);
+    }
+
+    /// Sets up or takes away a firewall that lets no UDP through in the direction `from` to `to`.
+    pub fn set_blocked(&self, from: IpAddr, to: IpAddr, blocked: bool) {
+        self.lock().line(from, to).set_blocked(blocked);
+    }
+
+    /// Makes the direction `from` to `to` so; writes to the trace what of it is new.
+    pub fn settle(&self, from: IpAddr, to: IpAddr, profile: Profile, cut: bool, blocked: bool) {
+        let mut state = self.lock();
+        let line = state.line(from, to);
+        line.set_blocked(blocked);
+        line.set_profile(profile);
+        let changes = line.set_cut(cut);
+        drop(state);
+        if changes {
+            self.trace_cut(from, to, cut);
+        }
+    }
+
+    fn trace_cut(&self, from: IpAddr, to: IpAddr, cut: bool) {
         let state = self.lock();
         let verb = if cut { "cut" } else { "mended" };
         self.0.trace.line("net", format_args!("{}->{} {verb}", state.name(from), state.name(to)));
+    }
+
+    /// Whether nothing passes in the direction `from` to `to`.
+    #[must_use]
+    pub fn is_closed(&self, from: IpAddr, to: IpAddr) -> bool {
+        self.lock().line(from, to).is_closed()
     }
 
     /// What went down the line in the direction `from` to `to` so far.
@@ -197,7 +225,7 @@ impl Net {
                 take_off(again);
                 self.0.trace.line("net", format_args!("{names} {bytes} in {}us and {}us", us(at), us(again)));
             }
-            Fate::Lost(why) => self.0.trace.line("net", format_args!("{names} {bytes} lost: {why}")),
+            Fate::Lost(why) => self.0.trace.line("net", format_args!("{names} {bytes} lost: {}", why.as_str())),
         }
     }
 

@@ -1,6 +1,6 @@
 //! What a [`World`] knows of streams: producers on its boxes, and the books that they keep.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use edgecore::outbox::{AppendError, Outbox};
@@ -10,39 +10,9 @@ use tokio::time::{Instant, sleep};
 use super::{STEP, World};
 use crate::ledger::{Ledger, Outcome};
 
-/// No real socket is opened in the simulated world: producers hand in where the doors do. Metrics would only
-/// lengthen long outages; a scenario that is about them says so.
-const NO_DOORS: &str = "http = \"off\"\nsocket = \"off\"\nmqtt = \"off\"\n";
-const NO_METRICS: &str = "metrics-interval = \"off\"\n";
-
 impl World {
-    /// Writes `agent.toml` of a box; read when its agent starts. `more` goes into section `streams`.
-    ///
-    /// # Errors
-    /// When there is no such box.
-    pub fn settings(&self, name: &str, more: &str) -> anyhow::Result<()> {
-        let metrics = if more.contains("metrics-interval") { "" } else { NO_METRICS };
-        let text = format!("[streams]\n{NO_DOORS}{metrics}{more}");
-        fs::write(self.disk(name)?.join("agent.toml"), text).with_context(|| format!("write the settings of {name}"))
-    }
-
-    /// The folder of a box's agent.
-    ///
-    /// # Errors
-    /// When there is no such box.
-    pub fn disk(&self, name: &str) -> anyhow::Result<PathBuf> {
-        Ok(self.boxes.get(name).with_context(|| format!("there is no {name}"))?.host.disk.clone())
-    }
-
-    /// The folder of the hub.
-    #[must_use]
-    pub fn hub_disk(&self) -> PathBuf {
-        self.hub_host.disk.clone()
-    }
-
     fn outbox(&self, name: &str) -> anyhow::Result<Outbox> {
-        let edge = self.boxes.get(name).with_context(|| format!("there is no {name}"))?;
-        edge.outbox.clone().with_context(|| format!("no agent runs on {name}"))
+        self.edge(name)?.outbox().with_context(|| format!("no agent runs on {name}"))
     }
 
     /// A producer on a box hands in `count` records, one request for every `each`. Returns how many were taken.
