@@ -19,7 +19,7 @@ use crate::{
     ledger::Outcome,
     oracle::{Violation, millis},
     plan::{Action, Plan},
-    world::observe::{AppSeen, Observation, Seen},
+    world::{AppSeen, Observation, Seen},
 };
 
 /// Rises when a reader of the version before could not read a record.

@@ -28,7 +28,7 @@ use crate::{
     plan::{Action, Moment, Plan},
     record::{End, Record, Recorder},
     trace::Trace,
-    world::{World, observe::Observation},
+    world::{Observation, World},
 };
 
 /// Time in which a fleet must be Ready before anything is broken; every box adds a little.

@@ -11,7 +11,7 @@ use proto::{
 use super::{Fleet, Invariant, Violation};
 use crate::{
     fault::{Fault, Spot},
-    world::observe::{AppSeen, Observation, Seen},
+    world::{AppSeen, Observation, Seen},
 };
 
 /// Time of a running agent in which a release that is bad must have been found out: its deadline of a minute,

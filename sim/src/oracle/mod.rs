@@ -27,7 +27,7 @@ use crate::{
     fault::Fault,
     ledger::Outcome,
     plan::Plan,
-    world::{World, observe::Observation},
+    world::{Observation, World},
 };
 
 /// What must always hold.
@@ -157,8 +157,7 @@ impl Oracle {
         if let Some(missing) = self.missing(seen) {
             return Ok(Some(missing));
         }
-        let hub = world.hub()?;
-        let sink = hub.streams().sink();
+        let sink = std::sync::Arc::clone(world.hub()?.streams().sink());
         Ok(self.records.settled(seen.at, world.ledger(), sink.as_ref()).await?)
     }
 

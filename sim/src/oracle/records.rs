@@ -10,7 +10,7 @@ use crate::{
     fault::Fault,
     ledger::{Audit, Discrepancy, Ledger, Outcome},
     plan::Plan,
-    world::observe::Observation,
+    world::Observation,
 };
 
 /// The sink is read, from where it was read to, this often.

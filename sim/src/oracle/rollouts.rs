@@ -8,7 +8,7 @@ use proto::{
 };
 
 use super::{Fleet, Invariant, Violation, fleet::Planned};
-use crate::{fault::Fault, world::observe::Observation};
+use crate::{fault::Fault, world::Observation};
 
 /// Rollouts, over time.
 #[derive(Debug, Default)]

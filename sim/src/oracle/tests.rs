@@ -17,7 +17,7 @@ use crate::{
     ledger::Ledger,
     net::Profile,
     plan::{Action, Entry, Expect, Moment, Release, Site},
-    world::observe::{AppSeen, RolloutSeen, Seen},
+    world::{AppSeen, RolloutSeen, Seen},
 };
 
 fn name(text: &str) -> Name {

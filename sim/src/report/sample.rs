@@ -14,7 +14,7 @@ use crate::{
     oracle::{Invariant, Violation},
     plan::{Expect, Plan, Site},
     record::{End, Record, Recorder},
-    world::observe::{AppSeen, Observation, RolloutSeen, Seen},
+    world::{AppSeen, Observation, RolloutSeen, Seen},
 };
 
 fn plan(boxes: usize, about: &str) -> Plan {
