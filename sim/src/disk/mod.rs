@@ -57,11 +57,16 @@ impl Disk {
         journal::with(self.number, |state| state.frozen = frozen);
     }
 
-    /// Takes all room but `left` bytes, or gives it back. Whoever frees some may use it.
+    /// Takes all room but `left` bytes, or gives it back. Whoever frees some may use it. Who has taken room
+    /// already has what it took.
     pub fn set_room(&self, taker: Taker, left: Option<u64>) {
         journal::with(self.number, |state| match left {
-            Some(left) => state.room.insert(taker, left),
-            None => state.room.remove(&taker),
+            Some(left) => {
+                state.room.entry(taker).or_insert(left);
+            }
+            None => {
+                state.room.remove(&taker);
+            }
         });
     }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
-    fs, io,
+    fmt, fs, io,
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
@@ -27,6 +27,13 @@ pub struct Lost {
     pub names: u64,
     /// Writes and names that were not synced.
     pub of: u64,
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Lost { writes, names, of } = self;
+        write!(f, "{writes} writes and {names} names of {of} changes that were not synced are gone")
+    }
 }
 
 /// What becomes of the writes to one file.
