@@ -17,7 +17,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     Curve, Expect, Peak, Plan, Producer, Release, Site,
-    lines::Lines,
+    lines::{self, Lines},
     table::{Table, Value, bytes, number, parsed, span, text, unlike, whole},
     timeline,
     wrong::{PlanError, Wrong},
@@ -128,7 +128,7 @@ fn sites(file: &Table<'_>, lines: &Lines, scale: Option<u32>) -> Result<Vec<Site
             name,
             nodes: own,
             labels: table.read("labels", labels)?.unwrap_or_default(),
-            line: line.map_or_else(crate::net::Profile::edge, |(_, profile)| profile),
+            line: line.map_or_else(lines::default, |(_, profile)| profile),
             settings: table.read("settings", settings)?.unwrap_or_default(),
         });
     }

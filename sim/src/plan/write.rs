@@ -10,7 +10,7 @@ use proto::{
 };
 use toml::Value;
 
-use super::{Action, Curve, Entry, Moment, Plan, Producer, Release, Site, lines};
+use super::{Action, Curve, Entry, Moment, Plan, Producer, Release, Site};
 use crate::{
     fault::{Fault, Spot},
     net::Profile,
@@ -53,7 +53,7 @@ fn named_by_faults(plan: &Plan) -> Vec<(String, Profile)> {
     let mut lines: Vec<(String, Profile)> = vec![];
     for entry in &plan.timeline {
         if let Action::Break { fault: Fault::Line { name, profile, .. }, .. } = &entry.action
-            && lines::named(name).is_none()
+            && Profile::named(name).is_none()
             && !lines.iter().any(|(known, _)| known == name)
         {
             lines.push((name.clone(), profile.clone()));
@@ -97,7 +97,7 @@ impl File {
 
     /// The name of a line; one that nobody named yet gets one.
     fn name_of(&mut self, profile: &Profile) -> String {
-        if let Some(name) = lines::NAMED.iter().find(|name| lines::named(name).as_ref() == Some(profile)) {
+        if let Some(name) = Profile::NAMES.iter().find(|name| Profile::named(name).as_ref() == Some(profile)) {
             return (*name).to_owned();
         }
         if let Some((name, _)) = self.lines.iter().find(|(_, known)| known == profile) {
