@@ -9,6 +9,7 @@
 //! | [`net`] | lines between hosts: delay, loss, duplication, reordering, bandwidth, partitions |
 //! | [`clock`] | quinn's runtime on tokio's paused clock, and each host's wall clock |
 //! | [`trace`] | what happened, line by line, and the digest of it |
+//! | [`disk`] | power cuts that lose what was not synced, and full disks |
 //! | [`driver`] | workloads that run, crash or hang as their release says |
 //! | [`ledger`] | what producers were promised, compared with what the sink holds |
 //! | [`world`] | a hub and its agents, their disks, crashes and restarts |
@@ -25,6 +26,7 @@
 
 pub mod bench;
 pub mod clock;
+pub mod disk;
 pub mod driver;
 pub mod fault;
 pub mod ledger;

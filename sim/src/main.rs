@@ -1,5 +1,7 @@
 //! `sim`: runs scenarios and benches, and produces scans.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};

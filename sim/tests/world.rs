@@ -174,7 +174,7 @@ async fn clocks_sinks_and_bits_go_wrong() {
     world.begin(&Fault::CrashHub).await.unwrap();
     world.heal(&Fault::CrashHub).await.unwrap();
     sleep(S(30)).await; // and again
-    assert_eq!(world.books().await.unwrap().missing, 100);
+    assert_eq!(world.waiting().unwrap(), 100);
     assert!(world.heal(&Fault::SinkDown).await.unwrap() > 0);
     world.until_counted("they arrive", S(60)).await.unwrap();
 
@@ -190,4 +190,72 @@ async fn clocks_sinks_and_bits_go_wrong() {
     assert!(outcome.in_gaps > 0, "{outcome:?}");
     until_ready(&mut world).await;
     world.end().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_survives_another_address_and_a_firewall_stops_it() {
+    let mut world = fleet(7).await;
+    let sessions = |seen: &sim::world::Observation| seen.nodes.values().filter(|n| n.connected).count();
+    assert_eq!(world.begin(&Fault::Rebind { target: Target::All }).await.unwrap(), 2);
+    for _ in 0..20 {
+        sleep(S(1)).await; // the session goes on all the time
+        assert_eq!(sessions(&world.observe().await.unwrap()), 2);
+    }
+    world.produce("box-1", "scans", 10, 5).await.unwrap();
+    world.until_counted("they arrive from the new address", S(10)).await.unwrap();
+    let block = Fault::BlockUdp { target: node("box-1") };
+    world.begin(&block).await.unwrap();
+    sleep(S(120)).await; // it is noticed
+    let seen = world.observe().await.unwrap();
+    assert_eq!((sessions(&seen), seen.nodes[&name("box-1")].line_open), (1, false));
+    assert!(world.heal(&block).await.unwrap() > 0);
+    until_ready(&mut world).await;
+    world.end().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn named_lines_carry_a_fleet() {
+    for line in Profile::NAMES {
+        let mut world = fleet(8).await;
+        let profile = Profile::named(line).unwrap();
+        let bad = Fault::Line { target: Target::All, profile, name: line.into() };
+        world.begin(&bad).await.unwrap();
+        for _ in 0..20 {
+            world.produce("box-1", "scans", 10, 5).await.unwrap();
+            sleep(S(15)).await; // a scanner's pace
+        }
+        world.until_counted("they arrive", S(120)).await.unwrap();
+        assert!(world.heal(&bad).await.unwrap() > 100);
+        until_ready(&mut world).await;
+        world.end().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_power_cut_costs_no_record_and_a_full_disk_pushes_back() {
+    for seed in 10..16 {
+        let mut world = fleet(seed).await;
+        for round in 0..6 {
+            world.produce("box-1", "scans", 50, 5).await.unwrap();
+            let target = if round % 3 == 2 { Target::Hub } else { node("box-1") };
+            let cut = Fault::PowerCut { target };
+            assert_eq!(world.begin(&cut).await.unwrap(), 1);
+            sleep(S(10)).await; // dark
+            world.heal(&cut).await.unwrap();
+            until_ready(&mut world).await;
+        }
+        let full = Fault::DiskFull { target: node("box-1") };
+        world.begin(&full).await.unwrap();
+        let mut taken = 0;
+        for _ in 0..400 {
+            taken += world.produce("box-1", "scans", 100, 50).await.unwrap();
+        }
+        assert!(taken < 40_000, "nothing was refused");
+        assert!(world.heal(&full).await.unwrap() > 0);
+        let outcome = world.until_counted("all arrive", S(300)).await.unwrap();
+        assert_eq!(outcome.in_gaps, 0, "{outcome:?}");
+        world.produce("box-1", "scans", 10, 5).await.unwrap();
+        until_ready(&mut world).await;
+        world.end().await.unwrap();
+    }
 }

@@ -130,12 +130,18 @@ impl EdgeBox {
         self.live().running = None; // it may have started while it was being ended
     }
 
-    /// Ends everything on the box.
-    pub async fn power_off(&self) {
+    /// Turns the box off, in order or not.
+    pub async fn power_off(&self, in_order: bool) -> anyhow::Result<()> {
         self.stop().await;
-        if std::mem::replace(&mut self.live().powered, false) {
-            self.driver.reboot();
+        if !std::mem::replace(&mut self.live().powered, false) {
+            return Ok(());
         }
+        self.driver.reboot();
+        let lost = self.host.power_off(in_order)?;
+        if !in_order {
+            self.trace.line(self.name.as_ref(), format_args!("lost its power: {lost}"));
+        }
+        Ok(())
     }
 
     fn power_on(&self) {
@@ -261,17 +267,19 @@ impl World {
             bail!("there is a host {name} already: give the box another name");
         }
         let hub = self.hub()?;
-        let host = Host::new(&self.net, &self.seed, name.as_ref(), self.start, &self.folder);
+        let host = Host::new(&self.net, &self.seed, name.as_ref(), self.start, &self.folder)?;
         self.net.set_profile(host.ip, self.hub_host.ip, line.up());
         self.net.set_profile(self.hub_host.ip, host.ip, line.down());
         let wall = Arc::new(host.clock.clone());
         let driver = SimDriver::new(name.as_ref(), wall, Arc::clone(&self.released), self.trace.clone());
+        let driver = driver.on_disk(Arc::clone(&host.device));
         let live = Live { boots: 1, powered: true, settings: agent_toml(settings), ..Live::default() };
         let (net, trace, live) = (self.net.clone(), self.trace.clone(), Arc::new(Mutex::new(live)));
         let edge = EdgeBox { name: name.clone(), site, host, driver, line, net, trace, labels, live };
         edge.join(&hub).await?;
         edge.host.stop(&self.net).await; // the process of `edgecore join` ends
         edge.write_settings()?;
+        edge.host.device.forget(); // it was set up in peace
         self.boxes.insert(name.into(), edge);
         Ok(())
     }
@@ -319,16 +327,15 @@ impl World {
     /// When there is no such box, or the agent does not start.
     pub async fn reboot(&mut self, name: &str) -> anyhow::Result<()> {
         self.crash_agent(name).await?;
-        self.edge(name)?.power_off().await;
+        self.edge(name)?.power_off(true).await?;
         self.start_agent(name).await
     }
 
-    /// Brings a box to where it should be: off, on without an agent, or with one. Never fails: what does not
-    /// start is tried again.
-    pub(super) async fn settle_box(&self, edge: &EdgeBox) {
+    /// Brings a box to where it should be: off, on without an agent, or with one. What does not start is no error:
+    /// it is tried again.
+    pub(super) async fn settle_box(&self, edge: &EdgeBox) -> anyhow::Result<()> {
         if self.broken.holds_power(edge) {
-            edge.power_off().await;
-            return;
+            return edge.power_off(!self.broken.cuts_power(edge)).await;
         }
         let was_off = !edge.is_powered();
         edge.power_on();
@@ -336,10 +343,10 @@ impl World {
             if edge.agent_runs() || !edge.host.tasks.is_empty() {
                 edge.stop().await;
             }
-            return;
+            return Ok(());
         }
         if !edge.host.tasks.is_empty() && !was_off {
-            return; // it runs, or somebody is at it
+            return Ok(()); // it runs, or somebody is at it
         }
         edge.host.stop(&self.net).await;
         if edge.joined().is_none() {
@@ -348,6 +355,7 @@ impl World {
             self.trace.line(edge.name.as_ref(), format_args!("agent does not start: {error:#}"));
             edge.host.tasks.spawn(edge.clone().supervise(None));
         }
+        Ok(())
     }
 
     /// Gives a box an empty disk. It joins again when [`World::settle_box`] finds that it may.
@@ -363,7 +371,9 @@ impl World {
             fs::remove_dir_all(&edge.host.disk).with_context(|| format!("wipe the disk of {}", edge.name))?;
         }
         self.trace.line(edge.name.as_ref(), format_args!("has an empty disk"));
-        edge.write_settings()
+        edge.write_settings()?;
+        edge.host.device.forget();
+        Ok(())
     }
 
     /// A person joins boxes again that joined after the backup from which the hub was restored.

@@ -8,16 +8,17 @@
 //! So faults may overlap and come in any order: a box is on when nothing holds it off any more, and what
 //! does not run cannot be crashed. What a service manager or a person would try again is tried again.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
-
 use proto::name::Name;
 use rand_chacha::ChaCha12Rng;
 
 use super::{World, edge::EdgeBox};
-use crate::fault::{Fault, Target, Way};
+use crate::{
+    disk::Taker,
+    fault::{Fault, Target, Way},
+};
+
+/// The files of the hub's sink begin so.
+const SINK_FILES: &str = "streams.db";
 
 /// What is broken now.
 #[derive(Default)]
@@ -25,8 +26,6 @@ pub(super) struct Broken {
     active: Vec<Active>,
     /// Faults so far: each draws from a stream of its own.
     number: u64,
-    /// What holds the sink's database while it is down.
-    sink: Mutex<Option<rusqlite::Connection>>,
 }
 
 struct Active {
@@ -46,6 +45,21 @@ impl Broken {
         self.on(edge).any(|fault| matches!(fault, Fault::Reboot { .. } | Fault::PowerCut { .. }))
     }
 
+    /// Whether a box that is turned off now loses what it did not sync.
+    pub fn cuts_power(&self, edge: &EdgeBox) -> bool {
+        self.on(edge).any(|fault| matches!(fault, Fault::PowerCut { .. }))
+    }
+
+    /// As [`Broken::holds_power`] for the hub.
+    pub fn holds_hub_power(&self) -> bool {
+        self.on_hub().any(|fault| matches!(fault, Fault::PowerCut { .. } | Fault::Reboot { .. }))
+    }
+
+    /// As [`Broken::cuts_power`] for the hub.
+    pub fn cuts_hub_power(&self) -> bool {
+        self.on_hub().any(|fault| matches!(fault, Fault::PowerCut { .. }))
+    }
+
     /// Whether the agent of a box has to be down.
     pub fn holds_agent(&self, edge: &EdgeBox) -> bool {
         self.holds_power(edge) || self.on(edge).any(|fault| matches!(fault, Fault::CrashAgent { .. }))
@@ -53,7 +67,7 @@ impl Broken {
 
     /// Whether the hub has to be down.
     pub fn holds_hub(&self) -> bool {
-        self.on_hub().any(|fault| matches!(fault, Fault::CrashHub | Fault::PowerCut { .. } | Fault::Reboot { .. }))
+        self.holds_hub_power() || self.on_hub().any(|fault| *fault == Fault::CrashHub)
     }
 
     fn on_hub(&self) -> impl DoubleEndedIterator<Item = &Fault> {
@@ -93,12 +107,12 @@ impl World {
         let mut choice = self.seed.child("faults").stream(&self.broken.number.to_string());
         if fault.at_once() {
             let struck = self.strike(fault, &mut choice).await?;
-            self.settle().await;
+            self.settle().await?;
             return Ok(struck);
         }
         let struck = self.would_strike(fault);
         self.broken.active.push(Active { fault: fault.clone(), before: self.counted(fault) });
-        self.settle().await;
+        self.settle().await?;
         Ok(struck)
     }
 
@@ -112,7 +126,7 @@ impl World {
         let struck = self.counted(fault);
         let active = self.broken.active.remove(index);
         self.trace.line("fault", format_args!("is over: {fault}"));
-        self.settle().await;
+        self.settle().await?;
         Ok(struck.saturating_sub(active.before))
     }
 
@@ -129,9 +143,8 @@ impl World {
     /// As [`World::begin`].
     pub async fn tick(&mut self) -> anyhow::Result<()> {
         if self.hub_wanted && self.running_hub().is_none() {
-            self.settle_hub().await;
+            self.settle_hub().await?;
         }
-        self.settle_sink();
         self.settle_wanted().await;
         Ok(())
     }
@@ -169,7 +182,11 @@ impl World {
             Fault::Cut { way, .. } => lines(|c| c.lost_cut, *way),
             Fault::Line { .. } => lines(|c| c.sent, Way::Both),
             Fault::BlockUdp { .. } => lines(|c| c.lost_blocked, Way::Both),
-            Fault::SinkDown => u64::from(self.sink_is_down()),
+            Fault::SinkDown => self.hub_host.device.refused().1,
+            Fault::DiskFull { target: Target::Hub } => self.hub_host.device.refused().0,
+            Fault::DiskFull { target } => {
+                self.boxes.values().filter(|edge| strikes(target, edge)).map(|edge| edge.host.device.refused().0).sum()
+            }
             _ => 0,
         }
     }
@@ -189,6 +206,10 @@ impl World {
                     struck += u64::from(self.flip_bit(name.as_ref(), *spot, choice).await?);
                 }
             }
+            Fault::Rebind { target } => {
+                let boxes = self.boxes.values().filter(|edge| strikes(target, edge));
+                struck = boxes.filter(|edge| self.net.rebind(edge.host.ip)).count() as u64;
+            }
             Fault::RestoreHub { age } => struck = u64::from(self.restore_hub(*age).await?),
             _ => {}
         }
@@ -196,16 +217,28 @@ impl World {
     }
 
     /// Brings everything to where the list of what is broken says.
-    async fn settle(&mut self) {
+    async fn settle(&mut self) -> anyhow::Result<()> {
         self.settle_lines();
         self.settle_clocks();
-        // What goes off does so before anything starts: a start takes time.
-        self.settle_sink();
-        self.settle_hub().await;
+        self.settle_disks();
+        self.settle_hub().await?;
         for edge in self.boxes.values() {
-            self.settle_box(edge).await;
+            self.settle_box(edge).await?;
         }
         self.settle_wanted().await;
+        Ok(())
+    }
+
+    fn settle_disks(&self) {
+        let is_full = |fault: &Fault| matches!(fault, Fault::DiskFull { .. });
+        let left = |full: bool| full.then_some(0);
+        self.hub_host.device.set_room(Taker::Fault, left(self.broken.on_hub().any(is_full)));
+        for edge in self.boxes.values() {
+            edge.host.device.set_room(Taker::Fault, left(self.broken.on(edge).any(is_full)));
+        }
+        // Every commit fails; what is there can be read.
+        let sink = self.broken.active.iter().any(|active| active.fault == Fault::SinkDown);
+        self.hub_host.device.refuse_writes(sink.then_some(SINK_FILES));
     }
 
     fn settle_lines(&self) {
@@ -237,39 +270,6 @@ impl World {
         self.hub_host.clock.set_wrong_ms(hub.unwrap_or(0));
         for edge in self.boxes.values() {
             edge.host.clock.set_wrong_ms(self.broken.on(edge).rev().find_map(offset).unwrap_or(0));
-        }
-    }
-
-    fn sink_is_down(&self) -> bool {
-        use cloudcore::streams::ingest::Health;
-        self.broken.sink.lock().unwrap_or_else(PoisonError::into_inner).is_some()
-            && self
-                .running_hub()
-                .is_some_and(|hub| matches!(*hub.streams().ingest().health().borrow(), Health::Down(_)))
-    }
-
-    /// A lock that another program holds on the database: every commit fails until it is given back.
-    fn settle_sink(&mut self) {
-        let wanted = self.broken.active.iter().any(|active| active.fault == Fault::SinkDown);
-        let path = self.hub_host.disk.join("streams.db");
-        if !wanted {
-            self.let_sink_go();
-            return;
-        }
-        let sink = self.broken.sink.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if sink.is_none() && path.exists() {
-            let held = rusqlite::Connection::open(path).and_then(|lock| {
-                lock.busy_timeout(Duration::ZERO)?;
-                lock.execute_batch("BEGIN EXCLUSIVE")?;
-                Ok(lock)
-            });
-            *sink = held.ok(); // tried again by the next tick
-        }
-    }
-
-    pub(super) fn let_sink_go(&mut self) {
-        if let Some(lock) = self.broken.sink.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
-            let _ = lock.execute_batch("ROLLBACK"); // closing it does as well
         }
     }
 

@@ -36,7 +36,7 @@ impl World {
             self.trace.line(name, format_args!("a bit flipped: {at}"));
         }
         if stopped {
-            self.settle_box(edge).await;
+            self.settle_box(edge).await?;
         }
         Ok(flipped.is_some())
     }

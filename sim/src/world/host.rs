@@ -9,11 +9,13 @@ use std::{
     },
 };
 
+use anyhow::Context as _;
 use proto::env::{Blocking, Env, Seed};
 use tokio::time::Instant;
 
 use crate::{
     clock::{HostClock, Tasks},
+    disk::{Disk, Lost},
     net::Net,
 };
 
@@ -28,22 +30,27 @@ pub(super) struct Host {
     pub clock: HostClock,
     pub tasks: Tasks,
     pub disk: PathBuf,
+    /// What becomes of that folder when the power goes or it is full.
+    pub device: Arc<Disk>,
     seed: Seed,
     /// Counts starts: a process that starts again draws new randomness.
     starts: Arc<AtomicU32>,
 }
 
 impl Host {
-    pub fn new(net: &Net, seed: &Seed, name: &str, start: Instant, folder: &tempfile::TempDir) -> Host {
-        Host {
+    pub fn new(net: &Net, seed: &Seed, name: &str, start: Instant, folder: &tempfile::TempDir) -> anyhow::Result<Host> {
+        let disk = folder.path().join(name);
+        let device = Arc::new(Disk::new(&disk).with_context(|| format!("make a disk for {name}"))?);
+        Ok(Host {
             name: name.to_owned(),
             ip: net.add_host(name),
             clock: HostClock::new(start),
             tasks: Tasks::default(),
-            disk: folder.path().join(name),
+            disk,
+            device,
             seed: seed.child(name),
             starts: Arc::default(),
-        }
+        })
     }
 
     /// Counts a start; returns how many there were with this.
@@ -61,10 +68,24 @@ impl Host {
         }
     }
 
-    /// Ends all processes where they stand.
+    /// Ends all processes where they stand. What their destructors would still write is not written.
     pub async fn stop(&self, net: &Net) {
         net.silence(self.ip);
+        self.device.freeze(true);
         self.tasks.kill().await;
+        self.device.freeze(false);
+    }
+
+    /// After [`Host::stop`]: the power is gone. What was not synced may be lost, or is not when it was turned off
+    /// in order. Returns what was lost.
+    pub fn power_off(&self, in_order: bool) -> anyhow::Result<Lost> {
+        if in_order {
+            self.device.forget();
+            return Ok(Lost::default());
+        }
+        let starts = self.starts.load(Ordering::Relaxed);
+        let seed = self.seed.child(&format!("power cut after start {starts}"));
+        self.device.power_cut(&seed).with_context(|| format!("cut the power of {}", self.name))
     }
 }
 
@@ -80,4 +101,12 @@ pub(super) fn disk() -> anyhow::Result<tempfile::TempDir> {
         return Ok(folder);
     }
     Ok(builder.tempdir()?)
+}
+
+/// A hundred agents have more files open than a process may by default.
+pub(super) fn allow_many_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit); // with fewer, a large fleet says so itself
 }

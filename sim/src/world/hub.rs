@@ -112,25 +112,34 @@ impl World {
 
     /// As [`World::crash_hub`]; whoever wants it to run still does.
     pub(super) async fn stop_hub(&self) {
+        self.hub_host.device.freeze(true);
         self.net.silence(self.hub_host.ip);
         self.set_hub(None);
         self.forget_watch();
-        self.hub_host.tasks.kill().await;
+        self.hub_host.stop(&self.net).await;
         self.trace.line("hub", format_args!("crashed"));
     }
 
-    /// Brings the hub to where it should be. Never fails: what does not start is tried again by [`World::tick`].
-    pub(super) async fn settle_hub(&mut self) {
+    /// Brings the hub to where it should be. What does not start is no error: it is tried again by
+    /// [`World::tick`].
+    pub(super) async fn settle_hub(&mut self) -> anyhow::Result<()> {
         let runs = self.running_hub().is_some();
         if runs && self.broken.holds_hub() {
             self.stop_hub().await;
-        } else if !runs
+        }
+        let powered = !self.broken.holds_hub_power();
+        if std::mem::replace(&mut self.hub_powered, powered) && !powered {
+            let lost = self.hub_host.power_off(!self.broken.cuts_hub_power())?;
+            self.trace.line("hub", format_args!("is off: {lost}"));
+        }
+        if !runs
             && self.hub_wanted
             && !self.broken.holds_hub()
             && let Err(error) = self.start_hub().await
         {
             self.trace.line("hub", format_args!("does not start: {error:#}"));
         }
+        Ok(())
     }
 
     /// Backs the hub's folder up now and then, as a snapshot of its disk would; what restores of at most `oldest`
@@ -164,6 +173,7 @@ impl World {
         }
         fs::remove_dir_all(&self.hub_host.disk).context("clear the hub's folder away")?;
         copy_folder(&backup.folder, &self.hub_host.disk).context("put the backup in place")?;
+        self.hub_host.device.forget();
         self.trace.line("operator", format_args!("restored the hub of {:?} ago", backup.at.elapsed()));
         self.wanted.published_anew();
         self.rejoin_since(backup.at).await;

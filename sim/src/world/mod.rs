@@ -77,6 +77,7 @@ pub struct World {
     hub: Arc<Mutex<Option<Hub>>>,
     /// Whether the hub is meant to run: what a service manager would start again.
     hub_wanted: bool,
+    hub_powered: bool,
     backups: Backups,
     boxes: BTreeMap<String, EdgeBox>,
     released: Released,
@@ -94,11 +95,12 @@ impl World {
     /// When there is no room for its folders.
     pub async fn new(seed: Seed, trace: Trace) -> anyhow::Result<World> {
         let start = Instant::now();
+        host::allow_many_files();
         let folder = host::disk()?;
         let net = Net::new(seed.child("net"), Profile::edge(), trace.clone());
         let pump = Tasks::default();
         pump.spawn(net.clone().pump());
-        let hub_host = Host::new(&net, &seed, "hub", start, &folder);
+        let hub_host = Host::new(&net, &seed, "hub", start, &folder)?;
         let mut world = World {
             trace,
             net,
@@ -109,6 +111,7 @@ impl World {
             hub_host,
             hub: Arc::default(),
             hub_wanted: false,
+            hub_powered: true,
             backups: Backups::default(),
             boxes: BTreeMap::new(),
             released: Released::default(),
@@ -130,6 +133,7 @@ impl World {
         let setup = Setup::small_team(&self.key("root"), &self.key("targets"), &self.key("pipeline"));
         let repository = Repository::create(&self.folder.path().join("repo"), &setup, env.wall.now())?;
         repository.sign(&[self.key("root"), self.key("targets")])?;
+        self.hub_host.device.forget(); // it was set up in peace
         Ok(())
     }
 
@@ -256,7 +260,6 @@ impl World {
     /// # Errors
     /// When something goes on although its host is dead: it would disturb what starts after a crash.
     pub async fn end(mut self) -> anyhow::Result<()> {
-        self.let_sink_go();
         self.crash_hub().await;
         for edge in self.boxes.values() {
             edge.stop().await;
