@@ -20,6 +20,8 @@
 //! | `unknown` | fields that are skipped, and told |
 //! | [`cli`] | the command `crossdock` |
 
+#![forbid(unsafe_code)]
+
 pub mod api;
 pub mod blobs;
 mod bounded;

@@ -2,6 +2,8 @@
 //!
 //! Exit codes: 0 ended as asked, 1 failed, 2 wrong command line, 3 configuration or data folder unusable.
 
+#![forbid(unsafe_code)]
+
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};

@@ -20,6 +20,8 @@
 //! | [`status`] | the agent explains itself without a hub |
 //! | [`unit`] | `edgecore install`: the systemd unit |
 
+#![forbid(unsafe_code)]
+
 pub mod agent;
 pub mod apps;
 pub mod config;

@@ -3,6 +3,8 @@
 //! Exit codes: 0 done, 1 error, 2 usage, 3 no node here or its state is not usable, 4 the hub refused,
 //! 7 hub unreachable.
 
+#![forbid(unsafe_code)]
+
 use std::{
     future::Future,
     io::{self, IsTerminal as _},

@@ -132,6 +132,12 @@ pub struct StatusView {
 }
 
 impl StatusView {
+    /// Whether there is a session with a hub now.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.link.borrow().connected
+    }
+
     /// The status now.
     #[must_use]
     pub fn now(&self) -> Status {

@@ -17,6 +17,8 @@
 //! | [`watch`] | a value that many wait on, who wake in one order always |
 //! | [`durable`] | replacing a file so that a crash at any moment leaves a whole one |
 
+#![forbid(unsafe_code)]
+
 pub mod digest;
 pub mod durable;
 pub mod env;

@@ -29,13 +29,14 @@ pub const EPOCH_S: i64 = 1_767_225_600;
 pub struct HostClock {
     start: Instant,
     offset_ms: Arc<AtomicI64>,
+    wrong_ms: Arc<AtomicI64>,
 }
 
 impl HostClock {
     /// A clock that is right. `start` is the instant at which the simulation began.
     #[must_use]
     pub fn new(start: Instant) -> HostClock {
-        HostClock { start, offset_ms: Arc::new(AtomicI64::new(0)) }
+        HostClock { start, offset_ms: Arc::default(), wrong_ms: Arc::default() }
     }
 
     /// Sets how far the clock is off, in milliseconds; positive runs ahead.
@@ -44,12 +45,22 @@ impl HostClock {
     }
 }
 
+impl HostClock {
+    /// Sets how far a fault puts the clock off, beside [`HostClock::set_offset_ms`].
+    pub fn set_wrong_ms(&self, wrong_ms: i64) {
+        self.wrong_ms.store(wrong_ms, Ordering::Relaxed);
+    }
+
+    fn off_ms(&self) -> i64 {
+        self.offset_ms.load(Ordering::Relaxed).saturating_add(self.wrong_ms.load(Ordering::Relaxed))
+    }
+}
+
 impl WallClock for HostClock {
     fn now(&self) -> Timestamp {
         let passed = Instant::now().saturating_duration_since(self.start);
         let passed_ms = i64::try_from(passed.as_millis()).unwrap_or(i64::MAX);
-        let offset_ms = self.offset_ms.load(Ordering::Relaxed);
-        let since_epoch = SignedDuration::from_millis(passed_ms.saturating_add(offset_ms));
+        let since_epoch = SignedDuration::from_millis(passed_ms.saturating_add(self.off_ms()));
         let epoch = Timestamp::constant(EPOCH_S, 0);
         epoch.checked_add(since_epoch).unwrap_or(epoch)
     }
@@ -57,7 +68,7 @@ impl WallClock for HostClock {
 
 impl fmt::Debug for HostClock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "HostClock(off by {} ms)", self.offset_ms.load(Ordering::Relaxed))
+        write!(f, "HostClock(off by {} ms)", self.off_ms())
     }
 }
 
@@ -71,6 +82,12 @@ impl Tasks {
         let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         tasks.retain(|task| !task.is_finished());
         tasks.push(tokio::spawn(future));
+    }
+
+    /// Whether none of them goes on.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().all(JoinHandle::is_finished)
     }
 
     /// Ends all of them where they stand, and returns when nothing of them is left.

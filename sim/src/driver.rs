@@ -6,6 +6,7 @@
 //! | `crash-after=2s` | ends with exit code 1 after that time |
 //! | `hang` | runs, every probe fails, and SIGTERM does not end it |
 //! | `refuse` | cannot be started at all |
+//! | `eat-disk=100Mi` | runs, and takes so much of the 128 MiB that its box has to spare until it ends |
 //!
 //! The world makes one [`SimDriver`] a box. It outlives the agent, as real workloads do, until
 //! [`SimDriver::reboot`]. Before it runs anything it checks the tree against what was really released:
@@ -26,9 +27,9 @@ use proto::{
     digest::Digest,
     env::{BoxFuture, WallClock},
     name::{Name, Version},
-    object::LastExit,
+    object::{LastExit, ReleaseRef},
     release::{Manifest, Probe},
-    units::Span,
+    units::{self, Span},
     watch,
 };
 use tokio::{
@@ -36,7 +37,13 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use crate::trace::Trace;
+use crate::{
+    disk::{Disk, Taker},
+    trace::Trace,
+};
+
+/// What a box has to spare for a workload that eats its disk.
+const SPARE_BYTES: u64 = 128 << 20;
 
 /// Manifests that were really released, by digest. The world fills it.
 pub type Released = Arc<Mutex<BTreeMap<Digest, Manifest>>>;
@@ -48,6 +55,7 @@ pub struct SimDriver {
     wall: Arc<dyn WallClock>,
     released: Released,
     trace: Trace,
+    disk: Option<Arc<Disk>>,
     state: Arc<Mutex<State>>,
 }
 
@@ -61,6 +69,7 @@ struct State {
 struct Process {
     instance: Instance,
     hangs: bool,
+    eats_bytes: u64,
     /// When it will end by itself.
     ends_at: Option<Instant>,
     /// Tells those who wait that it was stopped or replaced.
@@ -75,6 +84,7 @@ enum Behaviour {
     CrashesAfter(Duration),
     Hangs,
     Refuses,
+    EatsDisk(u64),
 }
 
 impl Behaviour {
@@ -83,6 +93,9 @@ impl Behaviour {
             match arg.split_once('=') {
                 Some(("crash-after", time)) => {
                     return Behaviour::CrashesAfter(time.parse::<Span>().map_or(Duration::ZERO, Span::get));
+                }
+                Some(("eat-disk", bytes)) => {
+                    return Behaviour::EatsDisk(bytes.parse::<units::Bytes>().map_or(u64::MAX, units::Bytes::get));
                 }
                 None if arg == "hang" => return Behaviour::Hangs,
                 None if arg == "refuse" => return Behaviour::Refuses,
@@ -97,13 +110,20 @@ impl SimDriver {
     /// A box on which nothing runs.
     #[must_use]
     pub fn new(host: &str, wall: Arc<dyn WallClock>, released: Released, trace: Trace) -> SimDriver {
-        SimDriver { host: host.to_owned(), wall, released, trace, state: Arc::default() }
+        SimDriver { host: host.to_owned(), wall, released, trace, disk: None, state: Arc::default() }
+    }
+
+    /// As it is, on this disk, which its workloads may fill.
+    #[must_use]
+    pub fn on_disk(self, disk: Arc<Disk>) -> SimDriver {
+        SimDriver { disk: Some(disk), ..self }
     }
 
     /// Ends everything at once, as a power cut does. Nothing is left of any instance.
     pub fn reboot(&self) {
         let gone = std::mem::take(&mut self.lock().apps);
         drop(gone);
+        self.share_disk();
         self.trace.line(&self.host, format_args!("all workloads gone"));
     }
 
@@ -113,6 +133,14 @@ impl SimDriver {
         let state = self.lock();
         let instance = &state.apps.get(app)?.instance;
         instance.exit.is_none().then(|| instance.release.version.clone())
+    }
+
+    /// Everything that runs now.
+    #[must_use]
+    pub fn all_running(&self) -> Vec<(Name, ReleaseRef)> {
+        let state = self.lock();
+        let running = state.apps.iter().filter(|(_, process)| process.instance.exit.is_none());
+        running.map(|(app, process)| (app.clone(), process.instance.release.clone())).collect()
     }
 
     /// What was started although it was not what its release says. Empty, or the agent is broken.
@@ -157,6 +185,7 @@ impl SimDriver {
         let process = Process {
             instance: Instance { release: spec.release.clone(), started_at, exit: None },
             hangs: behaviour == Behaviour::Hangs,
+            eats_bytes: if let Behaviour::EatsDisk(bytes) = behaviour { bytes } else { 0 },
             ends_at,
             ended: watch::channel(None).0,
             log: vec![format!("{started_at} stdout F {app}@{version} started\n")],
@@ -165,7 +194,20 @@ impl SimDriver {
         if let Some(before) = before {
             before.end(exit(None, Some(9), started_at));
         }
+        self.share_disk();
         Ok(())
+    }
+
+    /// What runs takes its share of the disk, and what has ended gives it back.
+    fn share_disk(&self) {
+        let eaten: u64 = {
+            let state = self.lock();
+            let alive = state.apps.values().filter(|process| process.instance.exit.is_none());
+            alive.map(|process| process.eats_bytes).fold(0, u64::saturating_add)
+        };
+        if let Some(disk) = &self.disk {
+            disk.set_room(Taker::Workload, (eaten > 0).then(|| SPARE_BYTES.saturating_sub(eaten)));
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -213,6 +255,7 @@ impl SimDriver {
             process.end_in_place(exit(None, Some(if hangs { 9 } else { 15 }), now));
             self.trace.line(&self.host, format_args!("{app}@{} stopped", process.instance.release.version));
         }
+        self.share_disk();
     }
 }
 
@@ -265,6 +308,7 @@ impl Driver for SimDriver {
         Box::pin(async move {
             let gone = self.lock().apps.remove(app);
             drop(gone);
+            self.share_disk();
             Ok(())
         })
     }

@@ -1,4 +1,3 @@
-use proto::object::ReleaseRef;
 use tokio::time::Instant;
 
 use super::*;

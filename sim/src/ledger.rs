@@ -2,35 +2,70 @@
 //!
 //! Invariant I2: every record that an agent acknowledged is in the sink exactly once, in order of its
 //! stream, or stands in a counted gap; and nothing is there that no producer sent.
+//!
+//! ```text
+//! producer --hand_in, acknowledged--> Ledger     what was promised
+//! sink --------------read-----------> Audit      what is there: reads on from where it stood
+//! ```
+//!
+//! A text is made from its node, stream and number and can be made again, so neither keeps texts: promises
+//! are runs of numbers, and what was seen are ranges. A run of millions of records takes kilobytes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use anyhow::{Context as _, ensure};
-use cloudcore::streams::sink::{GapRow, Query, Row, Sink};
-use proto::{name::Name, stream::Epoch};
+use cloudcore::streams::sink::{Cursor, GapRow, Query, Row, Sink, SinkError, StreamState};
+use proto::{
+    digest::Digest,
+    name::Name,
+    stream::{
+        Epoch,
+        ranges::{Range, Ranges},
+    },
+};
+use serde::{Deserialize, Serialize};
 
 /// Records a page while reading the sink back.
 const PAGE: usize = 5_000;
 /// Most gaps of one look.
 const MAX_GAPS: usize = 100_000;
 
-/// Where an agent said that a record stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
+/// A stream of a node.
+type Lane = (Name, Name);
+
+/// Numbers that an agent gave consecutive places.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Promise {
+    number: u64,
+    count: u64,
     epoch: Epoch,
     sequence: u64,
+}
+
+/// What was handed in on a lane, and which of it was acknowledged.
+#[derive(Debug, Default)]
+struct Promises {
+    handed_in: u64,
+    acknowledged: Vec<Promise>,
+}
+
+impl Promises {
+    fn of(&self, number: u64) -> Option<(Epoch, u64)> {
+        let at = self.acknowledged.partition_point(|p| p.number + p.count <= number);
+        let promise = self.acknowledged.get(at).filter(|p| p.number <= number)?;
+        Some((promise.epoch, promise.sequence + (number - promise.number)))
+    }
 }
 
 /// The producers' own books.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    /// Every record that was ever handed in, by its text; those with a place were acknowledged.
-    records: BTreeMap<String, (Name, Name, Option<Place>)>,
-    order: Vec<String>,
+    lanes: BTreeMap<Lane, Promises>,
+    /// The first promise that contradicts an earlier one.
+    problem: Option<String>,
 }
 
 /// How a look at the sink came out.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Records that were acknowledged.
     pub acknowledged: u64,
@@ -44,107 +79,283 @@ pub struct Outcome {
     pub unacknowledged: u64,
 }
 
+/// Why a comparison has no outcome.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Discrepancy {
+    /// The sink could not be read now: this says nothing about the records.
+    #[error("the sink cannot be read: {0}")]
+    Unread(#[from] SinkError),
+    /// A record is there twice, out of order, at another place than was said, or nobody sent it.
+    #[error("{0}")]
+    Wrong(String),
+}
+
 impl Ledger {
-    /// Records that were handed in so far.
+    /// Records that were handed in so far, by everybody.
     #[must_use]
-    pub fn len(&self) -> usize {
-        self.records.len()
+    pub fn len(&self) -> u64 {
+        self.lanes.values().map(|lane| lane.handed_in).sum()
     }
 
     /// Whether nothing was handed in.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
+        self.len() == 0
+    }
+
+    /// Records that a node handed in for a stream so far: the number of the next.
+    #[must_use]
+    pub fn handed_in_by(&self, node: &Name, stream: &Name) -> u64 {
+        self.lanes.get(&(node.clone(), stream.clone())).map_or(0, |lane| lane.handed_in)
     }
 
     /// Whether anything was handed in for a stream.
     #[must_use]
     pub fn knows(&self, stream: &Name) -> bool {
-        self.records.values().any(|(_, known, _)| known == stream)
+        self.lanes.keys().any(|(_, known)| known == stream)
     }
 
-    /// A record is handed in.
-    pub fn handed_in(&mut self, node: &Name, stream: &Name, text: String) {
-        self.order.push(text.clone());
-        self.records.insert(text, (node.clone(), stream.clone(), None));
+    /// The next `count` records of a producer are handed in: the number of the first, and their texts.
+    pub fn hand_in(&mut self, node: &Name, stream: &Name, count: usize) -> (u64, Vec<String>) {
+        let lane = self.lanes.entry((node.clone(), stream.clone())).or_default();
+        let first = lane.handed_in;
+        lane.handed_in += count as u64;
+        (first, (first..lane.handed_in).map(|number| text(node, stream, number)).collect())
     }
 
-    /// Where the `number`th record that was handed in stands, if it was acknowledged.
+    /// Where the record with this number stands, if it was acknowledged.
     #[must_use]
-    pub fn place(&self, number: usize) -> Option<(&Name, &Name, Epoch, u64)> {
-        let (node, stream, place) = self.records.get(self.order.get(number)?)?;
-        place.map(|place| (node, stream, place.epoch, place.sequence))
+    pub fn place(&self, node: &Name, stream: &Name, number: u64) -> Option<(Epoch, u64)> {
+        self.lanes.get(&(node.clone(), stream.clone()))?.of(number)
     }
 
-    /// It was acknowledged.
-    pub fn acknowledged(&mut self, text: &str, epoch: Epoch, sequence: u64) {
-        if let Some((_, _, place)) = self.records.get_mut(text) {
-            *place = Some(Place { epoch, sequence });
+    /// Records from `number` on were acknowledged, with these sequences.
+    pub fn acknowledged(&mut self, node: &Name, stream: &Name, number: u64, epoch: Epoch, range: Range) {
+        let Some(lane) = self.lanes.get_mut(&(node.clone(), stream.clone())) else { return };
+        let count = range.end.saturating_sub(range.start);
+        let before = lane.acknowledged.iter().rev().find(|p| p.epoch == epoch);
+        if let Some(before) = before.filter(|p| range.start < p.sequence + p.count) {
+            self.problem.get_or_insert_with(|| {
+                format!(
+                    "{node} gave sequence {} of {stream}/{epoch} to record {number}, after it had given {} to {}",
+                    range.start,
+                    before.sequence + before.count - 1,
+                    before.number + before.count - 1
+                )
+            });
+        }
+        match lane.acknowledged.last_mut() {
+            Some(last)
+                if last.epoch == epoch
+                    && last.number + last.count == number
+                    && last.sequence + last.count == range.start =>
+            {
+                last.count += count;
+            }
+            _ => lane.acknowledged.push(Promise { number, count, epoch, sequence: range.start }),
         }
     }
 
-    /// Compares with the sink.
+    /// The first promise of an agent that contradicts one of its earlier promises.
+    #[must_use]
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
+    /// The first sequence of an epoch that cannot have been given yet; absent for a lane that no producer feeds.
+    #[must_use]
+    pub fn limit(&self, node: &Name, stream: &Name, epoch: Epoch) -> Option<u64> {
+        let lane = self.lanes.get(&(node.clone(), stream.clone()))?;
+        // What was handed in and not acknowledged may have been taken all the same.
+        let last = lane.acknowledged.iter().rev().find(|p| p.epoch == epoch);
+        Some(last.map_or(lane.handed_in, |p| p.sequence + lane.handed_in - p.number))
+    }
+
+    /// Compares with all that is in the sink.
     ///
     /// # Errors
-    /// A record that is there twice, out of order, at another place than was said, or that nobody sent.
-    pub async fn compare(&self, sink: &dyn Sink) -> anyhow::Result<Outcome> {
-        let streams: BTreeSet<&Name> = self.records.values().map(|(_, stream, _)| stream).collect();
-        let mut seen: BTreeSet<String> = BTreeSet::new();
-        let mut outcome = Outcome::default();
+    /// A record that is there twice, out of order, at another place than was said, or that nobody sent; or
+    /// a sink that cannot be read.
+    pub async fn compare(&self, sink: &dyn Sink) -> Result<Outcome, Discrepancy> {
+        let mut audit = Audit::default();
+        audit.read(self, sink).await?;
+        Ok(audit.outcome(self))
+    }
+}
+
+/// The record with this number of a producer. The digest keeps records from being compressed away.
+fn text(node: &Name, stream: &Name, number: u64) -> String {
+    let filler = Digest::of(format!("{node}/{stream}/{number}").as_bytes());
+    format!("{{\"from\":\"{node}\",\"stream\":\"{stream}\",\"number\":{number},\"filler\":\"{filler}\"}}")
+}
+
+/// The number that a text claims to have.
+fn number_in(bytes: &[u8]) -> Option<u64> {
+    let (_, rest) = std::str::from_utf8(bytes).ok()?.split_once("\"number\":")?;
+    rest.split_once(',')?.0.parse().ok()
+}
+
+/// What was seen of a lane.
+#[derive(Debug, Default)]
+struct Stored {
+    numbers: Ranges,
+    /// Sequences by epoch.
+    places: BTreeMap<Epoch, Ranges>,
+}
+
+/// What a sink was seen to hold. Each reading goes on where the last one ended.
+#[derive(Debug, Default)]
+pub struct Audit {
+    read_to: BTreeMap<Name, Cursor>,
+    lanes: BTreeMap<Lane, Stored>,
+    gaps: Vec<GapRow>,
+}
+
+impl Audit {
+    /// Reads what is new in the sink.
+    ///
+    /// # Errors
+    /// As [`Ledger::compare`].
+    pub async fn read(&mut self, ledger: &Ledger, sink: &dyn Sink) -> Result<(), Discrepancy> {
+        if let Some(problem) = ledger.problem() {
+            return Err(Discrepancy::Wrong(problem.to_owned()));
+        }
+        let mut streams: Vec<&Name> = ledger.lanes.keys().map(|(_, stream)| stream).collect();
+        streams.sort();
+        streams.dedup();
         for stream in streams {
-            let mut last: BTreeMap<(Name, Epoch), u64> = BTreeMap::new();
-            for row in all(sink, stream).await? {
-                let text = String::from_utf8(row.bytes.to_vec()).context("a record of nobody")?;
-                let known = self.records.get(&text).with_context(|| format!("nobody sent {text:?}"))?;
-                ensure!(seen.insert(text.clone()), "{text:?} is in the sink twice");
-                ensure!((&known.0, &known.1) == (&row.node, &row.stream), "{text:?} came from {}", row.node);
-                let place = Place { epoch: row.epoch, sequence: row.sequence };
-                match known.2 {
-                    None => outcome.unacknowledged += 1,
-                    // An older outbox that was put back goes on under a new epoch.
-                    Some(said) => ensure!(
-                        said == place || said.epoch != place.epoch,
-                        "{text:?} stands at {place:?}, its producer was told {said:?}"
-                    ),
+            let after = self.read_to.get(stream).copied();
+            let mut query =
+                Query { stream: stream.clone(), node: None, site: None, from: None, to: None, after, limit: PAGE };
+            loop {
+                let page = sink.query(&query).await?;
+                for row in &page.rows {
+                    self.take(ledger, row)?;
                 }
-                let before = last.insert((row.node.clone(), row.epoch), row.sequence);
-                let again = format!("{}/{stream}/{} {}", row.node, row.epoch, row.sequence);
-                // Live records go ahead of a backlog: order is that of sequences, and none comes twice.
-                ensure!(before != Some(row.sequence), "{again} is in the sink twice");
+                if let Some(end) = page.next.or(page.end) {
+                    self.read_to.insert(stream.clone(), end);
+                }
+                match page.next {
+                    Some(next) => query.after = Some(next),
+                    None => break,
+                }
             }
         }
-        let gaps = sink.gaps(None, None, MAX_GAPS).await?;
-        for (text, (node, stream, place)) in &self.records {
-            let Some(place) = place else { continue };
-            outcome.acknowledged += 1;
-            if seen.contains(text) {
-                outcome.stored += 1;
-            } else if gaps.iter().any(|gap| covers(gap, node, stream, *place)) {
-                outcome.in_gaps += 1;
-            } else {
-                outcome.missing += 1;
+        self.gaps = sink.gaps(None, None, MAX_GAPS).await?;
+        self.gaps.retain(|gap| ledger.lanes.contains_key(&(gap.node.clone(), gap.stream.clone())));
+        self.gaps_hold_nothing()
+    }
+
+    fn take(&mut self, ledger: &Ledger, row: &Row) -> Result<(), Discrepancy> {
+        let wrong = |text: String| Err(Discrepancy::Wrong(text));
+        let (node, stream) = (&row.node, &row.stream);
+        let number = number_in(&row.bytes).unwrap_or(u64::MAX);
+        let handed_in = ledger.handed_in_by(node, stream);
+        if number >= handed_in || text(node, stream, number).as_bytes() != row.bytes {
+            return wrong(format!(
+                "{node} sent {:?} for {stream}, which its producer never handed in",
+                String::from_utf8_lossy(&row.bytes)
+            ));
+        }
+        // An older outbox that was put back goes on under a new epoch.
+        if let Some(said) = ledger.place(node, stream, number).filter(|said| said.0 == row.epoch)
+            && said.1 != row.sequence
+        {
+            return wrong(format!(
+                "record {number} of {node}/{stream} stands at {} of epoch {}, its producer was told {}",
+                row.sequence, row.epoch, said.1
+            ));
+        }
+        let stored = self.lanes.entry((node.clone(), stream.clone())).or_default();
+        if stored.numbers.contains(&(number..number + 1)) {
+            return wrong(format!("record {number} of {node}/{stream} is in the sink twice"));
+        }
+        let places = stored.places.entry(row.epoch).or_default();
+        if places.contains(&(row.sequence..row.sequence + 1)) {
+            return wrong(format!("{node}/{stream}/{} {} is in the sink twice", row.epoch, row.sequence));
+        }
+        stored.numbers.insert(number..number + 1);
+        places.insert(row.sequence..row.sequence + 1);
+        Ok(())
+    }
+
+    /// A record is there or is lost, never both.
+    fn gaps_hold_nothing(&self) -> Result<(), Discrepancy> {
+        for gap in &self.gaps {
+            let lane = self.lanes.get(&(gap.node.clone(), gap.stream.clone()));
+            let Some(places) = lane.and_then(|stored| stored.places.get(&gap.epoch)) else { continue };
+            let range = gap.first..gap.first + gap.count;
+            if let Some(both) = places.first_present(range.start).filter(|at| *at < range.end) {
+                return Err(Discrepancy::Wrong(format!(
+                    "{}/{}/{} {both} is in the sink, and counted as lost in a gap of {} from {}",
+                    gap.node, gap.stream, gap.epoch, gap.count, gap.first
+                )));
             }
         }
-        Ok(outcome)
+        Ok(())
+    }
+
+    /// How promises and what was seen compare.
+    #[must_use]
+    pub fn outcome(&self, ledger: &Ledger) -> Outcome {
+        let (mut outcome, mut seen) = (Outcome::default(), 0);
+        let nothing = Stored::default();
+        for (lane, promises) in &ledger.lanes {
+            let stored = self.lanes.get(lane).unwrap_or(&nothing);
+            seen += stored.numbers.count();
+            for promise in &promises.acknowledged {
+                outcome.acknowledged += promise.count;
+                let mut away = 0;
+                for range in stored.numbers.missing(promise.number..promise.number + promise.count) {
+                    let sequence = |number: u64| promise.sequence + (number - promise.number);
+                    let lost = self.lost(lane, promise.epoch, sequence(range.start)..sequence(range.end));
+                    away += range.end - range.start;
+                    outcome.in_gaps += lost;
+                    outcome.missing += (range.end - range.start) - lost;
+                }
+                outcome.stored += promise.count - away;
+            }
+        }
+        outcome.unacknowledged = seen.saturating_sub(outcome.stored);
+        outcome
+    }
+
+    /// How many of these sequences stand in gaps.
+    fn lost(&self, lane: &Lane, epoch: Epoch, range: Range) -> u64 {
+        let mut lost = Ranges::default();
+        for gap in self.gaps.iter().filter(|g| (&g.node, &g.stream, g.epoch) == (&lane.0, &lane.1, epoch)) {
+            let end = if gap.at_least { range.end } else { gap.first + gap.count };
+            lost.insert(gap.first.max(range.start)..end.min(range.end).max(gap.first.max(range.start)));
+        }
+        lost.count()
+    }
+
+    /// What the hub says is durable and is neither in the sink nor in a gap. `states` were taken before the reading.
+    #[must_use]
+    pub fn not_kept(&self, states: &[StreamState]) -> Option<String> {
+        for state in states {
+            let lane = (state.node.clone(), state.key.stream.clone());
+            let Some(stored) = self.lanes.get(&lane) else { continue };
+            let none = Ranges::default();
+            let places = stored.places.get(&state.key.epoch).unwrap_or(&none);
+            for missing in state.durable.iter().flat_map(|range| places.missing(range)) {
+                let count = missing.end - missing.start;
+                if self.lost(&lane, state.key.epoch, missing.clone()) < count {
+                    return Some(format!(
+                        "the hub says that {} to {} of {}/{}/{} are durable, and its sink has neither them nor a gap",
+                        missing.start,
+                        missing.end - 1,
+                        lane.0,
+                        lane.1,
+                        state.key.epoch
+                    ));
+                }
+            }
+        }
+        None
     }
 }
 
-fn covers(gap: &GapRow, node: &Name, stream: &Name, place: Place) -> bool {
-    let inside = gap.first <= place.sequence && (gap.at_least || place.sequence - gap.first < gap.count);
-    &gap.node == node && &gap.stream == stream && gap.epoch == place.epoch && inside
-}
-
-/// Every record of a stream.
-async fn all(sink: &dyn Sink, stream: &Name) -> anyhow::Result<Vec<Row>> {
-    let mut rows = vec![];
-    let mut query =
-        Query { stream: stream.clone(), node: None, site: None, from: None, to: None, after: None, limit: PAGE };
-    loop {
-        let page = sink.query(&query).await?;
-        rows.extend(page.rows);
-        match page.next {
-            Some(next) => query.after = Some(next),
-            None => return Ok(rows),
-        }
-    }
-}
+#[cfg(test)]
+#[path = "ledger_tests.rs"]
+mod tests;

@@ -9,23 +9,35 @@
 //! | [`net`] | lines between hosts: delay, loss, duplication, reordering, bandwidth, partitions |
 //! | [`clock`] | quinn's runtime on tokio's paused clock, and each host's wall clock |
 //! | [`trace`] | what happened, line by line, and the digest of it |
+//! | [`disk`] | power cuts that lose what was not synced, and full disks |
 //! | [`driver`] | workloads that run, crash or hang as their release says |
 //! | [`ledger`] | what producers were promised, compared with what the sink holds |
 //! | [`world`] | a hub and its agents, their disks, crashes and restarts |
 //! | [`fault`] | what can be broken on purpose, and whom it strikes |
 //! | [`plan`] | a whole run as plain data, read from a scenario file or drawn by the swarm |
-//! | [`scenario`] | what to break, and what must be true afterwards |
+//! | [`run`] | plays a plan on a world |
+//! | [`oracle`] | what must always hold, seen from the outside |
+//! | [`record`] | what became of a run |
+//! | [`report`] | a run as text and as a page |
+//! | [`scenario`] | scenarios by name, `sim run`, and how to write an own scenario file |
+//! | [`swarm`] | random plans, and the smallest that fails |
 //! | [`produce`] | a parcel scanner that hands its scans to an agent, or replays a file |
 //! | [`bench`] | measurements of the shipped binaries over real sockets |
 
 pub mod bench;
 pub mod clock;
+pub mod disk;
 pub mod driver;
 pub mod fault;
 pub mod ledger;
 pub mod net;
+pub mod oracle;
 pub mod plan;
 pub mod produce;
+pub mod record;
+pub mod report;
+pub mod run;
 pub mod scenario;
+pub mod swarm;
 pub mod trace;
 pub mod world;

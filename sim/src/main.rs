@@ -1,9 +1,11 @@
 //! `sim`: runs scenarios and benches, and produces scans.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sim::{bench, produce, scenario};
+use sim::{bench, produce, scenario, swarm};
 
 /// Crossdock's simulator and benchmarks.
 ///
@@ -17,10 +19,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a scenario: hub and agents in one process under virtual time.
+    /// Play a scenario file, or a scenario by name: hub and agents in one process under virtual time.
     Run(scenario::RunArgs),
     /// List the scenarios.
     List,
+    /// Play random plans, and make small what fails.
+    Swarm(swarm::SwarmArgs),
+    /// Play a seed of the swarm again.
+    Replay(swarm::ReplayArgs),
     /// Hand scans to an agent: made up in the shape of a parcel scanner's, or replayed from a file.
     Produce(Box<produce::ProduceArgs>),
     /// Measure the shipped binaries over real sockets.
@@ -45,10 +51,9 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let result = match Cli::parse().command {
         Command::Run(args) => scenario::run(&args),
-        Command::List => {
-            scenario::list();
-            Ok(())
-        }
+        Command::List => scenario::list(),
+        Command::Swarm(args) => swarm::swarm(&args),
+        Command::Replay(args) => swarm::replay(&args),
         Command::Produce(args) => block_on(produce::run(*args)),
         Command::Bench { bench } => block_on(run_bench(bench)),
     };

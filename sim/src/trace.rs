@@ -6,6 +6,7 @@
 //! each TLS handshake are fresh, and nothing may depend on them.
 
 use std::{
+    collections::VecDeque,
     fmt, fs,
     io::{self, Write as _},
     path::Path,
@@ -28,7 +29,12 @@ struct State {
     lines: u64,
     file: Option<io::BufWriter<fs::File>>,
     lost: Option<io::Error>,
+    /// The last lines that are not about single datagrams.
+    last: VecDeque<String>,
 }
+
+/// Lines that are remembered for the report of a failure.
+const REMEMBERED: usize = 1_000;
 
 impl Trace {
     /// A trace that begins now, written to `file` where one is given.
@@ -37,7 +43,7 @@ impl Trace {
     /// When the file cannot be made.
     pub fn new(file: Option<&Path>) -> io::Result<Trace> {
         let file = file.map(fs::File::create).transpose()?.map(io::BufWriter::new);
-        let state = State { digest: Sha256::new(), lines: 0, file, lost: None };
+        let state = State { digest: Sha256::new(), lines: 0, file, lost: None, last: VecDeque::new() };
         Ok(Trace { state: Arc::new(Mutex::new(state)), start: Instant::now() })
     }
 
@@ -54,6 +60,23 @@ impl Trace {
             state.file = None;
             state.lost = Some(error);
         }
+        if source != "net" {
+            if state.last.len() >= REMEMBERED {
+                state.last.pop_front();
+            }
+            state.last.push_back(line);
+        }
+    }
+
+    /// The last lines that hold one of the names, or of everybody where none is given; datagrams are left out.
+    #[must_use]
+    pub fn tail(&self, names: &[String], most: usize) -> Vec<String> {
+        let state = self.lock();
+        let wanted = |line: &&String| names.is_empty() || names.iter().any(|name| line.contains(name.as_str()));
+        let mut lines: Vec<String> =
+            state.last.iter().rev().filter(wanted).take(most).map(|line| line.trim_end().to_owned()).collect();
+        lines.reverse();
+        lines
     }
 
     /// Lines so far.

@@ -1,76 +1,144 @@
-//! The scenarios end as they must, and the same seed gives the same trace on another thread and in
-//! another process.
+//! Every scenario ends as it must, and the same seed gives the same trace on another thread and in another
+//! process.
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, too, may end a test
 
-use std::process::Command;
+use std::{fs, process::Command, time::Instant};
 
-use sim::scenario::{Report, run_seed};
+use sim::{
+    record::Record,
+    run::{Options, play},
+    scenario::{Found, Report, all, find, run_seed},
+};
 
-const SCENARIO: &str = "cut_mid_download";
+const FUNCTION: &str = "cut_mid_download";
+const FILE: &str = "acknowledgements_lost";
 
-fn run(seed: u64) -> Report {
-    run_scenario(SCENARIO, seed)
+fn function(seed: u64) -> Report {
+    run_seed(FUNCTION, seed, None).unwrap_or_else(|error| panic!("{FUNCTION} seed {seed}: {error:#}"))
 }
 
-fn run_scenario(scenario: &str, seed: u64) -> Report {
-    run_seed(scenario, seed, None).unwrap_or_else(|error| panic!("{scenario} seed {seed}: {error:#}"))
+fn file(name: &str, seed: u64) -> Record {
+    let Found::Plan(plan) = find(name, None).unwrap() else { panic!("{name} is no file") };
+    play(&plan, seed, &Options::default()).unwrap_or_else(|error| panic!("{name} seed {seed}: {error:#}"))
 }
 
-#[test]
-fn a_cut_line_costs_time_and_nothing_else() {
-    for seed in 1..=6 {
-        run(seed);
+/// What a run leaves to compare: its trace.
+fn digest(name: &str, seed: u64) -> (String, u64) {
+    match find(name, None).unwrap() {
+        Found::Plan(_) => {
+            let record = file(name, seed);
+            (record.trace_digest, record.trace_lines)
+        }
+        Found::Function(_) => {
+            let report = run_seed(name, seed, None).unwrap_or_else(|error| panic!("{name} seed {seed}: {error:#}"));
+            (report.trace_digest, report.trace_lines)
+        }
     }
 }
 
+/// Each of them, one seed, twice; a thread a processor.
 #[test]
-fn crashes_at_any_moment_leave_a_version_to_run() {
-    for seed in 1..=10 {
-        run_scenario("crash_mid_install", seed);
-    }
-    assert_eq!(run_scenario("crash_mid_install", 11), run_scenario("crash_mid_install", 11));
+fn every_scenario_passes_and_repeats_itself() {
+    let names: Vec<&str> = all().unwrap().into_iter().map(|(name, _)| name).collect();
+    assert!(names.len() >= 35, "{} scenarios", names.len());
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from).min(4) {
+            scope.spawn(|| {
+                while let Some(name) = names.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
+                    let begun = Instant::now();
+                    let (first, second) = (digest(name, 1), digest(name, 1));
+                    println!("{name:<28} {:>7.1?} twice, {} lines", begun.elapsed(), first.1);
+                    assert_eq!(first, second, "{name}: two runs of one seed differ");
+                }
+            });
+        }
+    });
 }
 
 #[test]
-fn scans_are_counted_through_every_outage() {
-    for scenario in [
-        "scans_through_outages",
-        "outbox_full",
-        "outbox_bit_flip",
-        "hub_restored",
-        "outbox_lost",
-        "thirty_days_offline",
-        "sink_down",
-        "events_once",
-    ] {
-        run_scenario(scenario, 1);
-    }
+fn seeds_differ_and_traces_look_at_the_network() {
+    let report = function(7);
+    assert!(report.trace_lines > 1000, "a trace of {} lines did not look at the network", report.trace_lines);
+    assert_ne!(report.trace_digest, function(8).trace_digest);
+    assert_ne!(file(FILE, 7).trace_digest, file(FILE, 8).trace_digest);
 }
 
-#[test]
-fn the_same_seed_gives_the_same_trace() {
-    let (first, second) = (run(7), run(7));
-    assert_eq!(first, second);
-    // Records of the agent itself hold nothing of this machine.
-    assert_eq!(run_scenario("events_once", 7), run_scenario("events_once", 7));
-    assert!(first.lines > 1000, "a trace of {} lines did not look at the network", first.lines);
-    assert_ne!(first.digest, run(8).digest);
+fn sim(args: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_sim")).args(args).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
 #[test]
 fn another_process_repeats_it() {
-    let output = Command::new(env!("CARGO_BIN_EXE_sim")).args(["run", SCENARIO, "--seed", "9", "--json"]).output();
-    let output = output.unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let (code, text, error) = sim(&["run", FUNCTION, "--seed", "9", "--json"]);
+    assert_eq!(code, Some(0), "{text}{error}");
     let report: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
-    assert_eq!(report, serde_json::to_value(run(9)).unwrap());
+    assert_eq!(report, serde_json::to_value(function(9)).unwrap());
+    let (code, text, error) = sim(&["run", FILE, "--seed", "9", "--json"]);
+    assert_eq!(code, Some(0), "{text}{error}");
+    let report: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(report["trace_digest"], file(FILE, 9).trace_digest);
+    assert_eq!((&report["ok"], &report["books"]["missing"]), (&true.into(), &0.into()));
+    assert!(report["faults"]["cut-down"].as_u64().unwrap() > 0, "{report}");
+}
+
+const MINE: &str = r#"about = "a box is away for a minute"
+duration = "5m"
+[[site]]
+name = "hz-01"
+nodes = 2
+[[producer]]
+per-minute = 30
+[[timeline]]
+at = "1m"
+cut = "node hz-01-1"
+for = "1m"
+"#;
+
+#[test]
+fn a_file_of_ones_own_is_played_scaled_and_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    fs::write(path("mine.toml"), MINE).unwrap();
+    let (code, text, error) =
+        sim(&["run", &path("mine.toml"), "--nodes", "3", "--trace", &path("t"), "--html", &path("p.html")]);
+    assert_eq!(code, Some(0), "{text}{error}");
+    assert!(text.starts_with("seed "), "{text}");
+    assert!(text.contains("3 boxes"), "{text}");
+    assert!(fs::read_to_string(path("p.html")).unwrap().contains("hz-01-3"));
+    assert!(fs::read_to_string(path("t")).unwrap().contains("begins: cut node hz-01-1"));
 }
 
 #[test]
-fn what_does_not_exist_is_said_clearly() {
+fn a_run_that_fails_says_what_and_how_to_repeat_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mine.toml");
+    // A box that is off cannot be crashed.
+    let never = "[[timeline]]\nat = \"2m\"\nreboot = \"all\"\nfor = \"1m\"\n[[timeline]]\nat = \"2m30s\"\n\
+                 crash-agent = \"all\"\n";
+    fs::write(&path, format!("{MINE}{never}")).unwrap();
+    let (code, text, error) = sim(&["run", path.to_str().unwrap(), "--seed", "3", "--json"]);
+    assert_eq!(code, Some(1), "{text}{error}");
+    assert!(error.contains("\"crash-agent\" never fired"), "{error}");
+    assert!(error.contains("mine.toml --seed 3 --trace FILE"), "{error}");
+    let record: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!((&record["ok"], &record["faults"]["crash-agent"]), (&false.into(), &0.into()));
+}
+
+#[test]
+fn what_is_wrong_is_said_clearly() {
     let error = run_seed("no_such", 1, None).unwrap_err().to_string();
     assert!(error.contains("sim list"), "{error}");
-    let output = Command::new(env!("CARGO_BIN_EXE_sim")).args(["run", SCENARIO, "--seeds", "5..2"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
+    let (code, _, error) = sim(&["run", "outage_27h"]);
+    assert_eq!(code, Some(1));
+    assert!(error.contains("did you mean \"outage_72h\""), "{error}");
+    assert_eq!(sim(&["run", FUNCTION, "--seeds", "5..2"]).0, Some(2));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mine.toml");
+    fs::write(&path, MINE.replace("cut =", "cutt =")).unwrap();
+    let (code, _, error) = sim(&["run", path.to_str().unwrap()]);
+    assert_eq!(code, Some(1));
+    assert!(error.contains("mine.toml:9:1: there is no field \"cutt\""), "{error}");
 }

@@ -1,5 +1,7 @@
 //! `crossdock`: parse, run, exit code. Everything else is in `cloudcore::cli`.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 use clap::Parser as _;

@@ -11,59 +11,39 @@ use rand::RngExt as _;
 use rand_chacha::ChaCha12Rng;
 use tokio::time::Instant;
 
-/// How a line behaves. Chances are in parts per million of datagrams.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Profile {
-    /// Time from end to end, of an empty line.
-    pub latency: Duration,
-    /// Most that is added to it by chance.
-    pub jitter: Duration,
-    /// Chance that a datagram is lost.
-    pub loss_ppm: u32,
-    /// Chance that it arrives twice.
-    pub duplicate_ppm: u32,
-    /// Chance that it is held back and later ones overtake it.
-    pub reorder_ppm: u32,
-    /// How long it is held back.
-    pub reorder_delay: Duration,
-    /// Bytes a second; absent is unlimited.
-    pub bytes_per_s: Option<u64>,
-    /// Bytes that wait in front of a full line; what comes beyond is dropped.
-    pub queue_bytes: u64,
-    /// Largest datagram in bytes; a larger one is dropped.
-    pub mtu_bytes: usize,
+use super::profile::Profile;
+
+/// Chance in a burst that a datagram is lost.
+const BURST_LOSS_PPM: u32 = 600_000;
+
+/// Why a datagram does not arrive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Loss {
+    /// The line is cut.
+    Cut,
+    /// A firewall lets no UDP through.
+    Blocked,
+    /// It is larger than the line carries.
+    Mtu,
+    /// It is addressed to where the NAT in front of a box has nothing any more.
+    Nat,
+    /// The queue in front of the line is full.
+    Queue,
+    /// By chance.
+    Chance,
 }
 
-impl Profile {
-    /// A line inside a building: 1 ms and nothing wrong.
+impl Loss {
+    /// The word for it in a trace.
     #[must_use]
-    pub fn local() -> Profile {
-        Profile {
-            latency: Duration::from_millis(1),
-            jitter: Duration::ZERO,
-            loss_ppm: 0,
-            duplicate_ppm: 0,
-            reorder_ppm: 0,
-            reorder_delay: Duration::ZERO,
-            bytes_per_s: None,
-            queue_bytes: 1 << 20,
-            mtu_bytes: 1472,
-        }
-    }
-
-    /// A line to a transfer center: 20 Mbit/s, 25 ms each way, and a little of everything that goes wrong.
-    #[must_use]
-    pub fn edge() -> Profile {
-        Profile {
-            latency: Duration::from_millis(25),
-            jitter: Duration::from_millis(5),
-            loss_ppm: 2_000,
-            duplicate_ppm: 500,
-            reorder_ppm: 1_000,
-            reorder_delay: Duration::from_millis(20),
-            bytes_per_s: Some(2_500_000),
-            queue_bytes: 256 << 10,
-            mtu_bytes: 1472,
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Loss::Cut => "cut",
+            Loss::Blocked => "blocked",
+            Loss::Mtu => "mtu",
+            Loss::Nat => "nat",
+            Loss::Queue => "queue",
+            Loss::Chance => "loss",
         }
     }
 }
@@ -76,7 +56,7 @@ pub enum Fate {
     /// It arrives at both times.
     ArrivesTwice(Instant, Instant),
     /// It does not arrive, for this reason.
-    Lost(&'static str),
+    Lost(Loss),
 }
 
 /// What went down a line so far. Bytes are those of datagrams, without IP and UDP headers.
@@ -92,6 +72,10 @@ pub struct Counters {
     pub arrived_bytes: u64,
     /// Datagrams that were lost, for whatever reason.
     pub lost: u64,
+    /// Of these, those lost to a cut.
+    pub lost_cut: u64,
+    /// Of these, those that a firewall held back.
+    pub lost_blocked: u64,
 }
 
 /// One direction of a line.
@@ -99,6 +83,10 @@ pub struct Counters {
 pub struct Line {
     profile: Profile,
     cut: bool,
+    blocked: bool,
+    burst_until: Option<Instant>,
+    /// When it goes up or down next, and whether it is down until then.
+    flap: Option<(Instant, bool)>,
     /// When the last byte that was accepted has left the sender's end.
     free_at: Option<Instant>,
     /// No datagram overtakes another unless the profile says so.
@@ -107,34 +95,67 @@ pub struct Line {
     loss: ChaCha12Rng,
     duplicate: ChaCha12Rng,
     reorder: ChaCha12Rng,
+    burst: ChaCha12Rng,
+    flapping: ChaCha12Rng,
     pub(super) counters: Counters,
 }
 
 impl Line {
-    /// A line with its random streams, which `seed` should give to no other.
+    /// A line with its random streams, which `seed` should give to no other; but that of `flaps`, which the
+    /// other direction has as well.
     #[must_use]
-    pub fn new(profile: Profile, seed: &Seed) -> Line {
+    pub fn new(profile: Profile, seed: &Seed, flaps: &Seed) -> Line {
         Line {
             profile,
             cut: false,
+            blocked: false,
+            burst_until: None,
+            flap: None,
             free_at: None,
             last_arrival: None,
             jitter: seed.stream("jitter"),
             loss: seed.stream("loss"),
             duplicate: seed.stream("duplicate"),
             reorder: seed.stream("reorder"),
+            burst: seed.stream("burst"),
+            flapping: flaps.stream("flapping"),
             counters: Counters::default(),
         }
     }
 
-    /// Changes how it behaves from now on.
-    pub fn set_profile(&mut self, profile: Profile) {
+    /// Changes how it behaves from now on. One that flaps goes down first after a while.
+    pub fn set_profile(&mut self, profile: Profile, now: Instant) {
+        if self.profile.flaps != profile.flaps {
+            self.flap = profile.flaps.map(|(up, _)| (now + about(&mut self.flapping, up), false));
+        }
         self.profile = profile;
     }
 
-    /// Cuts it, or mends it. What is on the way still arrives.
-    pub fn set_cut(&mut self, cut: bool) {
-        self.cut = cut;
+    /// Whether it is down now, as a line that flaps is.
+    fn is_down(&mut self, now: Instant) -> bool {
+        let (Some((up, down)), Some((mut next, mut is_down))) = (self.profile.flaps, self.flap) else { return false };
+        while next <= now {
+            is_down = !is_down;
+            next += about(&mut self.flapping, if is_down { down } else { up });
+        }
+        self.flap = Some((next, is_down));
+        is_down
+    }
+
+    /// Cuts it, or mends it. What is on the way still arrives. Returns whether that changes it.
+    pub fn set_cut(&mut self, cut: bool) -> bool {
+        std::mem::replace(&mut self.cut, cut) != cut
+    }
+
+    /// Whether it is cut, or a firewall lets no UDP through.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.cut || self.blocked
+    }
+
+    /// Sets up a firewall that lets no UDP through, or takes it away. What is on the way still arrives.
+    pub fn set_blocked(&mut self, blocked: bool) {
+        self.blocked = blocked;
     }
 
     /// Decides about a datagram that is sent now.
@@ -143,8 +164,10 @@ impl Line {
         self.counters.sent += 1;
         self.counters.sent_bytes += length;
         let fate = self.decide(now, bytes, length);
-        if matches!(fate, Fate::Lost(_)) {
+        if let Fate::Lost(why) = fate {
             self.counters.lost += 1;
+            self.counters.lost_cut += u64::from(why == Loss::Cut);
+            self.counters.lost_blocked += u64::from(why == Loss::Blocked);
         }
         fate
     }
@@ -155,15 +178,24 @@ impl Line {
         let lost = chance(&mut self.loss, self.profile.loss_ppm);
         let twice = chance(&mut self.duplicate, self.profile.duplicate_ppm);
         let held_back = chance(&mut self.reorder, self.profile.reorder_ppm);
-        if self.cut {
-            return Fate::Lost("cut");
+        let burst_begins = chance(&mut self.burst, self.profile.burst_ppm);
+        let lost_in_burst = chance(&mut self.burst, BURST_LOSS_PPM);
+        if burst_begins {
+            self.burst_until = Some(now + self.profile.burst);
+        }
+        let lost = lost || (lost_in_burst && self.burst_until.is_some_and(|until| now < until));
+        if self.cut || self.is_down(now) {
+            return Fate::Lost(Loss::Cut);
+        }
+        if self.blocked {
+            return Fate::Lost(Loss::Blocked);
         }
         if bytes > self.profile.mtu_bytes {
-            return Fate::Lost("mtu");
+            return Fate::Lost(Loss::Mtu);
         }
-        let Some(left) = self.transmit(now, length) else { return Fate::Lost("queue") };
+        let Some(left) = self.transmit(now, length) else { return Fate::Lost(Loss::Queue) };
         if lost {
-            return Fate::Lost("loss");
+            return Fate::Lost(Loss::Chance);
         }
         let mut at = left + self.profile.latency + jitter;
         if held_back {
@@ -193,6 +225,12 @@ fn duration_of(bytes: u64, bytes_per_s: u64) -> Duration {
     Duration::from_micros(bytes.saturating_mul(1_000_000) / bytes_per_s.max(1))
 }
 
+/// From half of it to one and a half times it; never nothing.
+fn about(stream: &mut ChaCha12Rng, time: Duration) -> Duration {
+    let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX / 2).max(2);
+    Duration::from_micros(stream.random_range(us / 2..us.saturating_add(us / 2)))
+}
+
 fn chance(stream: &mut ChaCha12Rng, ppm: u32) -> bool {
     stream.random_range(0..1_000_000) < ppm
 }
@@ -204,7 +242,7 @@ mod tests {
     fn line(change: impl FnOnce(&mut Profile)) -> Line {
         let mut profile = Profile::local();
         change(&mut profile);
-        Line::new(profile, &Seed::from_u64(1))
+        Line::new(profile, &Seed::from_u64(1), &Seed::from_u64(2))
     }
 
     #[tokio::test(start_paused = true)]
@@ -218,7 +256,7 @@ mod tests {
         assert_eq!(line.send(now, 1000), Fate::Arrives(now + ms(11)));
         assert_eq!(line.send(now, 1000), Fate::Arrives(now + ms(21)));
         assert_eq!(line.send(now, 1000), Fate::Arrives(now + ms(31)));
-        assert_eq!(line.send(now, 1000), Fate::Lost("queue"));
+        assert_eq!(line.send(now, 1000), Fate::Lost(Loss::Queue));
         assert_eq!(line.send(now + ms(30), 1000), Fate::Arrives(now + ms(41)));
         assert_eq!((line.counters.sent, line.counters.lost), (5, 1));
     }
@@ -248,8 +286,32 @@ mod tests {
             last = at;
         }
         line.set_cut(true);
-        assert_eq!(line.send(now, 100), Fate::Lost("cut"));
+        assert_eq!(line.send(now, 100), Fate::Lost(Loss::Cut));
         line.set_cut(false);
-        assert_eq!(line.send(now, 1473), Fate::Lost("mtu"));
+        assert_eq!(line.send(now, 1473), Fate::Lost(Loss::Mtu));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_flaps_both_ways_at_once_and_loses_in_bursts() {
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        let flapping = Profile { flaps: Some((second * 60, second * 20)), ..Profile::local() };
+        let mut lines = [1, 2].map(|seed| Line::new(Profile::local(), &Seed::from_u64(seed), &Seed::from_u64(3)));
+        lines.iter_mut().for_each(|line| line.set_profile(flapping.clone(), start));
+        let mut down = 0;
+        for step in 0..10_000 {
+            let fates = lines.each_mut().map(|line| line.send(start + second * step, 100));
+            assert_eq!(fates[0], fates[1]);
+            down += u32::from(fates[0] == Fate::Lost(Loss::Cut));
+        }
+        assert!((2_000..3_000).contains(&down), "{down} of 10,000 s");
+
+        let mut line = line(|p| (p.burst_ppm, p.burst) = (1_000, second));
+        let ms = Duration::from_millis(10);
+        let lost: Vec<bool> =
+            (0..100_000).map(|i| line.send(start + ms * i, 100) == Fate::Lost(Loss::Chance)).collect();
+        let pairs = lost.windows(2).filter(|pair| pair[0] && pair[1]).count();
+        let count = lost.iter().filter(|lost| **lost).count();
+        assert!(count > 3_000 && pairs * 3 > count, "{count} lost, {pairs} after another");
     }
 }

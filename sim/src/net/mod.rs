@@ -10,6 +10,7 @@
 //! [`proto::env::Network`]. A line is made with the default profile when first used.
 
 mod line;
+mod profile;
 mod socket;
 
 use std::{
@@ -26,7 +27,10 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-pub use self::line::{Counters, Fate, Line, Profile};
+pub use self::{
+    line::{Counters, Fate, Line, Loss},
+    profile::Profile,
+};
 use crate::{
     clock::{SimRuntime, Tasks},
     trace::Trace,
@@ -52,6 +56,10 @@ struct State {
     hosts: BTreeMap<IpAddr, HostState>,
     names: BTreeMap<String, IpAddr>,
     lines: BTreeMap<(IpAddr, IpAddr), Line>,
+    /// Boxes behind a NAT that gave them another address, and how far it moves their ports.
+    nats: BTreeMap<IpAddr, (IpAddr, u16)>,
+    /// Addresses that NATs gave, now or before, and whose they were.
+    given: BTreeMap<IpAddr, IpAddr>,
     sockets: BTreeMap<SocketAddr, SocketState>,
     flights: BTreeMap<(Instant, u64), Flight>,
     sequence: u64,
@@ -90,6 +98,8 @@ impl Net {
             hosts: BTreeMap::new(),
             names: BTreeMap::new(),
             lines: BTreeMap::new(),
+            nats: BTreeMap::new(),
+            given: BTreeMap::new(),
             sockets: BTreeMap::new(),
             flights: BTreeMap::new(),
             sequence: 0,
@@ -135,15 +145,57 @@ impl Net {
 
     /// Sets how the line behaves in the direction `from` to `to`.
     pub fn set_profile(&self, from: IpAddr, to: IpAddr, profile: Profile) {
-        self.lock().line(from, to).set_profile(profile);
+        self.lock().line(from, to).set_profile(profile, Instant::now());
     }
 
     /// Cuts or mends the direction `from` to `to`.
     pub fn set_cut(&self, from: IpAddr, to: IpAddr, cut: bool) {
         self.lock().line(from, to).set_cut(cut);
+        self.trace_cut(from, to, cut);
+    }
+
+    /// Sets up or takes away a firewall that lets no UDP through in the direction `from` to `to`.
+    pub fn set_blocked(&self, from: IpAddr, to: IpAddr, blocked: bool) {
+        self.lock().line(from, to).set_blocked(blocked);
+    }
+
+    /// Makes the direction `from` to `to` so; writes to the trace what of it is new.
+    pub fn settle(&self, from: IpAddr, to: IpAddr, profile: Profile, cut: bool, blocked: bool) {
+        let mut state = self.lock();
+        let line = state.line(from, to);
+        line.set_blocked(blocked);
+        line.set_profile(profile, Instant::now());
+        let changes = line.set_cut(cut);
+        drop(state);
+        if changes {
+            self.trace_cut(from, to, cut);
+        }
+    }
+
+    fn trace_cut(&self, from: IpAddr, to: IpAddr, cut: bool) {
         let state = self.lock();
         let verb = if cut { "cut" } else { "mended" };
         self.0.trace.line("net", format_args!("{}->{} {verb}", state.name(from), state.name(to)));
+    }
+
+    /// The NAT in front of a host gives it another address and other ports; what comes to those before is lost.
+    /// Returns whether a socket is open behind it.
+    pub fn rebind(&self, ip: IpAddr) -> bool {
+        let mut state = self.lock();
+        let number = u32::try_from(state.given.len()).unwrap_or(u32::MAX).saturating_add(1);
+        let shown = IpAddr::V4(Ipv4Addr::from_bits(0x6440_0000 | number)); // 100.64.0.1 and on
+        let shift = u16::try_from(number % 16_000).unwrap_or(1);
+        state.given.insert(shown, ip);
+        state.nats.insert(ip, (shown, shift));
+        let open = state.sockets.keys().any(|address| address.ip() == ip);
+        self.0.trace.line("net", format_args!("{} is {shown} from now on", state.name(ip)));
+        open
+    }
+
+    /// Whether nothing passes in the direction `from` to `to`.
+    #[must_use]
+    pub fn is_closed(&self, from: IpAddr, to: IpAddr) -> bool {
+        self.lock().line(from, to).is_closed()
     }
 
     /// What went down the line in the direction `from` to `to` so far.
@@ -175,8 +227,15 @@ impl Net {
         if state.sockets.get(&from).is_none_or(|socket| socket.id != id) {
             return; // the host crashed
         }
+        let Some(to) = state.behind_nat(to) else {
+            let names = format!("{}->{to}", state.name(from.ip()));
+            self.0.trace.line("net", format_args!("{names} {} lost: {}", contents.len(), Loss::Nat.as_str()));
+            return;
+        };
         let fate = state.line(from.ip(), to.ip()).send(now, contents.len());
-        let (names, bytes) = (format!("{}->{}", state.name(from.ip()), state.name(to.ip())), contents.len());
+        let from_ip = from.ip();
+        let from = state.before_nat(from);
+        let (names, bytes) = (format!("{}->{}", state.name(from_ip), state.name(to.ip())), contents.len());
         let contents: Arc<[u8]> = contents.into();
         let mut take_off = |at| {
             let flight = Flight { to, datagram: Datagram { from, contents: Arc::clone(&contents) } };
@@ -197,7 +256,7 @@ impl Net {
                 take_off(again);
                 self.0.trace.line("net", format_args!("{names} {bytes} in {}us and {}us", us(at), us(again)));
             }
-            Fate::Lost(why) => self.0.trace.line("net", format_args!("{names} {bytes} lost: {why}")),
+            Fate::Lost(why) => self.0.trace.line("net", format_args!("{names} {bytes} lost: {}", why.as_str())),
         }
     }
 
@@ -218,7 +277,8 @@ impl Net {
             if let Some(reader) = socket.reader.take() {
                 reader.wake();
             }
-            let line = state.line(from.ip(), to.ip());
+            let real = state.given.get(&from.ip()).copied().unwrap_or(from.ip());
+            let line = state.line(real, to.ip());
             line.counters.arrived += 1;
             line.counters.arrived_bytes += u64::try_from(bytes).unwrap_or(u64::MAX);
         }
@@ -235,9 +295,27 @@ impl State {
     fn line(&mut self, from: IpAddr, to: IpAddr) -> &mut Line {
         let seed = &self.seed;
         let profile = &self.profile;
-        self.lines
-            .entry((from, to))
-            .or_insert_with(|| Line::new(profile.clone(), &seed.child(&format!("line {from} {to}"))))
+        self.lines.entry((from, to)).or_insert_with(|| {
+            let both = seed.child(&format!("lines of {} and {}", from.min(to), from.max(to)));
+            Line::new(profile.clone(), &seed.child(&format!("line {from} {to}")), &both)
+        })
+    }
+
+    /// How a host's address looks to others.
+    fn before_nat(&self, address: SocketAddr) -> SocketAddr {
+        match self.nats.get(&address.ip()) {
+            Some((shown, shift)) => SocketAddr::new(*shown, address.port().wrapping_add(*shift)),
+            None => address,
+        }
+    }
+
+    /// Whose address it is; nobody's when a NAT gave another since.
+    fn behind_nat(&self, address: SocketAddr) -> Option<SocketAddr> {
+        let Some(host) = self.given.get(&address.ip()) else {
+            return (!self.nats.contains_key(&address.ip())).then_some(address);
+        };
+        let (shown, shift) = self.nats.get(host)?;
+        (*shown == address.ip()).then(|| SocketAddr::new(*host, address.port().wrapping_sub(*shift)))
     }
 
     fn name(&self, ip: IpAddr) -> String {

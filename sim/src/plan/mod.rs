@@ -1,6 +1,13 @@
 //! What a run does, as plain data: fleet, lines, releases, producers, what breaks when, and what must come out.
 //!
-//! A [`Plan`] is read from a scenario file or drawn by the swarm, and then played on a world.
+//! A [`Plan`] is read from a scenario file ([`parse()`]) or drawn by the swarm, and then played on a world.
+
+mod lines;
+mod parse;
+mod table;
+mod timeline;
+mod write;
+mod wrong;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -12,6 +19,15 @@ use proto::{
 use crate::{
     fault::{Fault, Target},
     net::Profile,
+};
+
+pub(crate) use self::wrong::nearest;
+pub use self::{
+    lines::named as line,
+    parse::{MAX_NODES, parse},
+    timeline::selects,
+    write::write,
+    wrong::PlanError,
 };
 
 /// Everything about a run but its seed.
@@ -173,3 +189,7 @@ pub struct Expect {
     /// Workloads run this long after their agent's start without a hub. Absent: not asked.
     pub up_without_hub_within: Option<Duration>,
 }
+
+#[cfg(test)]
+#[path = "parse_tests.rs"]
+mod tests;

@@ -1,61 +1,114 @@
-//! Scenarios: what to break, and what must be true afterwards. `sim run SCENARIO`.
+//! Scenarios: what to break, and what must be true afterwards. `sim run NAME_OR_FILE`.
 //!
-//! A scenario is a function over a [`World`]. Each run has a thread, a paused runtime and a folder of its
-//! own, so that nothing of an earlier one can show in its trace.
+//! Most are small files that anybody can write; those in `sim/scenarios` go by their names. A few need more than a
+//! file can say, such as bytes that must not be fetched again, and are functions over a [`World`].
+//!
+//! # A first own scenario
+//!
+//! Write `mine.toml`:
+//!
+//! ```toml
+//! about = "one of two sites is dark for an hour in the middle of a rollout"
+//! duration = "2h"                      # of virtual time; then everything is healed and must converge
+//!
+//! [[site]]
+//! name = "hz-01"
+//! nodes = 3                            # hz-01-1, hz-01-2, hz-01-3; or a list of names
+//! line = "4g"                          # fiber, 4g, 256k-lossy, flapping, double-eleven, or an own [[line]]
+//!
+//! [[site]]
+//! name = "hz-02"
+//! nodes = 2
+//!
+//! [[release]]
+//! app = "scan-counter"
+//! version = "1.0.0"
+//! size = "2Mi"
+//!
+//! [[producer]]                         # scanners on every box
+//! per-minute = 30
+//!
+//! [[timeline]]
+//! at = "10m"
+//! rollout = "scan-counter@1.0.0"
+//!
+//! [[timeline]]
+//! when = { node = "hz-01-1", downloaded = "40%" }
+//! cut = "site hz-01"
+//! for = "1h"
+//!
+//! [expect]
+//! in-gaps = 0
+//! ```
+//!
+//! `sim run mine.toml` plays it with a fresh seed, which it prints; `sim run mine.toml --seed 7 --trace t.log` again with
+//! seed 7, all of it written down. It fails when an invariant breaks, when the fleet has not converged in time
+//! after everything was healed, or when a fault that was planned never struck. What is wrong in the file is said
+//! with its line.
+//!
+//! # All of the format
+//!
+//! Times are `"250ms"`, `"30s"`, `"5m"`, `"2h"`, `"3d"`; sizes `"64Ki"`, `"2Mi"`; shares `"8%"`; rates `"256kbit/s"`.
+//!
+//! | where | fields |
+//! |---|---|
+//! | top | `about`, `duration` |
+//! | `[[site]]` | `name`, `nodes`, `line` (4g), `labels`, `settings` (of `agent.toml`: `quota`, `disk-share-percent`, `metrics-interval`, `stream`) |
+//! | `[[line]]` | `name`, `like` (4g), `latency`, `jitter`, `loss`, `duplicate`, `reorder`, `reorder-delay`, `rate`, `up`, `down`, `queue`, `mtu` |
+//! | `[[release]]` | `app`, `version`, `size` (1Mi), `files` (4), `behaviour` (`runs`, `crash-after 2s`, `hang`, `refuse`, `eat-disk 100Mi`), `bad` (whether it must be taken back; otherwise by its behaviour) |
+//! | `[[producer]]` | `on` (all), `stream` (scans), `per-minute`, `curve` (`flat`, or `daily`: most at night), `peaks = [{ at, for, times }]` |
+//! | `[[timeline]]` | when, what; see below |
+//! | `[expect]` | `converge-within` (15m), `in-gaps` (records in counted gaps, exactly), `rollouts = { "app@version" = "Succeeded" }`, `up-without-hub-within` (30s) |
+//!
+//! **When**: `at = "1h"` counts from the moment at which all boxes are Ready; with `every = "2h"`, `times = 4` it is
+//! done again. `when = { node, downloaded = "40%" }` or `when = { node, app, phase = "Verifying" }` waits from the moment at
+//! which the entry before it has begun. `jitter = "10m"` adds up to that, drawn from the seed.
+//!
+//! **What**, one to an entry. TARGET is `"all"`, `"site NAME"` or `"node NAME"`:
+//!
+//! | key | what happens | lasts |
+//! |---|---|---|
+//! | `rollout = "app@1.0.0"`, `to = SELECTOR` (all) | the release is published and rolled out | |
+//! | `cut`, `cut-up`, `cut-down = TARGET` | nothing passes the line, both ways or one | `for`, else to the end |
+//! | `line = "bad"`, `of = TARGET` | the line behaves like that one | `for`, else to the end |
+//! | `block-udp = TARGET` | a firewall lets no UDP out | `for`, else to the end |
+//! | `rebind = TARGET` | the NAT gives another address | at once |
+//! | `crash-agent = TARGET`, `crash-hub = true` | `kill -9`, and a start | `for`, else 10s |
+//! | `reboot`, `power-cut = TARGET` | off and on; in a power cut what was not synced may be lost | `for`, else 10s |
+//! | `reinstall = TARGET` | an empty disk; the box joins again | at once |
+//! | `clock = TARGET` or `"hub"`, `offset = "-10y"` | the wall clock is wrong | `for`, else to the end |
+//! | `disk-full = TARGET` or `"hub"` | the disk takes no more | `for`, else to the end |
+//! | `flip-bit = TARGET`, `in = "outbox"`, `"state"` or `"artifact"` | a bit flips at rest | at once |
+//! | `sink-down = true` | the hub's sink refuses every commit | `for`, else to the end |
+//! | `restore-hub = "3h"` | the hub comes back from a backup of that age | at once |
+//!
+//! `for = "end"` leaves something broken until everything is healed.
 
+mod command;
 mod crash_mid_install;
 mod cut_mid_download;
 mod events;
+mod hostile_peer;
 mod streams;
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, bail};
 use proto::env::{BoxFuture, Seed};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::{trace::Trace, world::World};
+pub use self::command::{RunArgs, list, run};
+use crate::{
+    plan::{self, Plan, nearest},
+    trace::Trace,
+    world::World,
+};
 
-/// Longest virtual time of a run: a scenario that hangs ends as a failure.
+/// Longest virtual time of a scenario that is a function: one that hangs ends as a failure.
 const LONGEST: Duration = Duration::from_secs(48 * 3600);
 
-/// `sim run`.
-#[derive(Debug, clap::Args)]
-pub struct RunArgs {
-    /// Name of the scenario; `sim list` shows them.
-    scenario: String,
-    /// The seed. Default: a fresh one, printed first.
-    #[arg(long, conflicts_with = "seeds")]
-    seed: Option<u64>,
-    /// Several seeds, `FIRST..LAST`, both included.
-    #[arg(long, value_parser = parse_seeds)]
-    seeds: Option<(u64, u64)>,
-    /// Run each seed twice and compare the traces.
-    #[arg(long)]
-    twice: bool,
-    /// Write the trace to this file; with `--twice` that of the second run to FILE.2.
-    #[arg(long)]
-    trace: Option<PathBuf>,
-    /// One JSON object a seed.
-    #[arg(long)]
-    json: bool,
-}
-
-fn parse_seeds(text: &str) -> Result<(u64, u64), String> {
-    let wrong = || format!("{text:?} is not FIRST..LAST, such as 1..20");
-    let (first, last) = text.split_once("..").ok_or_else(wrong)?;
-    let parse = |number: &str| number.parse::<u64>().map_err(|_| wrong());
-    match (parse(first)?, parse(last)?) {
-        (first, last) if first <= last => Ok((first, last)),
-        _ => Err(format!("{text:?} is empty: the last seed is below the first")),
-    }
-}
-
-/// What became of a run.
+/// What became of a run of a scenario that is a function.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
     /// The scenario.
@@ -63,16 +116,18 @@ pub struct Report {
     /// The seed.
     pub seed: u64,
     /// SHA-256 over the trace.
-    pub digest: String,
+    pub trace_digest: String,
     /// Lines of the trace.
-    pub lines: u64,
+    pub trace_lines: u64,
     /// How long it took in the simulated world.
-    pub virtual_ms: u64,
+    pub virtual_s: f64,
+    /// Always: what was not as it must be is an error.
+    pub ok: bool,
     /// What it saw, one sentence each.
     pub saw: Vec<String>,
 }
 
-/// A scenario. It returns what it saw, or what was not as it must be.
+/// A scenario that is a function. It returns what it saw, or what was not as it must be.
 pub(crate) struct Scenario {
     name: &'static str,
     about: &'static str,
@@ -82,7 +137,7 @@ pub(crate) struct Scenario {
 const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "cut_mid_download",
-        about: "the line of one of three nodes is cut in the middle of a download, and mended",
+        about: "the line of one of three nodes is cut in the middle of a download: no verified byte comes again",
         play: |world| Box::pin(cut_mid_download::play(world)),
     },
     Scenario {
@@ -107,7 +162,7 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "hub_restored",
-        about: "the hub comes back from a backup: nothing twice, what it lost is a counted gap",
+        about: "the hub comes back from a backup: nothing twice, exactly what it lost is a counted gap",
         play: |world| Box::pin(streams::hub_restored(world)),
     },
     Scenario {
@@ -130,65 +185,104 @@ const SCENARIOS: &[Scenario] = &[
         about: "the hub's sink is down for a day: outboxes hold, nothing is lost",
         play: |world| Box::pin(streams::sink_down(world)),
     },
+    Scenario {
+        name: "hostile_peer",
+        about: "a stranger floods the hub with garbage, half-open handshakes and endless requests: nobody notices",
+        play: |world| Box::pin(hostile_peer::play(world)),
+    },
 ];
 
-/// Prints all scenarios.
-pub fn list() {
-    for scenario in SCENARIOS {
-        println!("{:<24} {}", scenario.name, scenario.about);
-    }
+/// Scenarios that are files, by name, as they were when this was built.
+macro_rules! files {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("../../scenarios/", $name, ".toml")))),*]
+    };
 }
 
-/// Runs what the command line asks for.
+/// All files of `sim/scenarios`; a test compares.
+const FILES: &[(&str, &str)] = files![
+    "acknowledgements_lost",
+    "agent_restarts",
+    "all_reconnect_at_once",
+    "artifact_bit_flip",
+    "bad_release_crashes",
+    "bad_release_hangs",
+    "bad_release_never_starts",
+    "bad_release_while_cut",
+    "box_reinstalled",
+    "clocks_wrong",
+    "cut_during_trial",
+    "cut_mid_upgrade",
+    "disk_full_downloading",
+    "double_eleven_peak",
+    "half_a_site_dies_mid_rollout",
+    "hub_restart_storm",
+    "hub_restored_mid_rollout",
+    "line_flaps",
+    "narrow_lossy_line",
+    "nat_rebinding",
+    "outage_72h",
+    "power_cut_mid_install",
+    "reboot_without_hub",
+    "requests_lost",
+    "rolling_site_power",
+    "rollout_superseded",
+    "sink_down_a_day",
+    "state_bit_flip",
+    "udp_blocked",
+];
+
+/// A scenario, wherever it comes from.
+pub enum Found {
+    /// A plan, from a file of the user's or of this program.
+    Plan(Box<Plan>),
+    /// The name of a function.
+    Function(&'static str),
+}
+
+/// Names of all scenarios, and what each is about.
 ///
 /// # Errors
-/// The first seed that did not end as it must, with how to repeat it.
-pub fn run(args: &RunArgs) -> anyhow::Result<()> {
-    let (first, last) = match (args.seeds, args.seed) {
-        (Some(seeds), _) => seeds,
-        (None, Some(seed)) => (seed, seed),
-        (None, None) => {
-            let seed = u64::from(u32::from_be_bytes(Seed::from_os()?.bytes("number")));
-            (seed, seed)
-        }
-    };
-    for seed in first..=last {
-        if !args.json {
-            println!("seed {seed}");
-        }
-        let report = one(args, seed).with_context(|| {
-            format!("seed {seed} failed; repeat it: sim run {} --seed {seed} --trace FILE", args.scenario)
-        })?;
-        if args.json {
-            println!("{}", serde_json::to_string(&report)?);
-        } else {
-            report.saw.iter().for_each(|saw| println!("  {saw}"));
-            let virtual_s = Duration::from_millis(report.virtual_ms).as_secs_f64();
-            println!("  {virtual_s:.3} virtual s, {} lines of trace, digest {}", report.lines, report.digest);
-        }
+/// When a file of this program is wrong.
+pub fn all() -> anyhow::Result<Vec<(&'static str, String)>> {
+    let mut all: Vec<(&str, String)> = SCENARIOS.iter().map(|s| (s.name, s.about.to_owned())).collect();
+    for (name, text) in FILES {
+        all.push((name, plan::parse(name, &embedded(name), text, None)?.about));
     }
-    Ok(())
+    all.sort();
+    Ok(all)
 }
 
-fn one(args: &RunArgs, seed: u64) -> anyhow::Result<Report> {
-    let report = run_seed(&args.scenario, seed, args.trace.as_deref())?;
-    if args.twice {
-        let second = args.trace.as_ref().map(|path| PathBuf::from(format!("{}.2", path.display())));
-        let again = run_seed(&args.scenario, seed, second.as_deref())?;
-        if again != report {
-            bail!(
-                "two runs differ: digest {} with {} lines, then {} with {}; compare their traces with --trace FILE",
-                report.digest,
-                report.lines,
-                again.digest,
-                again.lines
-            );
-        }
-    }
-    Ok(report)
+fn embedded(name: &str) -> String {
+    format!("sim/scenarios/{name}.toml")
 }
 
-/// Runs a scenario once, on a thread of its own.
+/// Finds a scenario: one of this program's by name, or a file by its path.
+///
+/// # Errors
+/// When there is none, or the file is wrong; with what was probably meant.
+pub fn find(name: &str, nodes: Option<u32>) -> anyhow::Result<Found> {
+    if let Some(scenario) = SCENARIOS.iter().find(|s| s.name == name) {
+        if nodes.is_some() {
+            bail!("--nodes does not scale {name}: it is no file, and counts its boxes itself");
+        }
+        return Ok(Found::Function(scenario.name));
+    }
+    if let Some((name, text)) = FILES.iter().find(|(known, _)| *known == name) {
+        return Ok(Found::Plan(Box::new(plan::parse(name, &embedded(name), text, nodes)?)));
+    }
+    let path = Path::new(name);
+    if path.extension().is_none() && !path.exists() {
+        let known = SCENARIOS.iter().map(|s| s.name).chain(FILES.iter().map(|(name, _)| *name));
+        let meant = nearest(name, known).map_or_else(String::new, |known| format!("; did you mean {known:?}?"));
+        bail!("there is no scenario {name:?}{meant} `sim list` shows all; a file of your own needs its path");
+    }
+    let text = std::fs::read_to_string(path).with_context(|| format!("read the scenario file {name}"))?;
+    let stem = path.file_stem().map_or_else(|| name.to_owned(), |stem| stem.to_string_lossy().into_owned());
+    Ok(Found::Plan(Box::new(plan::parse(&stem, name, &text, nodes)?)))
+}
+
+/// Runs a scenario that is a function once, on a thread of its own.
 ///
 /// # Errors
 /// When there is no such scenario, or something was not as it must be.
@@ -212,14 +306,57 @@ fn play(scenario: &'static Scenario, seed: u64, trace: Option<&Path>) -> anyhow:
         let trace = Trace::new(trace).context("write the trace")?;
         let mut world = World::new(Seed::from_u64(seed), trace.clone()).await?;
         let outcome = tokio::time::timeout(LONGEST, (scenario.play)(&mut world)).await;
-        let virtual_ms = u64::try_from(begin.elapsed().as_millis())?;
+        let virtual_s = begin.elapsed().as_secs_f64();
         let checked = world.check();
         let end = world.end().await;
         trace.flush().context("write the trace")?;
         let saw = outcome.with_context(|| format!("it did not end within {LONGEST:?}"))??;
         checked?;
         end?;
-        let (digest, lines) = (trace.digest(), trace.lines());
-        Ok(Report { scenario: scenario.name, seed, digest, lines, virtual_ms, saw })
+        let (trace_digest, trace_lines) = (trace.digest(), trace.lines());
+        Ok(Report { scenario: scenario.name, seed, trace_digest, trace_lines, virtual_s, ok: true, saw })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_file_is_known_by_its_name_and_can_be_read() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+        let there: BTreeSet<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned())
+            .collect();
+        let known: BTreeSet<String> = FILES.iter().map(|(name, _)| (*name).to_owned()).collect();
+        assert_eq!(there, known);
+        all().unwrap_or_else(|error| panic!("{error:#}"));
+    }
+
+    #[test]
+    fn the_scenario_of_the_documentation_can_be_read() {
+        let documentation = include_str!("mod.rs");
+        let (_, rest) = documentation.split_once("//! ```toml\n").unwrap();
+        let (example, _) = rest.split_once("//! ```\n").unwrap();
+        let text: String = example.lines().map(|line| format!("{}\n", line.trim_start_matches("//!"))).collect();
+        plan::parse("mine", "mine.toml", &text, None).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    #[test]
+    fn the_scenario_of_the_readme_can_be_read() {
+        let readme = include_str!("../../../README.md");
+        let (_, rest) = readme.split_once("```toml\n").unwrap();
+        let (example, _) = rest.split_once("```\n").unwrap();
+        plan::parse("mine", "mine.toml", example, None).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    #[test]
+    fn a_name_that_is_nearly_right_is_offered() {
+        let error = find("cut_mid_downlaod", None).err().unwrap().to_string();
+        assert!(error.contains("\"cut_mid_download\""), "{error}");
+        assert!(find("no/such.toml", None).err().unwrap().to_string().contains("no/such.toml"));
+    }
 }

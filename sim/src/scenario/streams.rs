@@ -121,9 +121,10 @@ pub(super) async fn outbox_bit_flip(world: &mut World) -> anyhow::Result<Vec<Str
     let mut choice = world.seed("outbox_bit_flip").stream("choices");
     begin(world, &[BOX], "").await?;
     world.cut(BOX, true);
-    let number = world.ledger_len();
+    let number = world.handed_in(BOX, "scans")?;
     world.produce(BOX, "scans", 2_000, 100).await?;
-    let first = world.sequence_of(number).context("the first record after the cut was not taken")?;
+    let place = world.ledger().place(&BOX.parse()?, &"scans".parse()?, number);
+    let (_, first) = place.context("the first record after the cut was not taken")?;
     world.crash_agent(BOX).await?;
     let at = flip_in_a_batch(&world.disk(BOX)?.join("outbox/outbox.db"), first, &mut choice)?;
     world.cut(BOX, false);
@@ -219,10 +220,10 @@ pub(super) async fn thirty_days_offline(world: &mut World) -> anyhow::Result<Vec
         if left == 0 {
             break;
         }
-        let number = world.ledger_len();
+        let number = world.handed_in(BOX, "scans")?;
         world.produce(BOX, "scans", 1, 1).await?;
         let handed_in = Instant::now();
-        while !world.is_durable(number)? {
+        while !world.is_durable(BOX, "scans", number)? {
             ensure!(handed_in.elapsed() < Duration::from_secs(60), "a fresh scan waits behind {left} old ones");
             sleep(Duration::from_millis(20)).await;
         }

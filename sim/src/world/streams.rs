@@ -1,48 +1,18 @@
 //! What a [`World`] knows of streams: producers on its boxes, and the books that they keep.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use edgecore::outbox::{AppendError, Outbox};
-use proto::{digest::Digest, name::Name};
+use proto::name::Name;
 use tokio::time::{Instant, sleep};
 
 use super::{STEP, World};
-use crate::ledger::Outcome;
-
-/// No real socket is opened in the simulated world: producers hand in where the doors do. Metrics would only
-/// lengthen long outages; a scenario that is about them says so.
-const NO_DOORS: &str = "http = \"off\"\nsocket = \"off\"\nmqtt = \"off\"\n";
-const NO_METRICS: &str = "metrics-interval = \"off\"\n";
+use crate::ledger::{Ledger, Outcome};
 
 impl World {
-    /// Writes `agent.toml` of a box; read when its agent starts. `more` goes into section `streams`.
-    ///
-    /// # Errors
-    /// When there is no such box.
-    pub fn settings(&self, name: &str, more: &str) -> anyhow::Result<()> {
-        let metrics = if more.contains("metrics-interval") { "" } else { NO_METRICS };
-        let text = format!("[streams]\n{NO_DOORS}{metrics}{more}");
-        fs::write(self.disk(name)?.join("agent.toml"), text).with_context(|| format!("write the settings of {name}"))
-    }
-
-    /// The folder of a box's agent.
-    ///
-    /// # Errors
-    /// When there is no such box.
-    pub fn disk(&self, name: &str) -> anyhow::Result<PathBuf> {
-        Ok(self.boxes.get(name).with_context(|| format!("there is no {name}"))?.host.disk.clone())
-    }
-
-    /// The folder of the hub.
-    #[must_use]
-    pub fn hub_disk(&self) -> PathBuf {
-        self.hub_host.disk.clone()
-    }
-
     fn outbox(&self, name: &str) -> anyhow::Result<Outbox> {
-        let edge = self.boxes.get(name).with_context(|| format!("there is no {name}"))?;
-        edge.outbox.clone().with_context(|| format!("no agent runs on {name}"))
+        self.edge(name)?.outbox().with_context(|| format!("no agent runs on {name}"))
     }
 
     /// A producer on a box hands in `count` records, one request for every `each`. Returns how many were taken.
@@ -54,26 +24,12 @@ impl World {
         let outbox = self.outbox(name)?;
         let mut taken = 0;
         while taken < count {
-            let begin = self.ledger.len();
-            let texts: Vec<String> = (0..each.min(count - taken))
-                .map(|i| {
-                    // The digest keeps records from being compressed away.
-                    let (number, filler) = (begin + i, Digest::of(&(begin + i).to_be_bytes()));
-                    format!(
-                        "{{\"from\":\"{name}\",\"stream\":\"{stream}\",\"number\":{number},\"filler\":\"{filler}\"}}"
-                    )
-                })
-                .collect();
-            for text in &texts {
-                self.ledger.handed_in(&node, &stream, text.clone());
-            }
-            let records = texts.iter().map(|text| text.clone().into()).collect();
-            match outbox.append(&stream, records).await {
+            let (first, texts) = self.ledger.hand_in(&node, &stream, each.min(count - taken));
+            let handed_in = texts.len();
+            match outbox.append(&stream, texts.into_iter().map(Into::into).collect()).await {
                 Ok(appended) => {
-                    for (text, sequence) in texts.iter().zip(appended.range) {
-                        self.ledger.acknowledged(text, appended.key.epoch, sequence);
-                    }
-                    taken += texts.len();
+                    self.ledger.acknowledged(&node, &stream, first, appended.key.epoch, appended.range);
+                    taken += handed_in;
                 }
                 Err(error @ (AppendError::Full { .. } | AppendError::Busy)) => {
                     self.trace.line(name, format_args!("refused: {error}"));
@@ -86,26 +42,29 @@ impl World {
         Ok(taken)
     }
 
-    /// Records handed in so far; the number of the next.
-    #[must_use]
-    pub fn ledger_len(&self) -> usize {
-        self.ledger.len()
+    /// Records that a producer handed in so far; the number of its next.
+    ///
+    /// # Errors
+    /// When these are no names.
+    pub fn handed_in(&self, name: &str, stream: &str) -> anyhow::Result<u64> {
+        Ok(self.ledger.handed_in_by(&name.parse()?, &stream.parse()?))
     }
 
-    /// The sequence that the record with this number was given, if it was acknowledged.
+    /// The producers' own books.
     #[must_use]
-    pub fn sequence_of(&self, number: usize) -> Option<u64> {
-        self.ledger.place(number).map(|(_, _, _, sequence)| sequence)
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
-    /// Whether the record with this number is durable at the hub, as its marks say.
+    /// Whether the record with this number of a producer is durable at the hub, as its marks say.
     ///
     /// # Errors
     /// When the hub is down.
-    pub fn is_durable(&self, number: usize) -> anyhow::Result<bool> {
-        let Some((node, stream, epoch, sequence)) = self.ledger.place(number) else { return Ok(false) };
+    pub fn is_durable(&self, name: &str, stream: &str, number: u64) -> anyhow::Result<bool> {
+        let (node, stream): (Name, Name) = (name.parse()?, stream.parse()?);
+        let Some((epoch, sequence)) = self.ledger.place(&node, &stream, number) else { return Ok(false) };
         let states = self.hub()?.streams().live();
-        let mut states = states.iter().filter(|s| &s.node == node && &s.key.stream == stream && s.key.epoch == epoch);
+        let mut states = states.iter().filter(|s| s.node == node && s.key.stream == stream && s.key.epoch == epoch);
         Ok(states.any(|s| s.durable.contains(&(sequence..sequence + 1))))
     }
 
@@ -117,7 +76,7 @@ impl World {
         let live = self.hub()?.streams().live();
         let of_producers = live.iter().filter(|state| self.ledger.knows(&state.key.stream));
         let durable: u64 = of_producers.map(|state| state.durable.count()).sum();
-        Ok((self.ledger.len() as u64).saturating_sub(durable))
+        Ok(self.ledger.len().saturating_sub(durable))
     }
 
     /// Compares the books with the hub's sink now.
@@ -125,7 +84,7 @@ impl World {
     /// # Errors
     /// When a record is there twice, or one that nobody sent.
     pub async fn books(&self) -> anyhow::Result<Outcome> {
-        self.ledger.compare(self.hub()?.streams().sink().as_ref()).await
+        Ok(self.ledger.compare(self.hub()?.streams().sink().as_ref()).await?)
     }
 
     /// Waits until every acknowledged record is in the sink or in a counted gap.

@@ -1,0 +1,339 @@
+//! The C library's calls that change files, as everything in this process makes them: Rust's standard
+//! library and SQLite's C code alike. Each asks [`super::journal`] first and then calls the kernel itself.
+//!
+//! The only module of Crossdock with unsafe code. It has to be: a power cut needs the calls of SQLite, which
+//! is C, and a VFS of SQLite would be unsafe code too and leave out the files that are written from Rust.
+//! The workspace denies unsafe code, every other crate forbids it, and this module alone allows it.
+//!
+//! A program that defines these symbols uses them in place of the shared C library's. Calls inside the C
+//! library itself, and system calls that are made without it (rustix), do not come by: nothing of Crossdock
+//! changes files so. A file below no simulated disk costs one look at a table.
+//!
+//! Safety, for all of them: pointers are handed on to the kernel, which checks them, or are strings that the
+//! caller promised to end with a zero, as the C library wants it too. Nothing here may panic or allocate
+//! where the fast way suffices.
+#![allow(unsafe_code)]
+
+use std::{
+    ffi::{CStr, c_char, c_int, c_long, c_void},
+    os::fd::BorrowedFd,
+};
+
+use super::journal::{self, Refused};
+
+/// What a call returns that the disk refuses.
+fn refuse(Refused(errno): Refused) -> c_int {
+    // SAFETY: the C library gives each thread its own place for the error.
+    unsafe { *libc::__errno_location() = errno };
+    -1
+}
+
+fn int(result: c_long) -> c_int {
+    c_int::try_from(result).unwrap_or(-1)
+}
+
+fn size(result: c_long) -> isize {
+    isize::try_from(result).unwrap_or(-1)
+}
+
+/// A descriptor, if it is that of a file of a disk.
+///
+/// # Safety
+/// The descriptor is open as long as the answer lives, or is no descriptor at all.
+unsafe fn watched_fd<'a>(fd: c_int) -> Option<BorrowedFd<'a>> {
+    // SAFETY: the caller's promise; what is watched is not -1.
+    journal::is_watched(fd).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+/// The path of a call, where it is one that could matter: absolute, and there is a simulated disk at all.
+///
+/// # Safety
+/// `path` is null or a string that ends with zero.
+unsafe fn watched<'a>(path: *const c_char) -> Option<&'a [u8]> {
+    if path.is_null() || !journal::any() {
+        return None;
+    }
+    // SAFETY: the caller's promise.
+    let path = unsafe { CStr::from_ptr(path) }.to_bytes();
+    path.starts_with(b"/").then_some(path)
+}
+
+/// # Safety
+/// As open(2).
+unsafe fn open_at(folder: c_int, path: *const c_char, flags: c_int, mode: libc::mode_t) -> c_int {
+    // SAFETY: handed on, or the caller's promise.
+    let (call, path) = unsafe {
+        let call = || libc::syscall(libc::SYS_openat, folder, path, flags | libc::O_LARGEFILE, mode);
+        (call, watched(path))
+    };
+    let Some(path) = path else {
+        let fd = int(call());
+        journal::opened_elsewhere(fd);
+        return fd;
+    };
+    let before = match journal::before_open(path, flags) {
+        Ok(before) => before,
+        Err(refused) => return refuse(refused),
+    };
+    let fd = int(call());
+    // SAFETY: the kernel just opened it.
+    let opened = (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) });
+    journal::after_open(opened, path, flags, before);
+    fd
+}
+
+/// # Safety
+/// As open(2). The mode is there or is not looked at.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: libc::mode_t) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { open_at(libc::AT_FDCWD, path, flags, mode) }
+}
+
+/// # Safety
+/// As open(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: libc::mode_t) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { open_at(libc::AT_FDCWD, path, flags, mode) }
+}
+
+/// # Safety
+/// As openat(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn openat(folder: c_int, path: *const c_char, flags: c_int, mode: libc::mode_t) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { open_at(folder, path, flags, mode) }
+}
+
+/// # Safety
+/// As openat(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn openat64(folder: c_int, path: *const c_char, flags: c_int, mode: libc::mode_t) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { open_at(folder, path, flags, mode) }
+}
+
+/// # Safety
+/// As close(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn close(fd: c_int) -> c_int {
+    journal::closed(fd);
+    // SAFETY: handed on.
+    int(unsafe { libc::syscall(libc::SYS_close, fd) })
+}
+
+/// # Safety
+/// As write(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn write(fd: c_int, bytes: *const c_void, count: usize) -> isize {
+    // SAFETY: the caller has it open.
+    if let Some(file) = unsafe { watched_fd(fd) }
+        && let Err(refused) = journal::before_write(file, None, count)
+    {
+        return refuse(refused) as isize;
+    }
+    // SAFETY: handed on.
+    size(unsafe { libc::syscall(libc::SYS_write, fd, bytes, count) })
+}
+
+/// # Safety
+/// As writev(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn writev(fd: c_int, parts: *const libc::iovec, count: c_int) -> isize {
+    // SAFETY: the caller has it open.
+    if let Some(file) = unsafe { watched_fd(fd) } {
+        // SAFETY: the caller's promise: so many parts stand there.
+        let all = unsafe { std::slice::from_raw_parts(parts, usize::try_from(count).unwrap_or(0)) };
+        if let Err(refused) = journal::before_write(file, None, all.iter().map(|part| part.iov_len).sum()) {
+            return refuse(refused) as isize;
+        }
+    }
+    // SAFETY: handed on.
+    size(unsafe { libc::syscall(libc::SYS_writev, fd, parts, count) })
+}
+
+/// # Safety
+/// As pwrite(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pwrite64(fd: c_int, bytes: *const c_void, count: usize, offset: i64) -> isize {
+    // SAFETY: the caller has it open.
+    if let Some(file) = unsafe { watched_fd(fd) }
+        && let Err(refused) = journal::before_write(file, Some(offset), count)
+    {
+        return refuse(refused) as isize;
+    }
+    // SAFETY: handed on.
+    size(unsafe { libc::syscall(libc::SYS_pwrite64, fd, bytes, count, offset) })
+}
+
+/// # Safety
+/// As pwrite(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pwrite(fd: c_int, bytes: *const c_void, count: usize, offset: i64) -> isize {
+    // SAFETY: the caller's promise.
+    unsafe { pwrite64(fd, bytes, count, offset) }
+}
+
+/// Callers copy byte by byte where the kernel cannot do it: so what is copied comes by.
+///
+/// # Safety
+/// As copy_file_range(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn copy_file_range(
+    from: c_int,
+    from_offset: *mut i64,
+    to: c_int,
+    to_offset: *mut i64,
+    count: usize,
+    flags: u32,
+) -> isize {
+    if journal::is_watched(to) {
+        return refuse(Refused(libc::EXDEV)) as isize;
+    }
+    // SAFETY: handed on.
+    size(unsafe { libc::syscall(libc::SYS_copy_file_range, from, from_offset, to, to_offset, count, flags) })
+}
+
+/// As [`copy_file_range`].
+///
+/// # Safety
+/// As sendfile(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sendfile64(to: c_int, from: c_int, offset: *mut i64, count: usize) -> isize {
+    if journal::is_watched(to) {
+        return refuse(Refused(libc::EINVAL)) as isize;
+    }
+    // SAFETY: handed on.
+    size(unsafe { libc::syscall(libc::SYS_sendfile, to, from, offset, count) })
+}
+
+/// # Safety
+/// As ftruncate(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ftruncate64(fd: c_int, length: i64) -> c_int {
+    // SAFETY: the caller has it open.
+    if let Some(file) = unsafe { watched_fd(fd) }
+        && let Err(refused) = journal::before_truncate(file, length)
+    {
+        return refuse(refused);
+    }
+    // SAFETY: handed on.
+    int(unsafe { libc::syscall(libc::SYS_ftruncate, fd, length) })
+}
+
+/// # Safety
+/// As ftruncate(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ftruncate(fd: c_int, length: i64) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { ftruncate64(fd, length) }
+}
+
+/// # Safety
+/// As fsync(2).
+unsafe fn sync(fd: c_int, call: c_long) -> c_int {
+    // SAFETY: the caller has it open.
+    match unsafe { watched_fd(fd) }.map(journal::sync) {
+        Some(Ok(())) => 0,
+        Some(Err(refused)) => refuse(refused),
+        // SAFETY: handed on.
+        None => int(unsafe { libc::syscall(call, fd) }),
+    }
+}
+
+/// # Safety
+/// As fsync(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fsync(fd: c_int) -> c_int {
+    // SAFETY: the caller has it open; or handed on.
+    unsafe { sync(fd, libc::SYS_fsync) }
+}
+
+/// # Safety
+/// As fdatasync(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fdatasync(fd: c_int) -> c_int {
+    // SAFETY: the caller has it open; or handed on.
+    unsafe { sync(fd, libc::SYS_fdatasync) }
+}
+
+/// # Safety
+/// As rename(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn rename(from: *const c_char, to: *const c_char) -> c_int {
+    // SAFETY: the caller's promise.
+    let (source, target) = unsafe { (watched(from), watched(to)) };
+    if let (Some(source), Some(target)) = (source, target)
+        && let Err(refused) = journal::before_rename(source, target)
+    {
+        return refuse(refused);
+    }
+    // SAFETY: handed on.
+    let done = unsafe { libc::syscall(libc::SYS_renameat2, libc::AT_FDCWD, from, libc::AT_FDCWD, to, 0) };
+    if let Some(target) = target {
+        journal::after(target, done == 0);
+    }
+    int(done)
+}
+
+/// # Safety
+/// As unlink(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unlink(path: *const c_char) -> c_int {
+    // SAFETY: the caller's promise; the path is handed on.
+    unsafe {
+        let call = || libc::syscall(libc::SYS_unlinkat, libc::AT_FDCWD, path, 0);
+        named(path, journal::before_unlink, call)
+    }
+}
+
+/// # Safety
+/// As rmdir(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn rmdir(path: *const c_char) -> c_int {
+    // SAFETY: the caller's promise; the path is handed on.
+    unsafe {
+        let call = || libc::syscall(libc::SYS_unlinkat, libc::AT_FDCWD, path, libc::AT_REMOVEDIR);
+        named(path, journal::before_rmdir, call)
+    }
+}
+
+/// # Safety
+/// As mkdir(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mkdir(path: *const c_char, mode: libc::mode_t) -> c_int {
+    // SAFETY: the caller's promise; the path is handed on.
+    unsafe {
+        let call = || libc::syscall(libc::SYS_mkdirat, libc::AT_FDCWD, path, mode);
+        named(path, journal::before_mkdir, call)
+    }
+}
+
+/// # Safety
+/// As symlink(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn symlink(target: *const c_char, path: *const c_char) -> c_int {
+    // SAFETY: the caller's promise; the paths are handed on.
+    unsafe {
+        let call = || libc::syscall(libc::SYS_symlinkat, target, libc::AT_FDCWD, path);
+        named(path, journal::before_make, call)
+    }
+}
+
+/// # Safety
+/// `path` is null or a string that ends with zero.
+unsafe fn named(path: *const c_char, before: fn(&[u8]) -> Result<(), Refused>, call: impl FnOnce() -> c_long) -> c_int {
+    // SAFETY: the caller's promise.
+    let watched = unsafe { watched(path) };
+    if let Some(path) = watched
+        && let Err(refused) = before(path)
+    {
+        return refuse(refused);
+    }
+    let done = call();
+    if let Some(path) = watched {
+        journal::after(path, done == 0);
+    }
+    int(done)
+}

@@ -1,0 +1,149 @@
+//! Nothing that was synced is ever lost; what was not, is in some power cut.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write as _,
+    os::unix::fs::FileExt as _,
+};
+
+use super::*;
+
+/// A disk in a folder that goes away.
+fn disk() -> (tempfile::TempDir, PathBuf, Disk) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("box");
+    fs::create_dir(&path).unwrap();
+    let disk = Disk::new(&path).unwrap();
+    (folder, path, disk)
+}
+
+fn sync_folder(path: &Path) {
+    File::open(path).unwrap().sync_all().unwrap();
+}
+
+/// In how many of 64 power cuts `intact` does not hold after `work`. What that returns dies with the power.
+fn losses<T>(work: impl Fn(&Path) -> T, intact: impl Fn(&Path) -> bool) -> u32 {
+    (0..64)
+        .map(|seed| {
+            let (_folder, path, disk) = disk();
+            let alive = work(&path);
+            disk.freeze(true);
+            drop(alive); // it closes nothing in order
+            disk.freeze(false);
+            disk.power_cut(&Seed::from_u64(seed)).unwrap();
+            u32::from(!intact(&path))
+        })
+        .sum()
+}
+
+#[test]
+fn what_was_synced_stays_and_what_was_not_may_go() {
+    let write = |sync: bool| {
+        move |path: &Path| {
+            let mut file = File::create(path.join("file")).unwrap();
+            file.write_all(&[7; 10_000]).unwrap();
+            if sync {
+                file.sync_all().unwrap();
+                sync_folder(path);
+            }
+        }
+    };
+    let intact = |path: &Path| fs::read(path.join("file")).is_ok_and(|bytes| bytes == [7; 10_000]);
+    assert_eq!(losses(write(true), intact), 0);
+    let lost = losses(write(false), intact);
+    assert!((20..64).contains(&lost), "{lost} of 64");
+}
+
+#[test]
+fn a_replacement_by_the_book_is_the_old_or_the_new() {
+    let replace = |path: &Path| {
+        proto::durable::write(&path.join("state"), b"old", 0o600).unwrap();
+        proto::durable::write(&path.join("state"), b"new", 0o600).unwrap();
+    };
+    assert_eq!(losses(replace, |path| fs::read(path.join("state")).unwrap() == b"new"), 0);
+    let sloppy = |path: &Path| {
+        proto::durable::write(&path.join("state"), b"old", 0o600).unwrap();
+        fs::write(path.join("state.tmp"), b"new").unwrap();
+        fs::rename(path.join("state.tmp"), path.join("state")).unwrap();
+    };
+    let whole = |path: &Path| matches!(fs::read(path.join("state")).unwrap().as_slice(), b"old" | b"new");
+    let (torn, old) = (losses(sloppy, whole), losses(sloppy, |p| fs::read(p.join("state")).unwrap() == b"new"));
+    assert!(torn > 0 && old > torn, "{torn} torn, {old} not new");
+}
+
+#[test]
+fn sectors_are_torn_and_lengths_come_back() {
+    let overwrite = |path: &Path| {
+        let file = File::create(path.join("file")).unwrap();
+        file.write_all_at(&[1; 4096], 0).unwrap();
+        file.sync_all().unwrap();
+        sync_folder(path);
+        let file = OpenOptions::new().write(true).open(path.join("file")).unwrap();
+        file.write_all_at(&[2; 4096], 0).unwrap();
+        file.set_len(1000).unwrap();
+        file.write_all_at(&[3; 100], 5000).unwrap();
+    };
+    let sane = |path: &Path| {
+        let bytes = fs::read(path.join("file")).unwrap();
+        matches!(bytes.len(), 1000 | 4096 | 5100) && bytes.iter().all(|b| *b <= 3)
+    };
+    assert_eq!(losses(overwrite, sane), 0);
+    let mixed = |path: &Path| {
+        let bytes = fs::read(path.join("file")).unwrap();
+        !(bytes.contains(&1) && bytes.contains(&2))
+    };
+    assert!(losses(overwrite, mixed) > 0, "no write was torn");
+}
+
+#[test]
+fn sqlite_keeps_what_it_committed_with_full_sync() {
+    let commit = |sync: &'static str| {
+        move |path: &Path| {
+            let connection = rusqlite::Connection::open(path.join("a.db")).unwrap();
+            let pragmas = format!("PRAGMA journal_mode = WAL; PRAGMA synchronous = {sync}; CREATE TABLE t (x)");
+            connection.execute_batch(&pragmas).unwrap();
+            for number in 0..50 {
+                connection.execute("INSERT INTO t VALUES (?1)", [number]).unwrap();
+            }
+            connection
+        }
+    };
+    let all = |path: &Path| {
+        let connection = rusqlite::Connection::open(path.join("a.db")).unwrap();
+        let count = connection.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0));
+        let check = connection.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0));
+        count == Ok(50) && check.as_deref() == Ok("ok")
+    };
+    assert_eq!(losses(commit("FULL"), all), 0);
+    assert!(losses(commit("OFF"), all) > 10);
+}
+
+#[test]
+fn a_full_disk_refuses_and_room_that_is_freed_may_be_used() {
+    let (_folder, path, disk) = disk();
+    fs::write(path.join("old"), [0; 1000]).unwrap();
+    disk.set_room(Taker::Fault, Some(0));
+    let error = fs::write(path.join("new"), [0; 500]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+    assert_eq!(disk.refused(), (1, 0));
+    fs::remove_file(path.join("old")).unwrap();
+    fs::write(path.join("new"), [0; 500]).unwrap();
+    assert!(fs::write(path.join("more"), [0; 600]).is_err());
+    disk.set_room(Taker::Fault, None);
+    fs::write(path.join("more"), [0; 600]).unwrap();
+    fs::copy(path.join("more"), path.join("copy")).unwrap();
+    assert_eq!(fs::read(path.join("copy")).unwrap().len(), 600);
+}
+
+#[test]
+fn a_process_that_was_killed_writes_nothing_any_more() {
+    let (_folder, path, disk) = disk();
+    let mut file = File::create(path.join("file")).unwrap();
+    file.write_all(b"before").unwrap();
+    disk.freeze(true);
+    assert!(file.write_all(b" after").is_err());
+    assert!(fs::remove_file(path.join("file")).is_err());
+    assert!(fs::rename(path.join("file"), path.join("other")).is_err());
+    disk.freeze(false);
+    assert_eq!(fs::read(path.join("file")).unwrap(), b"before");
+}

@@ -1,0 +1,299 @@
+//! What runs on boxes: I1, the part of I3 that concerns apps, and what boot and agent may not disturb.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use proto::{
+    digest::Digest,
+    name::{Name, Version},
+    object::UpdatePhase,
+};
+
+use super::{Fleet, Invariant, Violation};
+use crate::{
+    fault::{Fault, Spot},
+    world::{AppSeen, Observation, Seen},
+};
+
+/// Time of a running agent in which a release that is bad must have been found out: its deadline of a minute,
+/// restarts with back-off, and going back.
+const BAD_STAYS: Duration = Duration::from_secs(300);
+/// Names of one sentence.
+const MAX_NAMED: usize = 3;
+
+/// All boxes, over time.
+#[derive(Debug, Default)]
+pub(super) struct Apps {
+    boxes: BTreeMap<Name, Box>,
+    /// What every release's digest was seen to be.
+    digests: BTreeMap<(Name, Version), Digest>,
+    looked_at: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Box {
+    /// Since when its agent runs without a break.
+    agent_since: Option<Duration>,
+    apps: BTreeMap<Name, App>,
+}
+
+#[derive(Debug, Default)]
+struct App {
+    running: Option<Version>,
+    /// The greatest version that proved healthy here.
+    confirmed: Option<Version>,
+    /// Time that the agent ran while a bad release did.
+    bad_for: Duration,
+    /// Whether anything of it ran since the agent started.
+    up_since_start: bool,
+    /// It may be down until it was seen to run again: box off, disk gone, its files damaged.
+    excused: bool,
+    /// Its files or state were damaged on purpose: it may stay down.
+    damaged: bool,
+}
+
+impl Apps {
+    pub(super) fn fault_began(&mut self, fault: &Fault, struck: &[Name]) {
+        for node in struck {
+            let Some(seen) = self.boxes.get_mut(node) else { continue };
+            match fault {
+                Fault::Reinstall { .. } => seen.apps.clear(),
+                Fault::Reboot { .. } | Fault::PowerCut { .. } => {
+                    seen.agent_since = None;
+                    seen.apps.values_mut().for_each(|app| app.excused = true);
+                }
+                Fault::CrashAgent { .. } => seen.agent_since = None,
+                Fault::FlipBit { spot: Spot::State | Spot::Artifact, .. } => {
+                    seen.apps.values_mut().for_each(|app| (app.excused, app.damaged) = (true, true));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    pub(super) fn look(&mut self, fleet: &Fleet, seen: &Observation) -> Result<(), Violation> {
+        let since_last = seen.at.saturating_sub(self.looked_at);
+        self.looked_at = seen.at;
+        for (name, node) in &seen.nodes {
+            let before = self.boxes.entry(name.clone()).or_default();
+            let runs = node.agent_runs && node.powered;
+            let started = runs && before.agent_since.is_none();
+            before.agent_since = if runs { before.agent_since.or(Some(seen.at)) } else { None };
+            let agent_for = before.agent_since.map(|since| seen.at.saturating_sub(since));
+            for (app, now) in &node.apps {
+                let here = Here { fleet, at: seen.at, name, node, app, now, agent_for, since_last };
+                let state = before.apps.entry(app.clone()).or_default();
+                if started {
+                    state.up_since_start = false;
+                }
+                here.is_released(&mut self.digests)?;
+                here.is_meant(state)?;
+                here.bad_ends(state)?;
+                here.undisturbed(state)?;
+                here.is_up(state)?;
+                here.remember(state);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is missing until all boxes are as the plan says, in one sentence.
+    pub(super) fn missing(&self, fleet: &Fleet, seen: &Observation) -> Option<String> {
+        if !seen.hub_runs {
+            return Some("the hub does not run".into());
+        }
+        let without = |what: &str, is_so: &dyn Fn(&Seen) -> bool| {
+            let names: Vec<&Name> = seen.nodes.iter().filter(|(_, node)| !is_so(node)).map(|(name, _)| name).collect();
+            (!names.is_empty()).then(|| format!("{}: {what}", of(&names, seen.nodes.len())))
+        };
+        without("no power", &|node| node.powered)
+            .or_else(|| without("the agent does not run", &|node| node.agent_runs))
+            .or_else(|| without("the line is not open", &|node| node.line_open))
+            .or_else(|| without("not Ready at the hub", &|node| node.ready == Some(true)))
+            .or_else(|| fleet.apps().into_iter().find_map(|app| self.app_missing(fleet, seen, app)))
+    }
+
+    fn app_missing(&self, fleet: &Fleet, seen: &Observation, app: &Name) -> Option<String> {
+        let mut wrong: Vec<(&Name, String)> = vec![];
+        for (name, node) in &seen.nodes {
+            let state = self.boxes.get(name).and_then(|known| known.apps.get(app));
+            let now = node.apps.get(app);
+            if let Some(why) = goal(fleet, name, app, state, now, seen) {
+                wrong.push((name, why));
+            }
+        }
+        let (_, why) = wrong.first()?;
+        let names: Vec<&Name> = wrong.iter().map(|(name, _)| *name).collect();
+        Some(format!("{}: {why}", of(&names, seen.nodes.len())))
+    }
+}
+
+/// `box-1, box-2 and 3 more of 8`.
+fn of(names: &[&Name], all: usize) -> String {
+    let named: Vec<&str> = names.iter().take(MAX_NAMED).map(|name| name.as_str()).collect();
+    let more = names.len().saturating_sub(MAX_NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{more} ({} of {all} boxes)", named.join(", "), names.len())
+}
+
+/// What an app of a box lacks of what its rollouts ask for.
+fn goal(
+    fleet: &Fleet,
+    name: &Name,
+    app: &Name,
+    state: Option<&App>,
+    now: Option<&AppSeen>,
+    seen: &Observation,
+) -> Option<String> {
+    // A hub that came back from a backup may not know of it any more.
+    let known: Vec<_> = fleet.naming(name, app).filter(|r| seen.rollouts.contains_key(&r.key)).collect();
+    let last = known.last()?;
+    let running = now.and_then(|now| now.running.as_ref());
+    let damaged = state.is_some_and(|state| state.damaged);
+    if let Some(version) = running.filter(|version| fleet.is_bad(app, version)) {
+        return Some(format!("{app}@{version} is bad and still runs"));
+    }
+    if last.bad {
+        let had = state.and_then(|state| state.confirmed.as_ref());
+        return match (had, running) {
+            (Some(had), None) if !damaged => Some(format!("nothing of {app} runs, {had} ran before")),
+            _ => None,
+        };
+    }
+    match running {
+        None if damaged => None,
+        None => Some(format!("nothing of {app} runs, expected {}", last.version)),
+        // An older one was asked for before, or a restored hub asks for it: what proved healthy since may stay.
+        Some(version) if version != &last.version && !(version > &last.version) => {
+            Some(format!("{app} {version} runs, expected {}", last.version))
+        }
+        Some(version) if now.is_some_and(|now| !now.ready) => Some(format!("{app} {version} is not ready")),
+        Some(_) => None,
+    }
+}
+
+/// One app of one box at one moment.
+struct Here<'a> {
+    fleet: &'a Fleet,
+    at: Duration,
+    name: &'a Name,
+    node: &'a Seen,
+    app: &'a Name,
+    now: &'a AppSeen,
+    /// How long its agent runs.
+    agent_for: Option<Duration>,
+    /// Time since the look before.
+    since_last: Duration,
+}
+
+impl Here<'_> {
+    fn broken(&self, invariant: Invariant, message: String) -> Result<(), Violation> {
+        Err(Violation::new(invariant, self.at, Some(self.name), format!("{}: {message}", self.name)))
+    }
+
+    /// I1: what runs is a release, and the same bytes everywhere.
+    fn is_released(&self, digests: &mut BTreeMap<(Name, Version), Digest>) -> Result<(), Violation> {
+        let Some(version) = &self.now.running else { return Ok(()) };
+        if self.fleet.release(self.app, version).is_none() {
+            return self.broken(Invariant::Trust, format!("{}@{version} runs and was never released", self.app));
+        }
+        let Some(digest) = self.now.digest else { return Ok(()) };
+        let known = digests.entry((self.app.clone(), version.clone())).or_insert(digest);
+        if *known != digest {
+            let text = format!("{}@{version} runs as {digest}, elsewhere as {known}", self.app);
+            return self.broken(Invariant::Trust, text);
+        }
+        Ok(())
+    }
+
+    /// I3: nothing runs and nothing is assigned that no rollout brings here. I1: nothing goes back.
+    fn is_meant(&self, state: &App) -> Result<(), Violation> {
+        for (version, word) in [(&self.now.running, "runs"), (&self.now.target, "is assigned")] {
+            let Some(version) = version else { continue };
+            if !self.fleet.may_run(self.name, self.app, version) {
+                let text = format!("{}@{version} {word}, and no rollout of it selects this node", self.app);
+                return self.broken(Invariant::Blast, text);
+            }
+        }
+        if let (Some(running), Some(confirmed)) = (&self.now.running, &state.confirmed)
+            && running < confirmed
+            && self.fleet.only_rises(self.name, self.app)
+        {
+            let text = format!("{} went back to {running}, although {confirmed} had proved healthy", self.app);
+            return self.broken(Invariant::Trust, text);
+        }
+        Ok(())
+    }
+
+    /// I1: a bad release is never taken for a good one, and is gone after a while.
+    fn bad_ends(&self, state: &mut App) -> Result<(), Violation> {
+        let bad = self.now.running.as_ref().filter(|version| self.fleet.is_bad(self.app, version));
+        let Some(version) = bad else {
+            state.bad_for = Duration::ZERO;
+            return Ok(());
+        };
+        if self.proved(version) {
+            return self
+                .broken(Invariant::Trust, format!("{}@{version} is bad and counts as proved healthy", self.app));
+        }
+        // While the agent is away nobody can find out.
+        state.bad_for += self.since_last.min(self.agent_for.unwrap_or_default());
+        if state.bad_for > BAD_STAYS {
+            let text = format!("{}@{version} is bad and still runs after {BAD_STAYS:?} of its agent", self.app);
+            return self.broken(Invariant::Trust, text);
+        }
+        Ok(())
+    }
+
+    /// What ran goes on, unless the box was off or another release came.
+    fn undisturbed(&self, state: &App) -> Result<(), Violation> {
+        let (Some(before), Some(confirmed)) = (&state.running, &state.confirmed) else { return Ok(()) };
+        let on_its_way = self.fleet.may_change(self.name, self.app, before, self.at);
+        let expected = before != confirmed
+            || on_its_way
+            || state.excused
+            || !self.node.powered
+            || self.fleet.ends_by_itself(self.app);
+        if expected || self.now.running.as_ref() == Some(before) {
+            return Ok(());
+        }
+        let now = self.now.running.as_ref().map_or("nothing runs".to_owned(), |version| format!("{version} runs"));
+        let why = if self.agent_for.is_none_or(|agent_for| agent_for < self.fleet.up_within) {
+            "its agent ended or started"
+        } else {
+            "no rollout asked for it"
+        };
+        self.broken(Invariant::Undisturbed, format!("{} {before} was disturbed, {now}: {why}", self.app))
+    }
+
+    /// Row 26: up soon after the agent's start, hub or not.
+    fn is_up(&self, state: &mut App) -> Result<(), Violation> {
+        state.up_since_start |= self.now.running.is_some();
+        let Some(confirmed) = &state.confirmed else { return Ok(()) };
+        let late = self.agent_for.is_some_and(|agent_for| agent_for > self.fleet.up_within);
+        if late && !state.up_since_start && !state.damaged && !self.fleet.ends_by_itself(self.app) {
+            let text = format!(
+                "nothing of {} runs {:?} after the agent's start, {confirmed} had proved healthy",
+                self.app, self.fleet.up_within
+            );
+            return self.broken(Invariant::Boot, text);
+        }
+        Ok(())
+    }
+
+    /// Whether a version that runs counts as proved healthy.
+    fn proved(&self, version: &Version) -> bool {
+        self.now.phase == Some(UpdatePhase::Succeeded) && self.now.target.as_ref() == Some(version) && self.now.ready
+    }
+
+    fn remember(&self, state: &mut App) {
+        if self.now.running.is_some() && self.node.powered {
+            state.excused = false;
+        }
+        if let Some(version) = self.now.running.as_ref().filter(|version| self.proved(version))
+            && state.confirmed.as_ref().is_none_or(|confirmed| confirmed < version)
+        {
+            state.confirmed = Some(version.clone());
+        }
+        state.running = self.now.running.clone();
+    }
+}

@@ -1,0 +1,115 @@
+//! What the hub says of rollouts, compared with what was seen on boxes: I3, and what they must come to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proto::{
+    name::Name,
+    object::{RolloutPhase, UpdatePhase},
+};
+
+use super::{Fleet, Invariant, Violation, fleet::Planned};
+use crate::{fault::Fault, world::Observation};
+
+/// Rollouts, over time.
+#[derive(Debug, Default)]
+pub(super) struct Rollouts {
+    /// Boxes on which the release of a rollout was seen to run, and to fail.
+    ran: BTreeMap<String, BTreeSet<Name>>,
+    failed: BTreeMap<String, BTreeSet<Name>>,
+    /// The hub lost what it knew since a backup: it cannot be asked for it any more.
+    hub_restored: bool,
+}
+
+impl Rollouts {
+    pub(super) fn fault_began(&mut self, fault: &Fault) {
+        self.hub_restored |= matches!(fault, Fault::RestoreHub { .. });
+    }
+
+    pub(super) fn look(&mut self, fleet: &Fleet, seen: &Observation) -> Result<(), Violation> {
+        for (name, node) in &seen.nodes {
+            for (app, now) in &node.apps {
+                if let Some(version) = &now.running {
+                    let nodes = self.ran.entry(format!("{app}@{version}")).or_default();
+                    if !nodes.contains(name) {
+                        nodes.insert(name.clone());
+                    }
+                }
+                if let (Some(UpdatePhase::Failed | UpdatePhase::RolledBack), Some(target)) = (now.phase, &now.target) {
+                    self.failed.entry(format!("{app}@{target}")).or_default().insert(name.clone());
+                }
+            }
+        }
+        for planned in &fleet.rollouts {
+            self.counts(planned, seen)?;
+        }
+        Ok(())
+    }
+
+    /// Nobody counts who was not touched, and a box that is only away has not failed.
+    fn counts(&self, planned: &Planned, seen: &Observation) -> Result<(), Violation> {
+        let Some(now) = seen.rollouts.get(&planned.key) else { return Ok(()) };
+        let count = |of: &BTreeMap<String, BTreeSet<Name>>| of.get(&planned.key).map_or(0, BTreeSet::len);
+        let broken = |message: String| Err(Violation::new(Invariant::Blast, seen.at, None, message));
+        if now.total as usize > planned.nodes.len() {
+            return broken(format!(
+                "rollout {} counts {} nodes, its selector names {}",
+                planned.key,
+                now.total,
+                planned.nodes.len()
+            ));
+        }
+        if now.failed as usize > count(&self.failed) {
+            return broken(format!(
+                "rollout {} counts {} nodes as failed, on {} its release was seen to fail",
+                planned.key,
+                now.failed,
+                count(&self.failed)
+            ));
+        }
+        if now.done as usize > count(&self.ran) {
+            return broken(format!(
+                "rollout {} counts {} nodes as healthy, on {} its release was seen to run",
+                planned.key,
+                now.done,
+                count(&self.ran)
+            ));
+        }
+        Ok(())
+    }
+
+    /// What is missing until every rollout stands where it must.
+    pub(super) fn missing(&self, fleet: &Fleet, seen: &Observation) -> Option<String> {
+        for planned in &fleet.rollouts {
+            let Some(now) = seen.rollouts.get(&planned.key) else {
+                if self.hub_restored {
+                    continue;
+                }
+                return Some(format!("rollout {} has not begun", planned.key));
+            };
+            let followed = fleet.rollouts.iter().any(|other| {
+                other.key != planned.key
+                    && other.app == planned.app
+                    && other.earliest >= planned.earliest
+                    && other.nodes.iter().any(|node| planned.nodes.contains(node))
+            });
+            let as_it_must = match planned.expected {
+                Some(phase) => now.phase == phase,
+                // It came to an end before the next took its nodes, or it did not.
+                None if followed => now.phase.is_final(),
+                None if planned.bad => matches!(now.phase, RolloutPhase::Failed),
+                None => now.phase == RolloutPhase::Succeeded,
+            };
+            if !as_it_must {
+                let expected = planned.expected.map_or_else(
+                    || if planned.bad { "Failed".to_owned() } else { "Succeeded".to_owned() },
+                    |phase| phase.to_string(),
+                );
+                return Some(format!(
+                    "rollout {} is {}, {} of {} nodes healthy, {} failed; expected {expected}",
+                    planned.key, now.phase, now.done, now.total, now.failed
+                ));
+            }
+        }
+        None
+    }
+}

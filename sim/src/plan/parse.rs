@@ -1,0 +1,351 @@
+//! From the text of a scenario file to a [`Plan`]. Pure: no file is read, no clock is looked at.
+//!
+//! The format is described in [`crate::scenario`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use proto::{
+    name::{Name, ReleaseName},
+    object::RolloutPhase,
+    selector::is_label_word,
+    units::Span,
+};
+use toml::de::{DeTable, DeValue};
+
+use super::{
+    Curve, Expect, Peak, Plan, Producer, Release, Site,
+    lines::{self, Lines},
+    table::{Table, Value, bytes, number, parsed, span, text, unlike, whole},
+    timeline,
+    wrong::{PlanError, Wrong},
+};
+use crate::fault::Target;
+
+const FILE: &[&str] = &["about", "duration", "site", "line", "release", "producer", "timeline", "expect"];
+const SITE: &[&str] = &["name", "nodes", "line", "labels", "settings"];
+const SETTINGS: &[&str] = &["quota", "disk-share-percent", "metrics-interval", "stream"];
+const RELEASE: &[&str] = &["app", "version", "size", "files", "behaviour", "bad"];
+const PRODUCER: &[&str] = &["on", "stream", "per-minute", "curve", "peaks"];
+const PEAK: &[&str] = &["at", "for", "times"];
+const EXPECT: &[&str] = &["converge-within", "in-gaps", "rollouts", "up-without-hub-within"];
+/// Most boxes of a run.
+pub const MAX_NODES: u32 = 20_000;
+/// Most records of a run: the books keep every one of them.
+const MAX_RECORDS: f64 = 5e6;
+/// A release is tried for so long before it counts as healthy: what crashes within is bad.
+const SOAK: Duration = Duration::from_secs(3);
+const CONVERGE: Duration = Duration::from_secs(15 * 60);
+
+/// Reads the text of a scenario file. `name` is the scenario's, `file` stands in errors.
+///
+/// `nodes`, where given, is the number of boxes instead of that in the file, spread evenly over its sites.
+///
+/// # Errors
+/// The first thing that is wrong, where it stands, and what was probably meant.
+pub fn parse(name: &str, file: &str, text: &str, nodes: Option<u32>) -> Result<Plan, PlanError> {
+    let read = || {
+        let table = DeTable::parse(text)
+            .map_err(|error| Wrong::new(error.span().unwrap_or_default(), error.message().replace('\n', ", ")))?;
+        let at = 0..text.lines().next().map_or(0, str::len);
+        let mut plan = plan(name, &Table::new("the file", at, table.get_ref(), FILE)?, nodes)?;
+        for entry in &mut plan.timeline {
+            // The timeline counts bytes; people count lines.
+            entry.line = text.get(..entry.line).unwrap_or_default().matches('\n').count() + 1;
+        }
+        Ok(plan)
+    };
+    read().map_err(|wrong: Wrong| wrong.locate(file, text))
+}
+
+fn plan(name: &str, file: &Table<'_>, scale: Option<u32>) -> Result<Plan, Wrong> {
+    let about: String = parsed("about", file.need("about", "\"what happens, in one line\"")?)?;
+    let duration = span("duration", file.need("duration", "\"1h\"")?)?;
+    let lines = Lines::read(file)?;
+    let sites = sites(file, &lines, scale)?;
+    let releases = releases(file)?;
+    let mut plan = Plan {
+        name: name.to_owned(),
+        about,
+        duration,
+        sites,
+        releases,
+        producers: vec![],
+        timeline: vec![],
+        expect: Expect {
+            converge_within: CONVERGE,
+            in_gaps: None,
+            rollouts: BTreeMap::new(),
+            up_without_hub_within: None,
+        },
+    };
+    plan.producers = producers(file, &plan)?;
+    plan.timeline = timeline::read(file, &plan, &lines)?;
+    plan.expect = expect(file, &plan)?;
+    Ok(plan)
+}
+
+fn sites(file: &Table<'_>, lines: &Lines, scale: Option<u32>) -> Result<Vec<Site>, Wrong> {
+    let tables = file.tables("site", "[[site]]", SITE)?;
+    if tables.is_empty() {
+        let problem = "there is no [[site]], so nothing would happen to nobody";
+        return Err(file.wrong(problem).hint("write [[site]], name = \"hz-01\", nodes = 3"));
+    }
+    let count = u32::try_from(tables.len()).unwrap_or(u32::MAX);
+    if let Some(all) = scale
+        && (all < count || all > MAX_NODES)
+    {
+        let problem = format!("{all} nodes do not fit {count} sites");
+        return Err(file.wrong(problem).hint(format!("ask for {count} to {MAX_NODES} nodes")));
+    }
+    let (mut sites, mut nodes): (Vec<Site>, BTreeSet<Name>) = (vec![], BTreeSet::new());
+    for (number, table) in (0_u32..).zip(&tables) {
+        let value = table.need("name", "\"hz-01\"")?;
+        let name: Name = parsed("name", value)?;
+        if sites.iter().any(|site| site.name == name) {
+            return Err(Wrong::new(value.span(), format!("there already is a site {name}")).hint("name it otherwise"));
+        }
+        let value = table.need("nodes", "3")?;
+        let mut own = site_nodes(&name, value)?;
+        if let Some(all) = scale {
+            let wanted = all / count + u32::from(number < all % count);
+            own = resized(&name, own, wanted as usize)?;
+        }
+        for node in &own {
+            if !nodes.insert(node.clone()) {
+                return Err(Wrong::new(value.span(), format!("there already is a node {node}"))
+                    .hint("every node of all sites has a name of its own"));
+            }
+        }
+        if nodes.len() > MAX_NODES as usize {
+            let problem = format!("there are more than {MAX_NODES} nodes");
+            return Err(Wrong::new(value.span(), problem).hint("ask for fewer"));
+        }
+        let line = table.read("line", |field, value| lines.find(field, value))?;
+        sites.push(Site {
+            name,
+            nodes: own,
+            labels: table.read("labels", labels)?.unwrap_or_default(),
+            line: line.map_or_else(lines::default, |(_, profile)| profile),
+            settings: table.read("settings", settings)?.unwrap_or_default(),
+        });
+    }
+    Ok(sites)
+}
+
+fn site_nodes(site: &Name, value: Value<'_>) -> Result<Vec<Name>, Wrong> {
+    match value.get_ref() {
+        DeValue::Array(names) if !names.is_empty() => names.iter().map(|name| parsed("nodes", name)).collect(),
+        DeValue::Integer(_) => {
+            let count = whole("nodes", value, (1, MAX_NODES))?;
+            (1..=count)
+                .map(|number| numbered(site, number as usize))
+                .collect::<Result<_, _>>()
+                .map_err(|problem: String| Wrong::new(value.span(), problem).hint("give the site a shorter name"))
+        }
+        _ => Err(unlike(value, "nodes", "a number, or a list of at least one name")),
+    }
+}
+
+fn numbered(site: &Name, number: usize) -> Result<Name, String> {
+    format!("{site}-{number}").parse().map_err(|e: proto::name::NameError| e.to_string())
+}
+
+/// Keeps the first ones, or adds numbered ones.
+fn resized(site: &Name, mut nodes: Vec<Name>, wanted: usize) -> Result<Vec<Name>, Wrong> {
+    nodes.truncate(wanted);
+    let mut number = 1;
+    while nodes.len() < wanted {
+        let name = numbered(site, number).map_err(|problem| Wrong::new(0..0, problem))?;
+        if !nodes.contains(&name) {
+            nodes.push(name);
+        }
+        number += 1;
+    }
+    Ok(nodes)
+}
+
+fn labels(field: &'static str, value: Value<'_>) -> Result<BTreeMap<String, String>, Wrong> {
+    let table = value.get_ref().as_table().ok_or_else(|| unlike(value, field, "a table, { ring = \"early\" }"))?;
+    let mut labels = BTreeMap::new();
+    for (key, value) in table {
+        let text = text("a label", value)?;
+        if !is_label_word(key.get_ref()) || !is_label_word(text) {
+            let problem = format!("{} = {text:?} is no label", key.get_ref());
+            return Err(Wrong::new(value.span(), problem).hint("letters, digits, '-', '_', '.' and '/'"));
+        }
+        labels.insert(key.get_ref().to_string(), text.to_owned());
+    }
+    Ok(labels)
+}
+
+/// What goes into section `streams` of `agent.toml`.
+fn settings(_: &'static str, value: Value<'_>) -> Result<String, Wrong> {
+    let table = Table::of("settings", value, SETTINGS)?;
+    let mut lines = "[streams]\n".to_owned();
+    if let Some(quota) = table.read("quota", |field, value| bytes(field, value, (2 << 20, 1 << 40)))? {
+        lines += &format!("quota = \"{quota}\"\n");
+    }
+    if let Some(share) = table.read("disk-share-percent", |field, value| whole(field, value, (1, 100)))? {
+        lines += &format!("disk-share-percent = {share}\n");
+    }
+    if let Some(interval) = table.read("metrics-interval", span)? {
+        lines += &format!("metrics-interval = \"{}ms\"\n", interval.as_millis());
+    }
+    for stream in table.tables("stream", "settings.stream", &["name", "class"])? {
+        let name: Name = parsed("name", stream.need("name", "\"scans\"")?)?;
+        let value = stream.need("class", "\"scans\"")?;
+        let class = text("class", value)?;
+        let known = ["scans", "events", "metrics", "logs"];
+        if !known.contains(&class) {
+            return Err(Wrong::new(value.span(), format!("there is no class {class:?}")).meant(class, known));
+        }
+        lines += &format!("[[streams.stream]]\nname = \"{name}\"\nclass = \"{class}\"\n");
+    }
+    Ok(lines)
+}
+
+fn releases(file: &Table<'_>) -> Result<Vec<Release>, Wrong> {
+    let mut releases: Vec<Release> = vec![];
+    for table in file.tables("release", "[[release]]", RELEASE)? {
+        let value = table.need("app", "\"scan-counter\"")?;
+        let app = parsed("app", value)?;
+        let version = parsed("version", table.need("version", "\"1.0.0\"")?)?;
+        if releases.iter().any(|r| r.app == app && r.version == version) {
+            return Err(Wrong::new(value.span(), format!("there already is a release {app}@{version}"))
+                .hint("give it another version"));
+        }
+        let (args, fails) = table.read("behaviour", behaviour)?.unwrap_or_default();
+        let bad = table.read("bad", |field, value| {
+            value.get_ref().as_bool().ok_or_else(|| unlike(value, field, "true or false"))
+        })?;
+        releases.push(Release {
+            app,
+            version,
+            files: table.read("files", |field, value| whole(field, value, (1, 1_000)))?.unwrap_or(4),
+            bytes: table.read("size", |field, value| bytes(field, value, (1, 1 << 30)))?.unwrap_or(1 << 20),
+            args,
+            bad: bad.unwrap_or(fails),
+        });
+    }
+    Ok(releases)
+}
+
+/// The workload's arguments, and whether it fails its trial.
+fn behaviour(field: &'static str, value: Value<'_>) -> Result<(Vec<String>, bool), Wrong> {
+    let text = text(field, value)?;
+    let (word, argument) = text.split_once(' ').map_or((text, None), |(word, rest)| (word, Some(rest.trim())));
+    let wrong = |problem: String| Wrong::new(value.span(), problem);
+    match (word, argument) {
+        ("runs", None) => Ok((vec![], false)),
+        ("hang" | "refuse", None) => Ok((vec![word.to_owned()], true)),
+        ("crash-after", Some(time)) => {
+            let time: Span = time.parse().map_err(|e| wrong(format!("{field}: {e}")))?;
+            Ok((vec![format!("crash-after={time}")], time.get() <= SOAK))
+        }
+        ("eat-disk", Some(amount)) => {
+            let amount: proto::units::Bytes = amount.parse().map_err(|e| wrong(format!("{field}: {e}")))?;
+            Ok((vec![format!("eat-disk={amount}")], false))
+        }
+        ("crash-after", None) => Err(wrong(format!("{field}: crash-after what?")).hint("write \"crash-after 2s\"")),
+        ("eat-disk", None) => Err(wrong(format!("{field}: eat how much?")).hint("write \"eat-disk 100Mi\"")),
+        ("runs" | "hang" | "refuse", Some(_)) => Err(wrong(format!("{field} {word:?} takes nothing more"))),
+        _ => {
+            let known = ["runs", "hang", "refuse", "crash-after", "eat-disk"];
+            Err(wrong(format!("there is no behaviour {word:?}")).meant(word, known))
+        }
+    }
+}
+
+fn producers(file: &Table<'_>, plan: &Plan) -> Result<Vec<Producer>, Wrong> {
+    let (mut producers, mut records) = (vec![], 0.0);
+    for table in file.tables("producer", "[[producer]]", PRODUCER)? {
+        let on = match table.get("on") {
+            Some(value) => timeline::target("on", value, plan, false)?,
+            None => Target::All,
+        };
+        let value = table.need("per-minute", "30")?;
+        let per_minute = number("per-minute", value, (0.0, 100_000.0))?;
+        let peaks = table.tables("peaks", "a peak", PEAK)?;
+        let peaks = peaks.iter().map(|table| peak(table, plan)).collect::<Result<Vec<_>, _>>()?;
+        let nodes = timeline::nodes_of(&on, plan).count() as f64;
+        let more: f64 = peaks.iter().map(|peak| peak.lasts.as_secs_f64() * (peak.times - 1.0).max(0.0)).sum();
+        records += per_minute * nodes * (plan.duration.as_secs_f64() + more) / 60.0;
+        if records > MAX_RECORDS {
+            let problem = format!("producers would hand in {records:.0} records");
+            return Err(Wrong::new(value.span(), problem).hint(format!("at most {MAX_RECORDS}: a run keeps them all")));
+        }
+        let stream = table.read("stream", parsed)?;
+        let curve = table.read("curve", |field, value| match text(field, value)? {
+            "flat" => Ok(Curve::Flat),
+            "daily" => Ok(Curve::Daily),
+            other => {
+                Err(Wrong::new(value.span(), format!("there is no curve {other:?}")).meant(other, ["flat", "daily"]))
+            }
+        })?;
+        let stream = stream.map_or_else(|| parsed_name("scans"), Ok)?;
+        producers.push(Producer { on, stream, per_minute, curve: curve.unwrap_or(Curve::Flat), peaks });
+    }
+    Ok(producers)
+}
+
+fn parsed_name(name: &str) -> Result<Name, Wrong> {
+    name.parse().map_err(|e: proto::name::NameError| Wrong::new(0..0, e.to_string()))
+}
+
+fn peak(table: &Table<'_>, plan: &Plan) -> Result<Peak, Wrong> {
+    let value = table.need("at", "\"20h\"")?;
+    let at = timeline::moment("at", value, plan)?;
+    let lasts = span("for", table.need("for", "\"30m\"")?)?;
+    let times = number("times", table.need("times", "10")?, (0.0, 1_000.0))?;
+    Ok(Peak { at, lasts, times })
+}
+
+fn expect(file: &Table<'_>, plan: &Plan) -> Result<Expect, Wrong> {
+    let mut expect = plan.expect.clone();
+    let Some(value) = file.get("expect") else { return Ok(expect) };
+    let table = Table::of("[expect]", value, EXPECT)?;
+    if let Some(within) = table.read("converge-within", span)? {
+        expect.converge_within = within;
+    }
+    expect.in_gaps = table.read("in-gaps", |field, value| whole(field, value, (0, 5_000_000)))?.map(u64::from);
+    expect.up_without_hub_within = table.read("up-without-hub-within", span)?;
+    if let Some(value) = table.get("rollouts") {
+        let rollouts = value.get_ref().as_table();
+        let wanted = "a table, { \"app@1.0.0\" = \"Succeeded\" }";
+        for (key, value) in rollouts.ok_or_else(|| unlike(value, "rollouts", wanted))? {
+            let wrong = |problem: String| Wrong::new(key.span(), problem);
+            let release: ReleaseName = key.get_ref().parse().map_err(|e| wrong(format!("rollouts: {e}")))?;
+            let name = release.to_string();
+            let rolled = |entry: &&super::Entry| {
+                matches!(&entry.action, super::Action::Rollout { app, version, .. }
+                    if *app == release.app && *version == release.version)
+            };
+            let known: Vec<String> = timeline::rolled_out(plan).collect();
+            if !plan.timeline.iter().any(|entry| rolled(&entry)) {
+                let wrong = wrong(format!("no entry of the timeline rolls {name} out"));
+                return Err(wrong.meant(&name, known.iter().map(String::as_str)));
+            }
+            expect.rollouts.insert(name, phase(value)?);
+        }
+    }
+    Ok(expect)
+}
+
+fn phase(value: Value<'_>) -> Result<RolloutPhase, Wrong> {
+    let all = [
+        ("Pending", RolloutPhase::Pending),
+        ("Progressing", RolloutPhase::Progressing),
+        ("Succeeded", RolloutPhase::Succeeded),
+        ("Failed", RolloutPhase::Failed),
+        ("Superseded", RolloutPhase::Superseded),
+        ("Paused", RolloutPhase::Paused),
+    ];
+    let written = text("a phase", value)?;
+    let found = all.iter().find(|(name, _)| *name == written).map(|(_, phase)| *phase);
+    found.ok_or_else(|| {
+        Wrong::new(value.span(), format!("there is no phase {written:?}")).meant(written, all.map(|(name, _)| name))
+    })
+}

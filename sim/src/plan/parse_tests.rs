@@ -1,0 +1,231 @@
+use super::*;
+use crate::fault::Way;
+
+const GOOD: &str = r#"about = "one site is dark for a while"
+duration = "4h"
+
+[[site]]
+name = "hz-01"
+nodes = 3
+line = "bad"
+labels = { ring = "early" }
+settings = { quota = "4Mi" }
+
+[[site]]
+name = "hz-02"
+nodes = ["gpu-a", "gpu-b"]
+
+[[line]]
+name = "bad"
+like = "256k-lossy"
+loss = "8%"
+rate = "1Mbit/s"
+
+[[release]]
+app = "scan-counter"
+version = "1.0.0"
+size = "2Mi"
+
+[[release]]
+app = "scan-counter"
+version = "2.0.0"
+behaviour = "crash-after 2s"
+
+[[producer]]
+per-minute = 30
+curve = "daily"
+peaks = [{ at = "1h", for = "30m", times = 10 }]
+
+[[timeline]]
+at = "1m"
+rollout = "scan-counter@1.0.0"
+to = "ring=early"
+
+[[timeline]]
+when = { node = "gpu-a", downloaded = "40%" }
+cut = "site hz-01"
+for = "1h"
+
+[[timeline]]
+at = "10m"
+every = "30m"
+times = 4
+jitter = "5m"
+crash-agent = "all"
+
+[expect]
+in-gaps = 0
+rollouts = { "scan-counter@1.0.0" = "Succeeded" }
+"#;
+
+fn read(text: &str) -> Result<Plan, PlanError> {
+    parse("test", "test.toml", text, None)
+}
+
+#[test]
+fn a_good_file_says_all_of_a_run() {
+    let plan = read(GOOD).unwrap();
+    let nodes: Vec<_> = plan.sites.iter().flat_map(|site| &site.nodes).map(AsRef::as_ref).collect();
+    assert_eq!(nodes, ["hz-01-1", "hz-01-2", "hz-01-3", "gpu-a", "gpu-b"]);
+    assert_eq!(plan.duration, Duration::from_secs(4 * 3600));
+    assert!(plan.sites[0].settings.contains("quota"));
+    assert_eq!((plan.releases[0].bad, plan.releases[1].bad), (false, true));
+    assert_eq!(plan.releases[1].args, ["crash-after=2s"]);
+    assert_eq!(plan.timeline.iter().map(|entry| entry.line).collect::<Vec<_>>(), [36, 41, 46]);
+    assert!(matches!(&plan.timeline[1].moment, Moment::Downloaded { percent: 40, .. }));
+    let Action::Break { fault: Fault::Cut { way: Way::Both, .. }, lasts } = &plan.timeline[1].action else {
+        panic!("{:?}", plan.timeline[1])
+    };
+    assert_eq!(*lasts, Some(Duration::from_secs(3600)));
+    let Action::Break { lasts, .. } = &plan.timeline[2].action else { panic!("{:?}", plan.timeline[2]) };
+    assert_eq!(*lasts, Some(Duration::from_secs(10)), "an agent is started again where nothing is said");
+    assert_eq!(plan.expect.in_gaps, Some(0));
+}
+
+#[test]
+fn times_may_be_put_together() {
+    for (text, seconds) in [("4h30m", 16_200), ("1d1s", 86_401), ("12.5h", 45_000), ("4h 1m", 14_460)] {
+        let plan =
+            read(&GOOD.replace("duration = \"4h\"", &format!("duration = \"{text}\""))).map(|plan| plan.duration);
+        assert_eq!(plan, Ok(Duration::from_secs(seconds)), "{text}");
+    }
+    assert_eq!(read(&GOOD.replace("\"4h\"", "\"4h30\"")).unwrap_err().column, 12);
+}
+
+#[test]
+fn a_line_may_be_slower_one_way() {
+    let plan = read(&GOOD.replace("rate = \"1Mbit/s\"", "up = \"256kbit/s\"\ndown = \"2Mbit/s\"")).unwrap();
+    let line = &plan.sites[0].line;
+    assert_eq!((line.up().bytes_per_s, line.down().bytes_per_s), (Some(32_000), Some(250_000)));
+    assert_eq!((line.up().loss_ppm, line.down().loss_ppm), (80_000, 80_000));
+    assert_eq!(read(GOOD).unwrap().sites[0].line.back, None);
+}
+
+#[test]
+fn the_number_of_nodes_can_be_set_for_a_run() {
+    let scaled = |all| {
+        parse("test", "test.toml", GOOD, Some(all))
+            .map(|plan| plan.sites.iter().map(|site| site.nodes.len()).collect::<Vec<_>>())
+    };
+    assert_eq!(scaled(7), Ok(vec![4, 3]));
+    assert_eq!(scaled(2), Ok(vec![1, 1]));
+    assert!(scaled(1).unwrap_err().problem.contains("do not fit"));
+    assert!(scaled(20_001).is_err());
+}
+
+/// A change of the good file, where the error must stand, and what it must say.
+type Bad = (&'static str, &'static str, (usize, usize), &'static str, &'static str);
+
+const BAD: &[Bad] = &[
+    // (what is replaced, by what, (line, column), the problem has, the hint has)
+    ("about =", "abuot =", (1, 1), "no field \"abuot\"", "\"about\""),
+    ("duration = \"4h\"", "", (1, 1), "no \"duration\"", "write duration"),
+    ("\"4h\"", "\"4 weeks\"", (2, 12), "not a span of time", ""),
+    ("\"4h\"", "\"0s\"", (2, 12), "zero", "2h"),
+    ("\"4h\"", "\"2000d\"", (2, 12), "longer than a run can be", "366d"),
+    ("\"4h\"", "4", (2, 12), "without a unit", "5m"),
+    ("\"4h\"", "\"4h", (2, 15), "", ""),
+    ("nodes = 3", "nodes = 0", (6, 9), "out of range", "1 to 20000"),
+    ("nodes = 3", "nodes = -3", (6, 9), "negative", "1 to 20000"),
+    ("nodes = 3", "nodes = 20000", (13, 9), "more than 20000", ""),
+    ("nodes = 3", "nodes = \"three\"", (6, 9), "a text", ""),
+    ("nodes = 3", "nodes = []", (6, 9), "a list", ""),
+    ("nodes = 3", "node = 3", (6, 1), "no field \"node\" in [[site]]", "\"nodes\""),
+    ("nodes = 3", "nodes = 3\nnodes = 4", (7, 1), "duplicate", ""),
+    ("\"gpu-b\"", "\"gpu-a\"", (13, 9), "already is a node gpu-a", ""),
+    ("\"gpu-b\"", "\"GPU b\"", (13, 19), "GPU b", ""),
+    ("\"hz-02\"", "\"hz-01\"", (12, 8), "already is a site hz-01", ""),
+    ("line = \"bad\"", "line = \"4gg\"", (7, 8), "no line \"4gg\"", "\"4g\""),
+    ("line = \"bad\"", "line = \"satellite\"", (7, 8), "no line", "256k-lossy"),
+    ("ring = \"early\" }", "ring = \"too early\" }", (8, 19), "no label", "letters"),
+    ("quota = \"4Mi\"", "quota = \"1Ki\"", (9, 22), "out of range", "2Mi"),
+    ("quota = \"4Mi\"", "qouta = \"4Mi\"", (9, 14), "no field \"qouta\"", "\"quota\""),
+    ("name = \"bad\"", "name = \"fiber\"", (16, 8), "already is a line", ""),
+    ("\"8%\"", "\"108%\"", (18, 8), "out of range", "100%"),
+    ("\"8%\"", "0.08", (18, 8), "no share", "%"),
+    ("\"8%\"", "\"-8%\"", (18, 8), "out of range", ""),
+    ("1Mbit/s", "1MB/s", (19, 8), "no rate", "kbit/s"),
+    ("1Mbit/s", "-1Mbit/s", (19, 8), "out of range", ""),
+    ("\"2Mi\"\n", "\"2Gi\"\n", (24, 8), "out of range", "1Gi"),
+    ("\"2.0.0\"", "\"1.0.0\"", (27, 7), "already is a release scan-counter@1.0.0", "version"),
+    ("crash-after 2s", "crash-after", (29, 13), "crash-after what", "2s"),
+    ("crash-after 2s", "crsh-after 2s", (29, 13), "no behaviour", "\"crash-after\""),
+    ("crash-after 2s", "hang 2s", (29, 13), "nothing more", ""),
+    ("per-minute = 30", "per-minute = -30", (32, 14), "negative", "0 to"),
+    ("per-minute = 30", "per-minute = nan", (32, 14), "out of range", ""),
+    ("per-minute = 30", "per-minute = 90000", (32, 14), "records", "at most 5000000"),
+    ("\"daily\"", "\"dialy\"", (33, 9), "no curve", "\"daily\""),
+    ("at = \"1h\", for", "at = \"5h\", for", (34, 17), "after the end", "duration"),
+    ("times = 10", "times = \"many\"", (34, 44), "a text", ""),
+    ("at = \"1m\"", "at = \"4h\"", (37, 6), "after the end", "duration"),
+    ("at = \"1m\"", "", (36, 1), "never happens", "at = "),
+    ("at = \"1m\"", "at = \"1m\"\nfor = \"1h\"", (38, 7), "at once", "leave \"for\" out"),
+    ("rollout = \"scan-counter@1.0.0\"", "rollout = \"scan-counter@1.0.1\"", (38, 11), "no [[release]]", "1.0.0"),
+    ("rollout = \"scan-counter@1.0.0\"", "rollout = \"scan-counter\"", (38, 11), "rollout", ""),
+    ("rollout = \"scan-counter@1.0.0\"\nto = \"ring=early\"", "", (36, 1), "does nothing", "crash-agent"),
+    ("ring=early", "ring=late", (39, 6), "no node of the file is selected", ""),
+    ("ring=early", "site=hz-03", (39, 6), "no node of the file is selected", "\"site=hz-0"),
+    ("ring=early", "ring in (", (39, 6), "selector", ""),
+    ("node = \"gpu-a\"", "node = \"gpu-c\"", (42, 17), "no node \"gpu-c\"", "\"gpu-"),
+    ("\"40%\"", "\"100%\"", (42, 39), "out of range", "99%"),
+    ("downloaded = \"40%\"", "phase = \"Verifying\"", (42, 8), "no \"app\"", "write app"),
+    ("downloaded = \"40%\"", "app = \"scan-counter\", phase = \"Verfying\"", (42, 56), "no phase", "\"Verifying\""),
+    ("when = {", "at = \"1m\"\nwhen = {", (43, 1), "at the same time", "keep one"),
+    ("cut = \"site hz-01\"", "cut = \"site hz-11\"", (43, 7), "no site \"hz-11\"", "\"hz-01\""),
+    ("cut = \"site hz-01\"", "cut = \"hz-01\"", (43, 7), "nobody", "\"site hz-01\""),
+    ("cut = \"site hz-01\"", "cut = \"hub\"", (43, 7), "cannot strike the hub", "\"all\""),
+    ("cut = \"site hz-01\"", "cut = \"site hz-01\"\nreboot = \"all\"", (44, 1), "both", "another"),
+    ("cut = \"site hz-01\"", "crash-hub = false", (43, 13), "must be true", "leave it out"),
+    ("cut = \"site hz-01\"", "cut = \"all\"\noffset = \"1h\"", (44, 1), "says nothing about \"cut\"", "\"clock\""),
+    ("cut = \"site hz-01\"", "clock = \"all\"\noffset = \"-200y\"", (44, 10), "too long", "-10y"),
+    ("cut = \"site hz-01\"", "clock = \"all\"", (41, 1), "no \"offset\"", "-10y"),
+    ("cut = \"site hz-01\"", "flip-bit = \"all\"\nin = \"outbx\"", (44, 6), "no bit flips", "\"outbox\""),
+    ("cut = \"site hz-01\"", "rebind = \"all\"", (44, 7), "at once", "leave"),
+    ("cut = \"site hz-01\"", "line = \"bad\"", (41, 1), "no \"of\"", "site hz-01"),
+    ("every = \"30m\"\n", "", (48, 1), "without \"every\"", "every ="),
+    ("times = 4\n", "", (48, 1), "without \"times\"", "times ="),
+    ("times = 4", "times = 40", (49, 1), "may begin", "duration"),
+    ("every = \"30m\"", "every = \"5s\"", (48, 1), "before it is over", "longer than"),
+    ("crash-agent = \"all\"", "crash-agent = \"all\"\nfor = \"25m\"", (48, 1), "before it is over", ""),
+    ("times = 4", "times = 8\nfor = \"24m\"", (50, 1), "may end", "\"end\""),
+    ("in-gaps = 0", "in-gaps = 1.5", (54, 11), "whole number", ""),
+    ("\"scan-counter@1.0.0\" = \"Succeeded\"", "\"scan-counter@2.0.0\" = \"Failed\"", (55, 14), "rolls", "1.0.0"),
+    ("\"Succeeded\"", "\"Suceeded\"", (55, 37), "no phase", "\"Succeeded\""),
+    ("in-gaps = 0", "gaps = 0", (54, 1), "no field \"gaps\"", "\"in-gaps\""),
+];
+
+#[test]
+fn what_is_wrong_is_said_with_its_place_and_what_was_meant() {
+    let mut wrong = vec![];
+    for (from, to, place, problem, hint) in BAD {
+        assert!(GOOD.contains(from), "{from:?} is not in the good file");
+        match read(&GOOD.replacen(from, to, 1)) {
+            Ok(_) => wrong.push(format!("{to:?} is taken")),
+            Err(error) => {
+                let said = error.problem.contains(problem) && error.hint.contains(hint);
+                if !said || (error.line, error.column) != *place {
+                    wrong.push(format!("{to:?}: {error}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+#[test]
+fn an_error_shows_the_line_that_it_means() {
+    let error = read(&GOOD.replace("per-minute", "per-minite")).unwrap_err().to_string();
+    let wanted = "test.toml:32:1: there is no field \"per-minite\" in [[producer]]\n 32 | per-minite = 30\n    | ^^^^^^^^^^\n    \
+                  = did you mean \"per-minute\"?";
+    assert_eq!(error, wanted);
+}
+
+#[test]
+fn nothing_that_is_not_toml_ends_in_a_panic() {
+    for text in ["", "=", "[[site]]", "a = \"\u{1f4e6}", "[site]\nname = 1", "site = [1]", "\u{0}", "é = 1\n[[site"] {
+        let error = read(text).unwrap_err();
+        assert!(error.line >= 1 && error.column >= 1, "{error}");
+    }
+    let deep = "[".repeat(10_000);
+    assert!(read(&format!("a = {deep}")).is_err());
+}

@@ -1,0 +1,112 @@
+//! A simulated machine: its address, its clock, its tasks and the folder that is its disk.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use anyhow::Context as _;
+use proto::env::{Blocking, Env, Seed};
+use tokio::time::Instant;
+
+use crate::{
+    clock::{HostClock, Tasks},
+    disk::{Disk, Lost},
+    net::Net,
+};
+
+/// Free memory from which on the simulated disks are kept there.
+const ENOUGH_MEMORY_BYTES: u64 = 2 << 30;
+
+/// A simulated machine. Clones are handles of the same one.
+#[derive(Clone)]
+pub(super) struct Host {
+    pub name: String,
+    pub ip: IpAddr,
+    pub clock: HostClock,
+    pub tasks: Tasks,
+    pub disk: PathBuf,
+    /// What becomes of that folder when the power goes or it is full.
+    pub device: Arc<Disk>,
+    seed: Seed,
+    /// Counts starts: a process that starts again draws new randomness.
+    starts: Arc<AtomicU32>,
+}
+
+impl Host {
+    pub fn new(net: &Net, seed: &Seed, name: &str, start: Instant, folder: &tempfile::TempDir) -> anyhow::Result<Host> {
+        let disk = folder.path().join(name);
+        let device = Arc::new(Disk::new(&disk).with_context(|| format!("make a disk for {name}"))?);
+        Ok(Host {
+            name: name.to_owned(),
+            ip: net.add_host(name),
+            clock: HostClock::new(start),
+            tasks: Tasks::default(),
+            disk,
+            device,
+            seed: seed.child(name),
+            starts: Arc::default(),
+        })
+    }
+
+    /// Counts a start; returns how many there were with this.
+    pub fn starts(&self) -> u32 {
+        self.starts.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// The outside as the process that started last sees it.
+    pub fn env(&self, net: &Net) -> Env {
+        Env {
+            wall: Arc::new(self.clock.clone()),
+            seed: self.seed.child(&format!("start {}", self.starts.load(Ordering::Relaxed))),
+            blocking: Blocking::Inline,
+            network: net.host(self.ip, self.tasks.clone()),
+        }
+    }
+
+    /// Ends all processes where they stand. What their destructors would still write is not written.
+    pub async fn stop(&self, net: &Net) {
+        net.silence(self.ip);
+        self.device.freeze(true);
+        self.tasks.kill().await;
+        self.device.freeze(false);
+    }
+
+    /// After [`Host::stop`]: the power is gone. What was not synced may be lost, or is not when it was turned off
+    /// in order. Returns what was lost.
+    pub fn power_off(&self, in_order: bool) -> anyhow::Result<Lost> {
+        if in_order {
+            self.device.forget();
+            return Ok(Lost::default());
+        }
+        let starts = self.starts.load(Ordering::Relaxed);
+        let seed = self.seed.child(&format!("power cut after start {starts}"));
+        self.device.power_cut(&seed).with_context(|| format!("cut the power of {}", self.name))
+    }
+}
+
+/// A folder for all simulated disks: in memory where there is plenty, since every write is synced.
+pub(super) fn disk() -> anyhow::Result<tempfile::TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("sim-");
+    let memory = Path::new("/dev/shm");
+    let free = rustix::fs::statvfs(memory).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+    if free >= ENOUGH_MEMORY_BYTES
+        && let Ok(folder) = builder.tempdir_in(memory)
+    {
+        return Ok(folder);
+    }
+    Ok(builder.tempdir()?)
+}
+
+/// A hundred agents have more files open than a process may by default.
+pub(super) fn allow_many_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit); // with fewer, a large fleet says so itself
+}

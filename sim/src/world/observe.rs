@@ -1,0 +1,227 @@
+//! What can be seen from the outside now, cheaply: asked every virtual second for a hundred boxes.
+//!
+//! Objects of the hub are followed by a watch and kept; only what changed is read.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use cloudcore::{
+    hub::Hub,
+    store::{Store, Watch},
+};
+use futures_util::FutureExt as _;
+use proto::{
+    digest::Digest,
+    name::{Name, Version},
+    object::{Kind, NodePhase, NodeSpec, NodeStatus, Object, RolloutPhase, RolloutSpec, UpdatePhase},
+};
+use serde::Serialize;
+use tokio::task::unconstrained;
+
+use super::{World, edge::EdgeBox};
+
+/// The fleet at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Observation {
+    /// Virtual time since the world began.
+    pub at: Duration,
+    /// Whether the hub runs.
+    pub hub_runs: bool,
+    /// Every box.
+    pub nodes: BTreeMap<Name, Seen>,
+    /// Every rollout that the hub knows, by `app@version`. Those known last while the hub is down.
+    pub rollouts: BTreeMap<String, RolloutSeen>,
+}
+
+/// One box.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Seen {
+    /// Its site.
+    pub site: Name,
+    /// Whether its agent runs.
+    pub agent_runs: bool,
+    /// Whether it has power.
+    pub powered: bool,
+    /// Whether something can pass its line both ways.
+    pub line_open: bool,
+    /// Whether the hub says that it is Ready. Absent while the hub is down.
+    pub ready: Option<bool>,
+    /// What the hub says, or said last.
+    pub phase: NodePhase,
+    /// Its apps: those that the hub tells of, and those that really run.
+    pub apps: BTreeMap<Name, AppSeen>,
+    /// Records in its outbox; while the agent is down, those known last.
+    pub backlog_records: u64,
+    /// Bytes of its outbox, likewise.
+    pub backlog_bytes: u64,
+    /// Whether the agent has a session with the hub, by its own account.
+    pub connected: bool,
+    /// What carries the link.
+    pub carrier: &'static str,
+}
+
+/// One app of a box.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AppSeen {
+    /// What really runs, whatever anybody believes.
+    pub running: Option<Version>,
+    /// Its digest.
+    pub digest: Option<Digest>,
+    /// Whether the hub was told that it is ready.
+    pub ready: bool,
+    /// How far its update is, as the hub has it.
+    pub phase: Option<UpdatePhase>,
+    /// What it is to become, as the hub has it.
+    pub target: Option<Version>,
+}
+
+/// One rollout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct RolloutSeen {
+    /// Where it stands.
+    pub phase: RolloutPhase,
+    /// Nodes that are done.
+    pub done: u32,
+    /// Nodes that failed or were rolled back.
+    pub failed: u32,
+    /// All its nodes.
+    pub total: u32,
+}
+
+/// What is known of the hub's objects, kept from one look to the next.
+#[derive(Default)]
+pub(super) struct Watched {
+    nodes: Follow<NodeSpec>,
+    rollouts: Follow<RolloutSpec>,
+}
+
+/// One kind, followed. A follower that fell behind, or whose hub is another, lists anew.
+struct Follow<S: Kind + PartialEq> {
+    watch: Option<Watch<S>>,
+    objects: BTreeMap<String, Arc<Object<S>>>,
+}
+
+impl<S: Kind + PartialEq> Default for Follow<S> {
+    fn default() -> Follow<S> {
+        Follow { watch: None, objects: BTreeMap::new() }
+    }
+}
+
+impl<S: Kind + PartialEq> Follow<S> {
+    async fn look(&mut self, store: &Store) -> anyhow::Result<()> {
+        loop {
+            let Some(watch) = &mut self.watch else {
+                // From before the list: what changes in between is seen twice, never missed.
+                let watch = store.watch(None)?;
+                let list = store.list::<S>(None).await?;
+                self.objects = list.items.into_iter().map(|o| (o.name().to_owned(), Arc::new(o))).collect();
+                self.watch = Some(watch);
+                continue;
+            };
+            match unconstrained(watch.next()).now_or_never() {
+                None => return Ok(()),
+                Some(None) => self.watch = None,
+                Some(Some(event)) => self.take(event),
+            }
+        }
+    }
+
+    fn take(&mut self, event: cloudcore::store::WatchEvent<S>) {
+        use cloudcore::store::WatchEvent::{Added, Deleted, Modified};
+        match event {
+            Added(object) | Modified(object) => {
+                self.objects.insert(object.name().to_owned(), Arc::new(object));
+            }
+            Deleted(object) => drop(self.objects.remove(object.name())),
+        }
+    }
+}
+
+impl World {
+    /// What can be seen from the outside now.
+    ///
+    /// # Errors
+    /// When the hub's store cannot be read.
+    pub async fn observe(&self) -> anyhow::Result<Observation> {
+        let hub = self.running_hub();
+        // Nobody else holds it across a wait: the world is one task's.
+        let mut watched = std::mem::take(&mut *self.watched.lock().unwrap_or_else(PoisonError::into_inner));
+        let looked = look(&mut watched, hub.as_ref()).await;
+        let nodes =
+            self.boxes.values().map(|edge| (edge.name.clone(), self.see(edge, &watched, hub.is_some()))).collect();
+        let rollouts = watched.rollouts.objects.values().map(|rollout| see_rollout(rollout)).collect();
+        *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = watched;
+        looked.context("look at the hub's objects")?;
+        Ok(Observation { at: self.elapsed(), hub_runs: hub.is_some(), nodes, rollouts })
+    }
+
+    /// The hub is another from now on; what was known stays until it is asked.
+    pub(super) fn forget_watch(&self) {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.nodes.watch = None;
+        watched.rollouts.watch = None;
+    }
+
+    fn see(&self, edge: &EdgeBox, watched: &Watched, hub_runs: bool) -> Seen {
+        let node = watched.nodes.objects.get::<str>(edge.name.as_ref());
+        let status = node.map(|node| &node.status);
+        let phase = status.map_or(NodePhase::Pending, |status| status.phase);
+        let (backlog_records, backlog_bytes) = edge.backlog();
+        Seen {
+            site: edge.site.clone(),
+            agent_runs: edge.agent_runs(),
+            powered: edge.is_powered(),
+            line_open: self.line_is_open(edge),
+            ready: hub_runs.then_some(phase == NodePhase::Ready),
+            phase,
+            apps: see_apps(edge, status),
+            backlog_records,
+            backlog_bytes,
+            connected: edge.is_connected(),
+            carrier: "udp",
+        }
+    }
+}
+
+async fn look(watched: &mut Watched, hub: Option<&Hub>) -> anyhow::Result<()> {
+    let Some(hub) = hub else { return Ok(()) };
+    watched.nodes.look(hub.store()).await?;
+    watched.rollouts.look(hub.store()).await
+}
+
+fn see_apps(edge: &EdgeBox, status: Option<&NodeStatus>) -> BTreeMap<Name, AppSeen> {
+    let nothing = || AppSeen { running: None, digest: None, ready: false, phase: None, target: None };
+    let mut apps = BTreeMap::new();
+    for (app, workload) in status.iter().flat_map(|status| &status.workloads) {
+        let seen = AppSeen {
+            ready: workload.running.as_ref().is_some_and(|running| running.ready),
+            phase: Some(workload.phase),
+            target: workload.target.as_ref().map(|target| target.version.clone()),
+            ..nothing()
+        };
+        apps.insert(app.clone(), seen);
+    }
+    for (app, release) in edge.driver.all_running() {
+        let seen = apps.entry(app).or_insert_with(nothing);
+        (seen.running, seen.digest) = (Some(release.version), Some(release.digest));
+    }
+    apps
+}
+
+fn see_rollout(rollout: &Object<RolloutSpec>) -> (String, RolloutSeen) {
+    let count = |phases: &[UpdatePhase]| {
+        let count = rollout.status.nodes.values().filter(|node| phases.contains(&node.phase)).count();
+        u32::try_from(count).unwrap_or(u32::MAX)
+    };
+    let seen = RolloutSeen {
+        phase: rollout.status.phase,
+        done: count(&[UpdatePhase::Succeeded]),
+        failed: count(&[UpdatePhase::Failed, UpdatePhase::RolledBack]),
+        total: u32::try_from(rollout.status.nodes.len()).unwrap_or(u32::MAX),
+    };
+    (format!("{}@{}", rollout.spec.app, rollout.spec.version), seen)
+}

@@ -1,0 +1,192 @@
+//! What the release engineer and the operator do: releases, publications, rollouts.
+//!
+//! What was wanted is kept, so that it is done again when the hub was away, or came back from a backup that
+//! knows nothing of it.
+
+use std::sync::PoisonError;
+
+use anyhow::Context as _;
+use cloudcore::{
+    hub::Hub,
+    release::{Repository, build::build},
+};
+use proto::{
+    name::{Name, ObjectName, Version},
+    object::{Rollout, RolloutSpec},
+    release::Manifest,
+    selector::Selector,
+};
+use rand::Rng as _;
+
+use super::World;
+use crate::plan;
+
+/// What people want the hub to have.
+#[derive(Default)]
+pub(super) struct Wanted {
+    /// Whether there is something that the hub may not have yet.
+    unpublished: bool,
+    releases: Vec<(Name, Version)>,
+    rollouts: Vec<(ObjectName, RolloutSpec, bool)>,
+}
+
+impl Wanted {
+    /// The hub may have lost anything.
+    pub fn published_anew(&mut self) {
+        self.unpublished = true;
+        self.rollouts.iter_mut().for_each(|(_, _, started)| *started = false);
+    }
+}
+
+impl World {
+    /// Builds, signs and publishes a release of `files` files of random content, whose workload has `args`.
+    ///
+    /// # Errors
+    /// When the hub refuses.
+    pub async fn publish(
+        &self,
+        app: &str,
+        version: &str,
+        files: usize,
+        file_bytes: usize,
+        args: &[&str],
+    ) -> anyhow::Result<()> {
+        self.stage(app, version, files, file_bytes, args)?;
+        self.publish_staged().await
+    }
+
+    /// Builds and signs a release on the engineer's machine.
+    fn stage(&self, app: &str, version: &str, files: usize, file_bytes: usize, args: &[&str]) -> anyhow::Result<()> {
+        let folder = self.folder.path().join(format!("{app}-{version}"));
+        std::fs::create_dir_all(folder.join("files"))?;
+        let mut random = self.seed.child("content").stream(&format!("{app}@{version}"));
+        for number in 0..files {
+            let mut content = vec![0; file_bytes];
+            random.fill_bytes(&mut content);
+            std::fs::write(folder.join(format!("files/part-{number:03}")), content)?;
+        }
+        let yaml = format!(
+            "apiVersion: crossdock.io/v1\napp: {app}\nversion: {version}\nartifacts:\n  - source: files\n\
+             workload:\n  command: /bin/true\n  args: {}\n  soak: 3s\n  deadline: 60s\n",
+            serde_json::to_string(args)?
+        );
+        std::fs::write(folder.join("release.yaml"), yaml)?;
+        let built = build(&folder.join("release.yaml"))?;
+        self.remember(built.digest, built.manifest.clone());
+        let repository = Repository::open(&self.folder.path().join("repo"))?;
+        repository.add(&built, self.hub_host.env(&self.net).wall.now())?;
+        repository.sign(&[self.key("targets")])?;
+        Ok(())
+    }
+
+    fn remember(&self, digest: proto::digest::Digest, manifest: Manifest) {
+        self.released.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, manifest);
+    }
+
+    /// Hands what is staged and signed to the hub, as `crossdock release publish` does.
+    pub(super) async fn publish_staged(&self) -> anyhow::Result<()> {
+        let hub = self.hub()?;
+        let repository = Repository::open(&self.folder.path().join("repo"))?;
+        let publication = repository.finish(&self.key("pipeline"), hub.env().wall.now())?;
+        for (digest, path) in publication.blobs {
+            if !hub.blobs().has(digest).await? {
+                let content = std::fs::read(&path)?;
+                hub.blobs().put(digest, content.as_slice()).await?;
+            }
+        }
+        hub.trust().publish(publication.reply).await?;
+        self.trace.line("engineer", format_args!("published"));
+        Ok(())
+    }
+
+    /// Starts a rollout to all nodes.
+    ///
+    /// # Errors
+    /// When the hub refuses.
+    pub async fn roll_out(&self, app: &str, version: &str) -> anyhow::Result<()> {
+        let spec = RolloutSpec { app: app.parse()?, version: version.parse()?, selector: Selector::all() };
+        let name: ObjectName = rollout_name(app, version).parse()?;
+        self.hub()?.store().create(Rollout::new(name, spec)).await?;
+        self.trace.line("operator", format_args!("rollout start {app}@{version} --to all"));
+        Ok(())
+    }
+
+    /// Builds, signs and publishes a release; once. While the hub is away it is published later.
+    ///
+    /// # Errors
+    /// When it cannot be built or signed.
+    pub async fn publish_release(&mut self, release: &plan::Release) -> anyhow::Result<()> {
+        let key = (release.app.clone(), release.version.clone());
+        if self.wanted.releases.contains(&key) {
+            return Ok(());
+        }
+        let files = usize::try_from(release.files.max(1))?;
+        let each = usize::try_from(release.bytes)?.div_ceil(files);
+        let args: Vec<&str> = release.args.iter().map(String::as_str).collect();
+        self.stage(key.0.as_ref(), key.1.as_ref(), files, each, &args)?;
+        self.wanted.releases.push(key);
+        self.wanted.unpublished = true;
+        self.settle_wanted().await;
+        Ok(())
+    }
+
+    /// Starts a rollout; once. While the hub is away it is started later.
+    ///
+    /// # Errors
+    /// When it has no possible name.
+    pub async fn start_rollout(&mut self, app: &Name, version: &Version, to: &Selector) -> anyhow::Result<()> {
+        let spec = RolloutSpec { app: app.clone(), version: version.clone(), selector: to.clone() };
+        let name: ObjectName = rollout_name(app.as_ref(), version.as_ref()).parse()?;
+        if !self.wanted.rollouts.iter().any(|(known, _, _)| *known == name) {
+            self.wanted.rollouts.push((name, spec, false));
+        }
+        self.settle_wanted().await;
+        Ok(())
+    }
+
+    /// Publishes and starts what the hub lacks. Never fails: what the hub refuses is told in the trace, and tried
+    /// again by [`World::tick`].
+    pub(super) async fn settle_wanted(&mut self) {
+        let Some(hub) = self.running_hub() else { return };
+        if self.wanted.unpublished {
+            match self.publish_staged().await {
+                Ok(()) => self.wanted.unpublished = false,
+                Err(error) => {
+                    self.trace.line("engineer", format_args!("could not publish: {error:#}"));
+                    return;
+                }
+            }
+        }
+        for (name, spec, started) in &mut self.wanted.rollouts {
+            if *started {
+                continue;
+            }
+            match start_once(&hub, name, spec).await {
+                Ok(fresh) => {
+                    *started = true;
+                    if fresh {
+                        let RolloutSpec { app, version, selector } = spec;
+                        self.trace.line("operator", format_args!("rollout start {app}@{version} --to {selector}"));
+                    }
+                }
+                Err(error) => {
+                    self.trace.line("operator", format_args!("could not start {name}: {error:#}"));
+                    return; // the order of rollouts matters
+                }
+            }
+        }
+    }
+}
+
+/// Returns whether it was not there.
+async fn start_once(hub: &Hub, name: &ObjectName, spec: &RolloutSpec) -> anyhow::Result<bool> {
+    if hub.store().get::<RolloutSpec>(name.as_ref()).await?.is_some() {
+        return Ok(false);
+    }
+    hub.store().create(Rollout::new(name.clone(), spec.clone())).await.context("start the rollout")?;
+    Ok(true)
+}
+
+pub(super) fn rollout_name(app: &str, version: &str) -> String {
+    format!("{app}-{version}")
+}
