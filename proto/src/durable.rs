@@ -102,7 +102,7 @@ pub fn create_dir_all(path: &Path) -> Result<(), DurableError> {
 }
 
 /// A small state file that notices damage: first line `crossdock-record-1 <digest>`, then the content;
-/// a second copy (`<path>.bak`) holds the content before.
+/// a second copy (`<path>.bak`) holds the content before, of a record that was written once the same.
 #[derive(Debug, Clone)]
 pub struct Record {
     path: PathBuf,
@@ -155,7 +155,13 @@ impl Record {
             old_bytes.extend_from_slice(&old);
             write(&self.backup(), &old_bytes, 0o600)?;
         }
-        write(&self.path, &bytes, 0o600)
+        write(&self.path, &bytes, 0o600)?;
+        let backup = self.backup();
+        if read_checked(&backup).map_err(during("read", &backup))?.is_none() {
+            // Written once and damaged once: it is to be read all the same.
+            write(&backup, &bytes, 0o600)?;
+        }
+        Ok(())
     }
 
     /// Forgets the record, both copies. A cut in between leaves the newest.
@@ -240,6 +246,19 @@ mod tests {
             record.remove().unwrap();
             assert_eq!(record.load().unwrap(), Loaded::Absent);
         }
+    }
+
+    #[test]
+    fn a_record_that_was_written_once_survives_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let record = Record::at(folder.path().join("agent.json"));
+        record.store(b"one").unwrap();
+        fs::write(record.path(), b"x").unwrap();
+        assert_eq!(record.load().unwrap(), Loaded::Fallback(b"one".to_vec()));
+        record.store(b"two").unwrap();
+        record.store(b"three").unwrap();
+        fs::write(record.path(), b"x").unwrap();
+        assert_eq!(record.load().unwrap(), Loaded::Fallback(b"two".to_vec()));
     }
 
     #[test]
