@@ -102,7 +102,7 @@ pub fn create_dir_all(path: &Path) -> Result<(), DurableError> {
 }
 
 /// A small state file that notices damage: first line `crossdock-record-1 <digest>`, then the content;
-/// a second copy (`<path>.bak`) holds the content before.
+/// a second copy (`<path>.bak`) holds the content before, or the same where there was none before.
 #[derive(Debug, Clone)]
 pub struct Record {
     path: PathBuf,
@@ -154,8 +154,15 @@ impl Record {
             let mut old_bytes = format!("{RECORD_MAGIC} {}\n", Digest::of(&old)).into_bytes();
             old_bytes.extend_from_slice(&old);
             write(&self.backup(), &old_bytes, 0o600)?;
+            return write(&self.path, &bytes, 0o600);
         }
-        write(&self.path, &bytes, 0o600)
+        write(&self.path, &bytes, 0o600)?;
+        // What is written once and never again must survive a flipped bit as well.
+        let backup = self.backup();
+        match read_checked(&backup).map_err(during("read", &backup))? {
+            Some(Ok(_)) => Ok(()),
+            _ => write(&backup, &bytes, 0o600),
+        }
     }
 
     /// Forgets the record, both copies. A cut in between leaves the newest.
@@ -207,6 +214,17 @@ fn read_checked(path: &Path) -> io::Result<Option<Result<Vec<u8>, ()>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_written_once_survives_a_flipped_bit() {
+        let folder = tempfile::tempdir().unwrap();
+        let record = Record::at(folder.path().join("agent.json"));
+        record.store(b"one").unwrap();
+        let mut bytes = fs::read(record.path()).unwrap();
+        bytes[3] ^= 1;
+        fs::write(record.path(), &bytes).unwrap();
+        assert_eq!(record.load().unwrap(), Loaded::Fallback(b"one".to_vec()));
+    }
 
     #[test]
     fn a_damaged_record_falls_back_and_is_never_absent() {

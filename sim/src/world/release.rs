@@ -11,6 +11,7 @@ use cloudcore::{
     release::{Repository, build::build},
 };
 use proto::{
+    env::WallClock as _,
     name::{Name, ObjectName, Version},
     object::{Rollout, RolloutSpec},
     release::Manifest,
@@ -65,18 +66,26 @@ impl World {
             random.fill_bytes(&mut content);
             std::fs::write(folder.join(format!("files/part-{number:03}")), content)?;
         }
+        // What hangs does so for whoever asks it: nobody asks the others, which costs nothing.
+        let probe = "  probes: { readiness: { exec: { command: [/bin/probe] }, period: 5s, timeout: 1s } }\n";
         let yaml = format!(
             "apiVersion: crossdock.io/v1\napp: {app}\nversion: {version}\nartifacts:\n  - source: files\n\
-             workload:\n  command: /bin/true\n  args: {}\n  soak: 3s\n  deadline: 60s\n",
-            serde_json::to_string(args)?
+             workload:\n  command: /bin/true\n  args: {}\n  soak: 3s\n  deadline: 60s\n{}",
+            serde_json::to_string(args)?,
+            if args.contains(&"hang") { probe } else { "" }
         );
         std::fs::write(folder.join("release.yaml"), yaml)?;
         let built = build(&folder.join("release.yaml"))?;
         self.remember(built.digest, built.manifest.clone());
         let repository = Repository::open(&self.folder.path().join("repo"))?;
-        repository.add(&built, self.hub_host.env(&self.net).wall.now())?;
+        repository.add(&built, self.engineers_time())?;
         repository.sign(&[self.key("targets")])?;
         Ok(())
+    }
+
+    /// Releases are signed on another machine: the hub's clock may be wrong, this one is not.
+    fn engineers_time(&self) -> jiff::Timestamp {
+        self.hub_host.clock.right().now()
     }
 
     fn remember(&self, digest: proto::digest::Digest, manifest: Manifest) {
@@ -87,7 +96,7 @@ impl World {
     pub(super) async fn publish_staged(&self) -> anyhow::Result<()> {
         let hub = self.hub()?;
         let repository = Repository::open(&self.folder.path().join("repo"))?;
-        let publication = repository.finish(&self.key("pipeline"), hub.env().wall.now())?;
+        let publication = repository.finish(&self.key("pipeline"), self.engineers_time())?;
         for (digest, path) in publication.blobs {
             if !hub.blobs().has(digest).await? {
                 let content = std::fs::read(&path)?;
