@@ -31,6 +31,8 @@ struct State {
     lost: Option<io::Error>,
     /// The last lines that are not about single datagrams.
     last: VecDeque<String>,
+    /// A folder of this run alone, which no line may name.
+    folder: Option<String>,
 }
 
 /// Lines that are remembered for the report of a failure.
@@ -43,15 +45,26 @@ impl Trace {
     /// When the file cannot be made.
     pub fn new(file: Option<&Path>) -> io::Result<Trace> {
         let file = file.map(fs::File::create).transpose()?.map(io::BufWriter::new);
-        let state = State { digest: Sha256::new(), lines: 0, file, lost: None, last: VecDeque::new() };
+        let state = State { digest: Sha256::new(), lines: 0, file, lost: None, last: VecDeque::new(), folder: None };
         Ok(Trace { state: Arc::new(Mutex::new(state)), start: Instant::now() })
+    }
+
+    /// From now on `folder` stands as `~`: its name is another in every run.
+    pub fn hide(&self, folder: &Path) {
+        self.lock().folder = Some(folder.display().to_string());
     }
 
     /// Adds a line: the virtual time, one word that says whose it is, and text.
     pub fn line(&self, source: &str, text: fmt::Arguments<'_>) {
         let at = Instant::now().saturating_duration_since(self.start);
-        let line = format!("{:>7}.{:03} {source} {text}\n", at.as_secs(), at.subsec_millis());
+        let mut line = format!("{:>7}.{:03} {source} {text}\n", at.as_secs(), at.subsec_millis());
         let mut state = self.lock();
+        if source != "net"
+            && let Some(folder) = &state.folder
+            && line.contains(folder.as_str())
+        {
+            line = line.replace(folder.as_str(), "~");
+        }
         state.digest.update(line.as_bytes());
         state.lines += 1;
         if let Some(file) = &mut state.file

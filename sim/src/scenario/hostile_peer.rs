@@ -41,7 +41,7 @@ pub(super) async fn play(world: &mut World) -> anyhow::Result<Vec<String>> {
     world.publish(APP, "1.0.0", 4, 200_000, &[]).await?;
     world.roll_out(APP, "1.0.0").await?;
 
-    let stranger = world.stranger("mallory");
+    let stranger = world.stranger("mallory")?;
     garbage(world, &stranger).await?;
     scan_arrives(world, "garbage").await?;
     half_open(world, &stranger).await?;

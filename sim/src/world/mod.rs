@@ -97,6 +97,7 @@ impl World {
         let start = Instant::now();
         host::allow_many_files();
         let folder = host::disk()?;
+        trace.hide(folder.path());
         let net = Net::new(seed.child("net"), Profile::edge(), trace.clone());
         let pump = Tasks::default();
         pump.spawn(net.clone().pump());
@@ -246,9 +247,12 @@ impl World {
     }
 
     /// A host that is none of the fleet's.
-    #[must_use]
-    pub fn stranger(&self, name: &str) -> Stranger {
-        Stranger { host: Host::new(&self.net, &self.seed, name, self.start, &self.folder), net: self.net.clone() }
+    ///
+    /// # Errors
+    /// When there is no room for its disk.
+    pub fn stranger(&self, name: &str) -> anyhow::Result<Stranger> {
+        let host = Host::new(&self.net, &self.seed, name, self.start, &self.folder)?;
+        Ok(Stranger { host, net: self.net.clone() })
     }
 
     /// Checks what must hold at any time.

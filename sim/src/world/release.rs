@@ -66,13 +66,16 @@ impl World {
             random.fill_bytes(&mut content);
             std::fs::write(folder.join(format!("files/part-{number:03}")), content)?;
         }
-        // What hangs does so for whoever asks it: nobody asks the others, which costs nothing.
-        let probe = "  probes: { readiness: { exec: { command: [/bin/probe] }, period: 5s, timeout: 1s } }\n";
+        // What hangs shows in a probe only; without one it would run, and that is all that is asked.
+        let probes = if args.contains(&"hang") {
+            "  probes:\n    readiness:\n      exec:\n        command: [check]\n      period: 1s\n      timeout: 1s\n"
+        } else {
+            ""
+        };
         let yaml = format!(
             "apiVersion: crossdock.io/v1\napp: {app}\nversion: {version}\nartifacts:\n  - source: files\n\
-             workload:\n  command: /bin/true\n  args: {}\n  soak: 3s\n  deadline: 60s\n{}",
-            serde_json::to_string(args)?,
-            if args.contains(&"hang") { probe } else { "" }
+             workload:\n  command: /bin/true\n  args: {}\n  soak: 3s\n  deadline: 60s\n{probes}",
+            serde_json::to_string(args)?
         );
         std::fs::write(folder.join("release.yaml"), yaml)?;
         let built = build(&folder.join("release.yaml"))?;
