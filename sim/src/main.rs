@@ -46,6 +46,8 @@ enum Bench {
     Fleet(bench::fleet::FleetArgs),
     /// Stream records: from producer to sink, beside Mosquitto and NATS JetStream, with kills in between.
     Streams(bench::streams::StreamsArgs),
+    /// The simulator: processor time of a day and of a thousand boxes, and ten thousand that reconnect.
+    World(bench::world::WorldArgs),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Command::Replay(args) => swarm::replay(&args),
         Command::Load(args) => block_on(load::run(args)),
         Command::Produce(args) => block_on(produce::run(*args)),
+        Command::Bench { bench: Bench::World(args) } => bench::world::run(&args),
         Command::Bench { bench } => block_on(run_bench(bench)),
     };
     match result {
@@ -76,6 +79,8 @@ async fn run_bench(bench: Bench) -> anyhow::Result<()> {
             Bench::Agent(args) => bench::agent::run(args).await,
             Bench::Fleet(args) => bench::fleet::run(args).await,
             Bench::Streams(args) => bench::streams::run(args).await,
+            // Virtual time has a runtime of its own.
+            Bench::World(args) => bench::world::run(&args),
         } } => result,
     }
 }

@@ -1,6 +1,6 @@
-//! Measurements of the shipped binaries over real sockets: `sim bench NAME`.
+//! Measurements of the shipped binaries over real sockets, and of the simulator: `sim bench NAME`.
 //!
-//! Each bench starts `cloudcore`, `crossdock` and `edgecore` from the folder that `sim` lies in, works
+//! Each bench but `world` starts `cloudcore`, `crossdock` and `edgecore` from the folder that `sim` lies in, works
 //! in a temporary folder on loopback, and stops what it started. It prints a table for a person and,
 //! with `--json`, one JSON object on the last line.
 //!
@@ -9,6 +9,7 @@
 //! | [`agent`] | one idle agent: memory, binary, traffic |
 //! | [`fleet`] | many agents: connecting, a rollout, the hub's cost, and plain TLS beside it |
 //! | [`streams`] | stream records: throughput, losses, a backlog, and Mosquitto and NATS JetStream beside it |
+//! | [`world`] | the simulator itself: a day, a thousand boxes, ten thousand that reconnect |
 //! | [`fixture`] | what every bench begins with: a hub, a release to roll out |
 //! | [`api`] | the hub's REST as the benches read it |
 //! | [`process`] | memory and processor time of a process, from `/proc` |
@@ -20,6 +21,7 @@ pub mod fixture;
 pub mod fleet;
 pub mod process;
 pub mod streams;
+pub mod world;
 pub mod yardstick;
 
 use serde_json::{Map, Value};
