@@ -140,5 +140,5 @@ fn what_is_wrong_is_said_clearly() {
     fs::write(&path, MINE.replace("cut =", "cutt =")).unwrap();
     let (code, _, error) = sim(&["run", path.to_str().unwrap()]);
     assert_eq!(code, Some(1));
-    assert!(error.contains("mine.toml:9:1: there is no field \"cutt\""), "{error}");
+    assert!(error.contains("mine.toml:10:1: there is no field \"cutt\""), "{error}");
 }
