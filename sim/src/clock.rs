@@ -51,6 +51,12 @@ impl HostClock {
         self.wrong_ms.store(wrong_ms, Ordering::Relaxed);
     }
 
+    /// The same clock without what a fault puts it off: that of a person elsewhere.
+    #[must_use]
+    pub fn right(&self) -> HostClock {
+        HostClock { wrong_ms: Arc::default(), ..self.clone() }
+    }
+
     fn off_ms(&self) -> i64 {
         self.offset_ms.load(Ordering::Relaxed).saturating_add(self.wrong_ms.load(Ordering::Relaxed))
     }

@@ -21,6 +21,7 @@
 //! | [`report`] | a run as text and as a page |
 //! | [`scenario`] | scenarios by name, `sim run`, and how to write an own scenario file |
 //! | [`swarm`] | random plans, and the smallest that fails |
+//! | [`load`] | many light agents against a real hub |
 //! | [`produce`] | a parcel scanner that hands its scans to an agent, or replays a file |
 //! | [`bench`] | measurements of the shipped binaries over real sockets |
 
@@ -30,6 +31,7 @@ pub mod disk;
 pub mod driver;
 pub mod fault;
 pub mod ledger;
+pub mod load;
 pub mod net;
 pub mod oracle;
 pub mod plan;

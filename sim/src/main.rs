@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sim::{bench, produce, scenario, swarm};
+use sim::{bench, load, produce, scenario, swarm};
 
 /// Crossdock's simulator and benchmarks.
 ///
@@ -27,6 +27,8 @@ enum Command {
     Swarm(swarm::SwarmArgs),
     /// Play a seed of the swarm again.
     Replay(swarm::ReplayArgs),
+    /// Connect many light agents to a real hub, over real sockets.
+    Load(load::LoadArgs),
     /// Hand scans to an agent: made up in the shape of a parcel scanner's, or replayed from a file.
     Produce(Box<produce::ProduceArgs>),
     /// Measure the shipped binaries over real sockets.
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Command::List => scenario::list(),
         Command::Swarm(args) => swarm::swarm(&args),
         Command::Replay(args) => swarm::replay(&args),
+        Command::Load(args) => block_on(load::run(args)),
         Command::Produce(args) => block_on(produce::run(*args)),
         Command::Bench { bench } => block_on(run_bench(bench)),
     };

@@ -313,7 +313,7 @@ impl Recorder {
     /// A fault was healed, and struck so often while it lasted.
     pub fn fault_healed(&mut self, number: usize, at: Duration, struck: u64) {
         if let Some(fault) = self.record.breaks.get_mut(number) {
-            fault.end_ms = Some(millis(at));
+            fault.end_ms = (millis(at) > fault.begin_ms).then(|| millis(at));
             fault.struck += struck;
             *self.record.faults.entry(fault.kind.clone()).or_default() += struck;
         }

@@ -15,6 +15,7 @@ use proto::units::Span;
 use tokio::time::{Instant, interval_at};
 
 use super::{PORT, World, fleet};
+use crate::disk::Taker;
 
 /// Longer than any scenario lets pass: the books are compared with what the sink holds.
 const KEEP_RECORDS: Span = Span::from_secs(365 * 24 * 3600);
@@ -171,6 +172,8 @@ impl World {
         if self.running_hub().is_some() {
             self.stop_hub().await;
         }
+        // Somebody makes room first; it is full again afterwards, if it was to be.
+        self.hub_host.device.set_room(Taker::Fault, None);
         fs::remove_dir_all(&self.hub_host.disk).context("clear the hub's folder away")?;
         copy_folder(&backup.folder, &self.hub_host.disk).context("put the backup in place")?;
         self.hub_host.device.forget();

@@ -11,6 +11,7 @@ use cloudcore::{
     release::{Repository, build::build},
 };
 use proto::{
+    env::WallClock as _,
     name::{Name, ObjectName, Version},
     object::{Rollout, RolloutSpec},
     release::Manifest,
@@ -80,9 +81,14 @@ impl World {
         let built = build(&folder.join("release.yaml"))?;
         self.remember(built.digest, built.manifest.clone());
         let repository = Repository::open(&self.folder.path().join("repo"))?;
-        repository.add(&built, self.hub_host.env(&self.net).wall.now())?;
+        repository.add(&built, self.engineers_time())?;
         repository.sign(&[self.key("targets")])?;
         Ok(())
+    }
+
+    /// Releases are signed on another machine: the hub's clock may be wrong, this one is not.
+    fn engineers_time(&self) -> jiff::Timestamp {
+        self.hub_host.clock.right().now()
     }
 
     fn remember(&self, digest: proto::digest::Digest, manifest: Manifest) {
@@ -93,7 +99,7 @@ impl World {
     pub(super) async fn publish_staged(&self) -> anyhow::Result<()> {
         let hub = self.hub()?;
         let repository = Repository::open(&self.folder.path().join("repo"))?;
-        let publication = repository.finish(&self.key("pipeline"), hub.env().wall.now())?;
+        let publication = repository.finish(&self.key("pipeline"), self.engineers_time())?;
         for (digest, path) in publication.blobs {
             if !hub.blobs().has(digest).await? {
                 let content = std::fs::read(&path)?;
