@@ -6,7 +6,8 @@
 //! each TLS handshake are fresh, and nothing may depend on them.
 
 use std::{
-    fmt, fs,
+    fmt::{self, Write as _},
+    fs,
     io::{self, Write as _},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -25,6 +26,8 @@ pub struct Trace {
 
 struct State {
     digest: Sha256,
+    /// The line that is being written: kept, since there are millions.
+    line: String,
     lines: u64,
     file: Option<io::BufWriter<fs::File>>,
     lost: Option<io::Error>,
@@ -37,15 +40,18 @@ impl Trace {
     /// When the file cannot be made.
     pub fn new(file: Option<&Path>) -> io::Result<Trace> {
         let file = file.map(fs::File::create).transpose()?.map(io::BufWriter::new);
-        let state = State { digest: Sha256::new(), lines: 0, file, lost: None };
+        let state = State { digest: Sha256::new(), line: String::new(), lines: 0, file, lost: None };
         Ok(Trace { state: Arc::new(Mutex::new(state)), start: Instant::now() })
     }
 
     /// Adds a line: the virtual time, one word that says whose it is, and text.
     pub fn line(&self, source: &str, text: fmt::Arguments<'_>) {
         let at = Instant::now().saturating_duration_since(self.start);
-        let line = format!("{:>7}.{:03} {source} {text}\n", at.as_secs(), at.subsec_millis());
-        let mut state = self.lock();
+        let mut lock = self.lock();
+        let state = &mut *lock;
+        state.line.clear();
+        let line = &mut state.line;
+        let _ = writeln!(line, "{:>7}.{:03} {source} {text}", at.as_secs(), at.subsec_millis()); // cannot fail
         state.digest.update(line.as_bytes());
         state.lines += 1;
         if let Some(file) = &mut state.file
