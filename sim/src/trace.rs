@@ -7,7 +7,8 @@
 
 use std::{
     collections::VecDeque,
-    fmt, fs,
+    fmt::{self, Write as _},
+    fs,
     io::{self, Write as _},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -26,6 +27,8 @@ pub struct Trace {
 
 struct State {
     digest: Sha256,
+    /// The line that is being written: kept, since there are millions.
+    line: String,
     lines: u64,
     file: Option<io::BufWriter<fs::File>>,
     lost: Option<io::Error>,
@@ -45,7 +48,15 @@ impl Trace {
     /// When the file cannot be made.
     pub fn new(file: Option<&Path>) -> io::Result<Trace> {
         let file = file.map(fs::File::create).transpose()?.map(io::BufWriter::new);
-        let state = State { digest: Sha256::new(), lines: 0, file, lost: None, last: VecDeque::new(), folder: None };
+        let state = State {
+            digest: Sha256::new(),
+            line: String::new(),
+            lines: 0,
+            file,
+            lost: None,
+            last: VecDeque::new(),
+            folder: None,
+        };
         Ok(Trace { state: Arc::new(Mutex::new(state)), start: Instant::now() })
     }
 
@@ -57,13 +68,16 @@ impl Trace {
     /// Adds a line: the virtual time, one word that says whose it is, and text.
     pub fn line(&self, source: &str, text: fmt::Arguments<'_>) {
         let at = Instant::now().saturating_duration_since(self.start);
-        let mut line = format!("{:>7}.{:03} {source} {text}\n", at.as_secs(), at.subsec_millis());
-        let mut state = self.lock();
+        let mut lock = self.lock();
+        let state = &mut *lock;
+        state.line.clear();
+        let line = &mut state.line;
+        let _ = writeln!(line, "{:>7}.{:03} {source} {text}", at.as_secs(), at.subsec_millis()); // cannot fail
         if source != "net"
             && let Some(folder) = &state.folder
             && line.contains(folder.as_str())
         {
-            line = line.replace(folder.as_str(), "~");
+            *line = line.replace(folder.as_str(), "~");
         }
         state.digest.update(line.as_bytes());
         state.lines += 1;
@@ -77,7 +91,7 @@ impl Trace {
             if state.last.len() >= REMEMBERED {
                 state.last.pop_front();
             }
-            state.last.push_back(line);
+            state.last.push_back(line.clone());
         }
     }
 

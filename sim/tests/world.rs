@@ -1,5 +1,5 @@
 //! The simulated world itself: what breaks is mended, in any order, and counted.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)] // helpers of tests, too, may end a test
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests, too, may end a test
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -233,7 +233,7 @@ async fn named_lines_carry_a_fleet() {
 
 #[tokio::test(start_paused = true)]
 async fn a_power_cut_costs_no_record_and_a_full_disk_pushes_back() {
-    for seed in 10..16 {
+    for seed in 10..12 {
         let mut world = fleet(seed).await;
         for round in 0..6 {
             world.produce("box-1", "scans", 50, 5).await.unwrap();

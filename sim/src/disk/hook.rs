@@ -19,7 +19,7 @@ use std::{
     os::fd::BorrowedFd,
 };
 
-use super::journal::{self, Refused};
+use super::{journal, state::Refused};
 
 /// What a call returns that the disk refuses.
 fn refuse(Refused(errno): Refused) -> c_int {

@@ -15,73 +15,12 @@ use std::{
     },
 };
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat};
+use rustix::fs::{CWD, Mode, OFlags};
 
-use super::Taker;
+use super::state::{Change, Named, Refused, State, is_folder, length, remove, stat, with_slash};
 
 /// Descriptors that can be watched; one beyond is an ordinary file.
 const MAX_FDS: usize = 1 << 14;
-
-/// The disk refuses a call, for this reason (errno).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Refused(pub i32);
-
-/// A write, or a change of length, that was not synced.
-#[derive(Debug)]
-pub(super) enum Change {
-    /// Bytes from `offset` to `end` were written where `old` stood; nothing stood beyond it.
-    Write { offset: u64, end: u64, old: Vec<u8>, length_before: u64 },
-    /// The length was changed; `tail` was cut off.
-    Length { before: u64, after: u64, tail: Vec<u8> },
-}
-
-/// A name that was made, changed or removed, in a folder that was not synced since.
-#[derive(Debug)]
-pub(super) enum Named {
-    /// It is new.
-    Made { path: Vec<u8>, folder: bool },
-    /// It was another; the file that it replaced is kept under that path.
-    Moved { from: Vec<u8>, to: Vec<u8>, over: Option<Vec<u8>> },
-    /// It is gone; the file is kept under that path.
-    Gone { path: Vec<u8>, kept: Vec<u8> },
-    /// The folder is gone.
-    FolderGone { path: Vec<u8> },
-}
-
-impl Named {
-    fn path(&self) -> &[u8] {
-        match self {
-            Named::Made { path, .. } | Named::Gone { path, .. } | Named::FolderGone { path } => path,
-            Named::Moved { to, .. } => to,
-        }
-    }
-
-    fn kept(&self) -> Option<&[u8]> {
-        match self {
-            Named::Moved { over, .. } => over.as_deref(),
-            Named::Gone { kept, .. } => Some(kept),
-            Named::Made { .. } | Named::FolderGone { .. } => None,
-        }
-    }
-}
-
-/// What is known of a disk.
-#[derive(Debug, Default)]
-pub(super) struct State {
-    /// Where removed files are kept, with a slash at its end.
-    keep: Vec<u8>,
-    kept: u64,
-    pub frozen: bool,
-    pub room: BTreeMap<Taker, u64>,
-    pub refuses: Option<Vec<u8>>,
-    pub refused_full: u64,
-    pub refused_broken: u64,
-    /// By inode.
-    pub changes: BTreeMap<u64, Vec<Change>>,
-    pub names: Vec<Named>,
-    /// The call under way is the last of `names`; it is taken back when it fails.
-    under_way: bool,
-}
 
 struct Open {
     disk: u32,
@@ -164,30 +103,6 @@ pub(super) fn forget(disk: u32) {
     names.iter().filter_map(Named::kept).for_each(remove);
 }
 
-fn with_slash(path: &[u8]) -> Vec<u8> {
-    [path, b"/"].concat()
-}
-
-fn remove(path: &[u8]) {
-    let _ = rustix::fs::unlinkat(CWD, path, AtFlags::empty()); // one that stays disturbs nobody
-}
-
-fn parent(path: &[u8]) -> &[u8] {
-    path.iter().rposition(|byte| *byte == b'/').and_then(|at| path.get(..at)).unwrap_or_default()
-}
-
-fn stat(path: &[u8]) -> Option<Stat> {
-    rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).ok()
-}
-
-fn is_folder(stat: &Stat) -> bool {
-    stat.st_mode & libc::S_IFMT == libc::S_IFDIR
-}
-
-fn length(stat: &Stat) -> u64 {
-    u64::try_from(stat.st_size).unwrap_or(0)
-}
-
 /// SQLite's shared memory is not journaled: it is mapped, and nobody has it after a power cut.
 fn is_shared_memory(path: &[u8]) -> bool {
     path.ends_with(b"-shm")
@@ -213,68 +128,6 @@ impl Registry {
         whole.starts_with(root).then_some(())?;
         let disk = *disk;
         Some((disk, self.disks.get_mut(&disk)?))
-    }
-}
-
-impl State {
-    fn alive(&self) -> Result<(), Refused> {
-        if self.frozen { Err(Refused(libc::EIO)) } else { Ok(()) }
-    }
-
-    /// Takes room for so many bytes.
-    fn grow(&mut self, bytes: u64) -> Result<(), Refused> {
-        if bytes > 0 && self.room.values().any(|left| *left < bytes) {
-            self.refused_full += 1;
-            return Err(Refused(libc::ENOSPC));
-        }
-        self.room.values_mut().for_each(|left| *left -= bytes);
-        Ok(())
-    }
-
-    fn shrink(&mut self, bytes: u64) {
-        self.room.values_mut().for_each(|left| *left += bytes);
-    }
-
-    /// Keeps a file that loses its name, and returns where.
-    fn keep(&mut self, path: &[u8], stat: &Stat) -> Option<Vec<u8>> {
-        if stat.st_nlink == 1 {
-            self.shrink(length(stat));
-        }
-        self.kept += 1;
-        let kept = [self.keep.as_slice(), self.kept.to_string().as_bytes()].concat();
-        rustix::fs::linkat(CWD, path, CWD, kept.as_slice(), AtFlags::empty()).ok()?;
-        Some(kept)
-    }
-
-    fn name(&mut self, named: Named) {
-        self.names.push(named);
-        self.under_way = true;
-    }
-
-    /// The names of a folder are synced.
-    fn sync_folder(&mut self, folder: &[u8]) {
-        self.names.retain(|named| {
-            let synced = parent(named.path()) == folder;
-            if synced && let Some(kept) = named.kept() {
-                remove(kept);
-            }
-            !synced
-        });
-    }
-
-    fn change(&mut self, inode: u64, change: Change) {
-        let changes = self.changes.entry(inode).or_default();
-        // What is added piece by piece is one write.
-        if let (Some(Change::Write { end, old, .. }), Change::Write { offset, end: next, old: none, .. }) =
-            (changes.last_mut(), &change)
-            && old.is_empty()
-            && none.is_empty()
-            && end == offset
-        {
-            *end = *next;
-            return;
-        }
-        changes.push(change);
     }
 }
 

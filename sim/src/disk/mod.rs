@@ -16,6 +16,7 @@
 mod hook;
 mod journal;
 mod power;
+mod state;
 
 use std::path::{Path, PathBuf};
 

@@ -13,7 +13,7 @@ use rand::RngExt as _;
 use rand_chacha::ChaCha12Rng;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
-use super::journal::{Change, Named};
+use super::state::{Change, Named};
 
 /// What a disk writes whole or not at all.
 const SECTOR_BYTES: u64 = 512;

@@ -66,7 +66,7 @@ struct State {
 }
 
 struct HostState {
-    name: String,
+    name: Arc<str>,
     next_port: u16,
 }
 
@@ -126,7 +126,7 @@ impl Net {
         let mut state = self.lock();
         let number = u32::try_from(state.hosts.len()).unwrap_or(u32::MAX).saturating_add(1);
         let ip = IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 | number)); // 10.0.0.1 and on
-        state.hosts.insert(ip, HostState { name: name.to_owned(), next_port: 49_152 });
+        state.hosts.insert(ip, HostState { name: name.into(), next_port: 49_152 });
         state.names.insert(name.to_owned(), ip);
         ip
     }
@@ -235,7 +235,7 @@ impl Net {
         let fate = state.line(from.ip(), to.ip()).send(now, contents.len());
         let from_ip = from.ip();
         let from = state.before_nat(from);
-        let (names, bytes) = (format!("{}->{}", state.name(from_ip), state.name(to.ip())), contents.len());
+        let (sender, receiver, bytes) = (state.name(from_ip), state.name(to.ip()), contents.len());
         let contents: Arc<[u8]> = contents.into();
         let mut take_off = |at| {
             let flight = Flight { to, datagram: Datagram { from, contents: Arc::clone(&contents) } };
@@ -249,14 +249,18 @@ impl Net {
         match fate {
             Fate::Arrives(at) => {
                 take_off(at);
-                self.0.trace.line("net", format_args!("{names} {bytes} in {}us", us(at)));
+                self.0.trace.line("net", format_args!("{sender}->{receiver} {bytes} in {}us", us(at)));
             }
             Fate::ArrivesTwice(at, again) => {
                 take_off(at);
                 take_off(again);
-                self.0.trace.line("net", format_args!("{names} {bytes} in {}us and {}us", us(at), us(again)));
+                self.0
+                    .trace
+                    .line("net", format_args!("{sender}->{receiver} {bytes} in {}us and {}us", us(at), us(again)));
             }
-            Fate::Lost(why) => self.0.trace.line("net", format_args!("{names} {bytes} lost: {}", why.as_str())),
+            Fate::Lost(why) => {
+                self.0.trace.line("net", format_args!("{sender}->{receiver} {bytes} lost: {}", why.as_str()))
+            }
         }
     }
 
@@ -318,8 +322,8 @@ impl State {
         (*shown == address.ip()).then(|| SocketAddr::new(*host, address.port().wrapping_sub(*shift)))
     }
 
-    fn name(&self, ip: IpAddr) -> String {
-        self.hosts.get(&ip).map_or_else(|| ip.to_string(), |host| host.name.clone())
+    fn name(&self, ip: IpAddr) -> Arc<str> {
+        self.hosts.get(&ip).map_or_else(|| ip.to_string().into(), |host| Arc::clone(&host.name))
     }
 
     fn take_sequence(&mut self) -> u64 {

@@ -19,10 +19,14 @@ use edgecore::{
     outbox::Outbox,
     status::StatusView,
 };
-use proto::{name::Name, object::NodeInfo};
+use proto::name::Name;
 use tokio::time::{Instant, sleep};
 
-use super::{PORT, World, host::Host};
+use super::{
+    PORT, World,
+    host::Host,
+    settings::{agent_toml, node_info},
+};
 use crate::{
     driver::SimDriver,
     net::{Net, Profile},
@@ -34,11 +38,6 @@ use crate::{
 const AGAIN: Duration = Duration::from_secs(5);
 /// Life of a join token.
 const TOKEN: Duration = Duration::from_secs(3600);
-/// No real socket is opened in the simulated world: producers hand in where the doors do. Metrics would only
-/// lengthen long outages; a scenario that is about them says so.
-const NO_DOORS: &str = "http = \"off\"\nsocket = \"off\"\nmqtt = \"off\"\n";
-const NO_METRICS: &str = "metrics-interval = \"off\"\n";
-
 /// A machine with an agent. Clones are handles of the same one.
 #[derive(Clone)]
 pub(super) struct EdgeBox {
@@ -384,30 +383,5 @@ impl World {
                 edge.live().joined = None;
             }
         }
-    }
-}
-
-/// Adds what every simulated box has to section `streams` of its settings.
-fn agent_toml(settings: &str) -> String {
-    let metrics = if settings.contains("metrics-interval") { "" } else { NO_METRICS };
-    let ours = format!("[streams]\n{NO_DOORS}{metrics}");
-    match settings.split_once("[streams]\n") {
-        Some((before, after)) => format!("{before}{ours}{after}"),
-        None => format!("{ours}\n{settings}"),
-    }
-}
-
-fn node_info(name: &str, boots: u32) -> NodeInfo {
-    NodeInfo {
-        agent_version: proto::VERSION.into(),
-        boot_id: format!("boot {boots} of {name}"),
-        architecture: "x86_64".into(),
-        os_image: "simulated".into(),
-        kernel: "0".into(),
-        cpus: 4,
-        memory_bytes: 8 << 30,
-        hostname: name.to_owned(),
-        addresses: vec![],
-        hardware: vec!["x86_64".into()],
     }
 }

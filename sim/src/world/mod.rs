@@ -18,6 +18,7 @@
 //! | `flip` | bits that flip at rest |
 //! | `observe` | what can be seen from the outside, cheaply |
 //! | `until` | waiting, in virtual time, until something is so |
+//! | `settings` | `agent.toml`, and what a box says of itself |
 //! | `streams` | producers, and the books that they keep |
 
 mod edge;
@@ -27,6 +28,7 @@ mod host;
 mod hub;
 pub mod observe;
 mod release;
+mod settings;
 mod streams;
 mod until;
 
