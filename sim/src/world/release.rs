@@ -68,7 +68,7 @@ impl World {
         }
         // What hangs shows in a probe only; without one it would run, and that is all that is asked.
         let probes = if args.contains(&"hang") {
-            "  probes:\n    readiness:\n      exec:\n        command: [check]\n      period: 1s\n      timeout: 1s\n"
+            "  probes:\n    readiness:\n      exec:\n        command: [/bin/true]\n      period: 1s\n      timeout: 1s\n"
         } else {
             ""
         };
