@@ -229,7 +229,10 @@ async fn join_all(args: &LoadArgs, token: &Token, folder: &std::path::Path) -> a
                 machine_id,
             };
             join(options, &env).await.map(drop).with_context(|| {
-                format!("join {name}; the token must allow {} joins: crossdock token create --uses {}", args.nodes, args.nodes)
+                format!(
+                    "join {name}; the token must allow {} joins: crossdock token create --uses {}",
+                    args.nodes, args.nodes
+                )
             })
         }
     });
@@ -263,7 +266,8 @@ async fn start_all(
             addresses: vec![],
             hardware: vec![],
         });
-        let agent = Agent::open(&folder.join(&name), env, driver, facts).await.with_context(|| format!("open {name}"))?;
+        let agent =
+            Agent::open(&folder.join(&name), env, driver, facts).await.with_context(|| format!("open {name}"))?;
         running.push(Running { status: agent.status(), outbox: agent.outbox() });
         let (mut ending, counts) = (ending.clone(), Arc::clone(counts));
         agents.spawn(async move {
