@@ -75,6 +75,10 @@ pub struct Outcome {
     pub in_gaps: u64,
     /// Of these, neither. Must become 0.
     pub missing: u64,
+    /// Of these, records whose outbox is gone, and whose epoch the hub forgot when it was restored: nobody is left
+    /// who could know of them.
+    #[serde(default)]
+    pub unknowable: u64,
     /// Records in the sink that were handed in and never acknowledged: allowed.
     pub unacknowledged: u64,
 }
@@ -305,19 +309,35 @@ impl Audit {
             seen += stored.numbers.count();
             for promise in &promises.acknowledged {
                 outcome.acknowledged += promise.count;
-                let mut away = 0;
+                let away = stored.numbers.missing(promise.number..promise.number + promise.count);
+                outcome.stored += promise.count - away.iter().map(|range| range.end - range.start).sum::<u64>();
+            }
+        }
+        outcome.missing = self.missing(ledger).iter().map(|(.., count)| count).sum();
+        outcome.in_gaps = outcome.acknowledged - outcome.stored - outcome.missing;
+        outcome.unacknowledged = seen.saturating_sub(outcome.stored);
+        outcome
+    }
+
+    /// What is neither stored nor in a gap: node, stream, epoch, and how many.
+    #[must_use]
+    pub fn missing(&self, ledger: &Ledger) -> Vec<(Name, Name, Epoch, u64)> {
+        let nothing = Stored::default();
+        let mut missing = vec![];
+        for (lane, promises) in &ledger.lanes {
+            let stored = self.lanes.get(lane).unwrap_or(&nothing);
+            for promise in &promises.acknowledged {
                 for range in stored.numbers.missing(promise.number..promise.number + promise.count) {
                     let sequence = |number: u64| promise.sequence + (number - promise.number);
                     let lost = self.lost(lane, promise.epoch, sequence(range.start)..sequence(range.end));
-                    away += range.end - range.start;
-                    outcome.in_gaps += lost;
-                    outcome.missing += (range.end - range.start) - lost;
+                    let left = range.end - range.start - lost;
+                    if left > 0 {
+                        missing.push((lane.0.clone(), lane.1.clone(), promise.epoch, left));
+                    }
                 }
-                outcome.stored += promise.count - away;
             }
         }
-        outcome.unacknowledged = seen.saturating_sub(outcome.stored);
-        outcome
+        missing
     }
 
     /// How many of these sequences stand in gaps.

@@ -17,6 +17,8 @@ use crate::{
 /// Time of a running agent in which a release that is bad must have been found out: its deadline of a minute,
 /// restarts with back-off, and going back.
 const BAD_STAYS: Duration = Duration::from_secs(300);
+/// Time that a trial may take in which nothing runs: its deadline of a minute, which begins anew with the agent.
+const TRIAL: Duration = Duration::from_secs(90);
 /// Names of one sentence.
 const MAX_NAMED: usize = 3;
 
@@ -269,11 +271,13 @@ impl Here<'_> {
     fn is_up(&self, state: &mut App) -> Result<(), Violation> {
         state.up_since_start |= self.now.running.is_some();
         let Some(confirmed) = &state.confirmed else { return Ok(()) };
-        let late = self.agent_for.is_some_and(|agent_for| agent_for > self.fleet.up_within);
+        let on_its_way = self.fleet.may_change(self.name, self.app, confirmed, self.at);
+        let within = self.fleet.up_within + if on_its_way { TRIAL } else { Duration::ZERO };
+        let late = self.agent_for.is_some_and(|agent_for| agent_for > within);
         if late && !state.up_since_start && !state.damaged && !self.fleet.ends_by_itself(self.app) {
             let text = format!(
-                "nothing of {} runs {:?} after the agent's start, {confirmed} had proved healthy",
-                self.app, self.fleet.up_within
+                "nothing of {} runs {within:?} after the agent's start, {confirmed} had proved healthy",
+                self.app
             );
             return self.broken(Invariant::Boot, text);
         }

@@ -112,7 +112,7 @@ impl Oracle {
     pub fn fault_began(&mut self, fault: &Fault) {
         let struck = self.fleet.struck(fault);
         self.apps.fault_began(fault, &struck);
-        self.records.fault_began(fault);
+        self.records.fault_began(fault, &struck);
         self.rollouts.fault_began(fault);
     }
 
@@ -157,8 +157,9 @@ impl Oracle {
         if let Some(missing) = self.missing(seen) {
             return Ok(Some(missing));
         }
-        let sink = std::sync::Arc::clone(world.hub()?.streams().sink());
-        Ok(self.records.settled(seen.at, world.ledger(), sink.as_ref()).await?)
+        let hub = world.hub()?;
+        let (sink, states) = (hub.streams().sink(), hub.streams().live());
+        Ok(self.records.settled(seen.at, world.ledger(), sink.as_ref(), &states).await?)
     }
 
     /// What is missing of boxes, apps and rollouts.

@@ -1,6 +1,9 @@
 //! Records, marks and outboxes: I2 and I4.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use cloudcore::streams::sink::{Sink, StreamState};
 use proto::{name::Name, stream::StreamKey, stream::ranges::Ranges, units::Bytes};
@@ -34,6 +37,9 @@ pub(super) struct Records {
     /// Faults that are at work and keep the sink from being read.
     sink_down: u32,
     books: Option<Outcome>,
+    /// The hub came back from a backup; the boxes that lost their outbox.
+    restored: bool,
+    reinstalled: BTreeSet<Name>,
 }
 
 impl Records {
@@ -52,14 +58,18 @@ impl Records {
             audit_at: AUDIT_EVERY,
             sink_down: 0,
             books: None,
+            restored: false,
+            reinstalled: BTreeSet::new(),
         }
     }
 
-    pub(super) fn fault_began(&mut self, fault: &Fault) {
+    pub(super) fn fault_began(&mut self, fault: &Fault, struck: &[Name]) {
         match fault {
+            Fault::Reinstall { .. } => self.reinstalled.extend(struck.iter().cloned()),
             Fault::SinkDown => self.sink_down += 1,
             // The hub goes back in time: marks and records may too.
             Fault::RestoreHub { .. } => {
+                self.restored = true;
                 self.marks.clear();
                 self.audit = Audit::default();
             }
@@ -153,6 +163,7 @@ impl Records {
         at: Duration,
         ledger: &Ledger,
         sink: &dyn Sink,
+        states: &[StreamState],
     ) -> Result<Option<String>, Violation> {
         if ledger.is_empty() {
             self.books = Some(Outcome::default());
@@ -168,7 +179,9 @@ impl Records {
                 Err(error @ Discrepancy::Unread(_)) => return Ok(Some(error.to_string())),
                 Ok(()) => {}
             }
-            let outcome = audit.outcome(ledger);
+            let mut outcome = audit.outcome(ledger);
+            outcome.unknowable = self.unknowable(&audit, ledger, states);
+            outcome.missing -= outcome.unknowable;
             self.books = Some(outcome);
             if outcome.missing > 0 {
                 self.audit = audit;
@@ -190,6 +203,21 @@ impl Records {
             }
             _ => Ok(None),
         }
+    }
+
+    /// Records that went with a box's outbox, in an epoch of which a restored hub knows nothing: no gap can be shown.
+    fn unknowable(&self, audit: &Audit, ledger: &Ledger, states: &[StreamState]) -> u64 {
+        if !self.restored || self.reinstalled.is_empty() {
+            return 0;
+        }
+        let is_known = |node: &Name, stream: &Name, epoch| {
+            states.iter().any(|s| (&s.node, &s.key.stream, s.key.epoch) == (node, stream, epoch))
+        };
+        let missing = audit.missing(ledger).into_iter();
+        let unknown = missing.filter(|(node, stream, epoch, _)| {
+            self.reinstalled.contains(node) && !is_known(node, stream, *epoch)
+        });
+        unknown.map(|(.., count)| count).sum()
     }
 
     pub(super) fn books(&self) -> Option<Outcome> {

@@ -301,7 +301,7 @@ fn marks_never_run_ahead_and_never_go_back() {
     assert!(ahead.message.contains("reaches 11, only 10 were handed in"), "{ahead}");
     assert_eq!(ahead.invariant, Invariant::Count);
     // A hub that comes back from a backup knows less.
-    records.fault_began(&Fault::RestoreHub { age: s(60) });
+    records.fault_began(&Fault::RestoreHub { age: s(60) }, &[]);
     records.marks(s(4), &[mark(&[0..1])], &ledger).unwrap();
 }
 

@@ -65,6 +65,9 @@ pub fn text(record: &Record) -> String {
             figure(books.missing),
             figure(books.unacknowledged)
         ));
+        if books.unknowable > 0 {
+            line(format!("  {} more were lost with a box whose epoch a restored hub forgot", figure(books.unknowable)));
+        }
         line(format!("  most that waited on all boxes at once: {}", figure(record.backlog.maximum())));
     }
     match &record.error {

@@ -158,6 +158,7 @@ impl EdgeBox {
     }
 
     async fn join(&self, hub: &Hub) -> anyhow::Result<()> {
+        self.write_settings()?;
         let node = Some(self.name.clone());
         let (_, token) = hub.create_token(self.site.clone(), node, 1, TOKEN, self.labels.clone()).await?;
         self.host.starts();
@@ -370,7 +371,6 @@ impl World {
             fs::remove_dir_all(&edge.host.disk).with_context(|| format!("wipe the disk of {}", edge.name))?;
         }
         self.trace.line(edge.name.as_ref(), format_args!("has an empty disk"));
-        edge.write_settings()?;
         edge.host.device.forget();
         Ok(())
     }
@@ -378,7 +378,8 @@ impl World {
     /// A person joins boxes again that joined after the backup from which the hub was restored.
     pub(super) async fn rejoin_since(&self, backup: Instant) {
         for edge in self.boxes.values() {
-            if edge.joined().is_some_and(|joined| joined > backup) {
+            // A join that is under way may have its answer from the hub that is gone.
+            if edge.joined().is_none_or(|joined| joined > backup) {
                 edge.stop().await;
                 edge.live().joined = None;
             }

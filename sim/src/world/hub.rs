@@ -172,8 +172,9 @@ impl World {
         if self.running_hub().is_some() {
             self.stop_hub().await;
         }
-        // Somebody makes room first; it is full again afterwards, if it was to be.
+        // Somebody makes room first, or takes another disk; it is as broken as it was to be again afterwards.
         self.hub_host.device.set_room(Taker::Fault, None);
+        self.hub_host.device.refuse_writes(None);
         fs::remove_dir_all(&self.hub_host.disk).context("clear the hub's folder away")?;
         copy_folder(&backup.folder, &self.hub_host.disk).context("put the backup in place")?;
         self.hub_host.device.forget();

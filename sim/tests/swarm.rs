@@ -1,0 +1,53 @@
+//! The swarm and its reports as a person uses them: the same seed gives the same run in another process, and the
+//! plan of a seed is a scenario file that gives it too.
+#![allow(clippy::unwrap_used)] // helpers of tests, too, may end a test
+
+use std::{path::Path, process::Command};
+
+use sim::{
+    record::Record,
+    run::{Options, play},
+    swarm::plan_of,
+};
+
+fn sim(args: &[&str]) -> (String, bool) {
+    let output = Command::new(env!("CARGO_BIN_EXE_sim")).args(args).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    (String::from_utf8(output.stdout).unwrap() + &errors, output.status.success())
+}
+
+fn text(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn a_seed_is_replayed_to_the_line_with_report_trace_and_plan() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let (html, trace, plan) = (at("run.html"), at("run.trace"), at("run.toml"));
+    let args = ["replay", "5", "--minutes", "3", "--json", "--html", &html, "--trace", &trace, "--plan", &plan];
+    let (output, ok) = sim(&args);
+    assert!(ok, "{output}");
+    let record: Record = serde_json::from_str(output.lines().last().unwrap()).unwrap();
+    assert!(record.ok && record.trace_lines > 100, "{output}");
+
+    let here = play(&plan_of(5, Some(3)).unwrap(), 5, &Options { faults_may_miss: true, ..Options::default() });
+    assert_eq!(here.unwrap(), record, "another process, the same seed, another run");
+    assert!(text(Path::new(&html)).contains("all invariants held"));
+    assert_eq!(text(Path::new(&trace)).lines().count() as u64, record.trace_lines);
+    // The plan as a file is the same run under another name.
+    let (output, _) = sim(&["run", &plan, "--seed", "5", "--json"]);
+    let again: Record = serde_json::from_str(output.lines().find(|line| line.starts_with('{')).unwrap()).unwrap();
+    assert_eq!((again.trace_digest, again.nodes), (record.trace_digest, record.nodes));
+}
+
+#[test]
+fn many_seeds_run_and_each_is_one_line_of_json() {
+    let (output, ok) = sim(&["swarm", "--seeds", "1..4", "--minutes", "2", "--jobs", "2", "--json"]);
+    assert!(ok, "{output}");
+    let lines: Vec<serde_json::Value> = output.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut seeds: Vec<u64> = lines.iter().map(|line| line.get("seed").unwrap().as_u64().unwrap()).collect();
+    seeds.sort_unstable();
+    assert_eq!(seeds, [1, 2, 3, 4]);
+    assert!(lines.iter().all(|line| line.get("ok").unwrap() == true), "{output}");
+}
