@@ -10,7 +10,6 @@ use std::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Instant,
 };
 
 use sim::{
@@ -18,6 +17,7 @@ use sim::{
     run::{Options, play},
     scenario::{Found, Report, all, find, run_seed},
 };
+use tokio::time::Instant;
 
 const FUNCTION: &str = "cut_mid_download";
 const FILE: &str = "acknowledgements_lost";

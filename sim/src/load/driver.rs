@@ -18,10 +18,13 @@ use proto::{
 };
 use tokio::sync::mpsc;
 
+/// Instances by app, each with who tells of its end.
+type Running = BTreeMap<Name, (Instance, watch::Sender<Option<LastExit>>)>;
+
 /// Every instance starts at once, is healthy, and runs until it is stopped.
 pub(super) struct Pretend {
     wall: Arc<dyn WallClock>,
-    running: Mutex<BTreeMap<Name, (Instance, watch::Sender<Option<LastExit>>)>>,
+    running: Mutex<Running>,
 }
 
 impl Pretend {
@@ -29,7 +32,7 @@ impl Pretend {
         Pretend { wall, running: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Name, (Instance, watch::Sender<Option<LastExit>>)>> {
+    fn lock(&self) -> MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -165,9 +165,7 @@ fn goal(
         None if damaged => None,
         None => Some(format!("nothing of {app} runs, expected {}", last.version)),
         // An older one was asked for before, or a restored hub asks for it: what proved healthy since may stay.
-        Some(version) if version != &last.version && !(version > &last.version) => {
-            Some(format!("{app} {version} runs, expected {}", last.version))
-        }
+        Some(version) if version < &last.version => Some(format!("{app} {version} runs, expected {}", last.version)),
         Some(version) if now.is_some_and(|now| !now.ready) => Some(format!("{app} {version} is not ready")),
         Some(_) => None,
     }

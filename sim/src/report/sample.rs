@@ -55,7 +55,8 @@ fn plan(boxes: usize, about: &str) -> Plan {
 fn seen(site: &Name, at: u64, number: u64) -> Seen {
     let cut = site.as_str() == "hz-01" && (2_000..5_000).contains(&at);
     let off = number == 2 && (3_000..3_400).contains(&at);
-    let agent = !off && !(number == 1 && (5_500..5_530).contains(&at));
+    let crashed = number == 1 && (5_500..5_530).contains(&at);
+    let agent = !(off || crashed);
     let upgraded = at > 600 + number * 5 && !cut;
     let trial = upgraded && at < 630 + number * 5;
     let version = if upgraded || cut { "1.1.0" } else { "1.0.0" };
@@ -123,7 +124,8 @@ pub(crate) fn record(boxes: usize, about: &str, broken: bool) -> Record {
     let node = "hz-01-1".parse().unwrap();
     let violation =
         broken.then(|| Violation::new(Invariant::Count, s(6_900), Some(&node), "record 7 of <hz-01-1> is twice"));
-    let books = Outcome { acknowledged: 123_456, stored: 123_400, in_gaps: 56, missing: 0, unacknowledged: 12, unknowable: 0 };
+    let books =
+        Outcome { acknowledged: 123_456, stored: 123_400, in_gaps: 56, missing: 0, unacknowledged: 12, unknowable: 0 };
     recorder.finish(End {
         at: s(7_500),
         healing_at: Some(s(7_200)),

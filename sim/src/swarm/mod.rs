@@ -23,12 +23,13 @@ use std::{
         atomic::{AtomicU64, Ordering},
         mpsc::{RecvTimeoutError, channel},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
 use proto::env::Seed;
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::{
     ledger::Outcome,
