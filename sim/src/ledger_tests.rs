@@ -100,7 +100,10 @@ async fn what_is_stored_lost_or_missing_is_counted() {
     ledger.hand_in(&name("box-1"), &name("scans"), 1);
     shelf.put(10, EPOCH, 10);
     let outcome = ledger.compare(&shelf).await.unwrap();
-    assert_eq!(outcome, Outcome { acknowledged: 10, stored: 4, in_gaps: 2, missing: 4, unacknowledged: 1, ..Outcome::default() });
+    assert_eq!(
+        outcome,
+        Outcome { acknowledged: 10, stored: 4, in_gaps: 2, missing: 4, unacknowledged: 1, ..Outcome::default() }
+    );
     shelf.gap(6, 1, true);
     let outcome = ledger.compare(&shelf).await.unwrap();
     assert_eq!((outcome.in_gaps, outcome.missing), (6, 0), "nobody knows how much more was lost");

@@ -214,9 +214,8 @@ impl Records {
             states.iter().any(|s| (&s.node, &s.key.stream, s.key.epoch) == (node, stream, epoch))
         };
         let missing = audit.missing(ledger).into_iter();
-        let unknown = missing.filter(|(node, stream, epoch, _)| {
-            self.reinstalled.contains(node) && !is_known(node, stream, *epoch)
-        });
+        let unknown = missing
+            .filter(|(node, stream, epoch, _)| self.reinstalled.contains(node) && !is_known(node, stream, *epoch));
         unknown.map(|(.., count)| count).sum()
     }
 

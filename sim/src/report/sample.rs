@@ -123,7 +123,8 @@ pub(crate) fn record(boxes: usize, about: &str, broken: bool) -> Record {
     let node = "hz-01-1".parse().unwrap();
     let violation =
         broken.then(|| Violation::new(Invariant::Count, s(6_900), Some(&node), "record 7 of <hz-01-1> is twice"));
-    let books = Outcome { acknowledged: 123_456, stored: 123_400, in_gaps: 56, missing: 0, unacknowledged: 12, unknowable: 0 };
+    let books =
+        Outcome { acknowledged: 123_456, stored: 123_400, in_gaps: 56, missing: 0, unacknowledged: 12, unknowable: 0 };
     recorder.finish(End {
         at: s(7_500),
         healing_at: Some(s(7_200)),
