@@ -19,7 +19,7 @@ use edgecore::{
     outbox::Outbox,
     status::StatusView,
 };
-use proto::name::Name;
+use proto::{durable, name::Name};
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -152,9 +152,12 @@ impl EdgeBox {
 
     fn write_settings(&self) -> anyhow::Result<()> {
         let settings = self.live().settings.clone();
-        fs::create_dir_all(&self.host.disk)?;
-        fs::write(self.host.disk.join("agent.toml"), settings)
-            .with_context(|| format!("write the settings of {}", self.name))
+        // An operator's file stays, whatever happens to the power a moment later.
+        let write = || {
+            durable::create_dir_all(&self.host.disk)?;
+            durable::write(&self.host.disk.join("agent.toml"), settings.as_bytes(), 0o644)
+        };
+        write().with_context(|| format!("write the settings of {}", self.name))
     }
 
     async fn join(&self, hub: &Hub) -> anyhow::Result<()> {
