@@ -181,11 +181,6 @@ const SCENARIOS: &[Scenario] = &[
         play: |world| Box::pin(events::once(world)),
     },
     Scenario {
-        name: "sink_down",
-        about: "the hub's sink is down for a day: outboxes hold, nothing is lost",
-        play: |world| Box::pin(streams::sink_down(world)),
-    },
-    Scenario {
         name: "hostile_peer",
         about: "a stranger floods the hub with garbage, half-open handshakes and endless requests: nobody notices",
         play: |world| Box::pin(hostile_peer::play(world)),

@@ -244,25 +244,6 @@ pub(super) async fn thirty_days_offline(world: &mut World) -> anyhow::Result<Vec
     )])
 }
 
-/// Fault 32.
-pub(super) async fn sink_down(world: &mut World) -> anyhow::Result<Vec<String>> {
-    begin(world, &BOXES, "").await?;
-    // A lock that another program holds on the database: every commit fails until it is given back.
-    let locker = rusqlite::Connection::open(world.hub_disk().join("streams.db"))?;
-    locker.execute_batch("BEGIN EXCLUSIVE")?;
-    for _ in 0..24 {
-        for name in BOXES {
-            world.produce(name, "scans", 200, 20).await?;
-        }
-        sleep(Duration::from_secs(3600)).await; // an hour of the day
-    }
-    locker.execute_batch("ROLLBACK")?;
-    drop(locker);
-    let outcome = world.until_counted("everything arrived after the sink was back", HEALED).await?;
-    ensure!(outcome.in_gaps == 0 && outcome.stored == 20 + 48 * 200, "{outcome:?}");
-    Ok(vec![format!("{outcome:?}")])
-}
-
 fn folder_bytes(folder: &Path) -> anyhow::Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(folder)? {
