@@ -15,8 +15,10 @@ use tokio::time::sleep;
 
 const S: fn(u64) -> Duration = Duration::from_secs;
 
+/// Its trace goes to the file that `WORLD_TRACE` names, for a look at what went wrong.
 async fn new_world(seed: u64) -> World {
-    World::new(Seed::from_u64(seed), Trace::new(None).unwrap()).await.unwrap()
+    let file = std::env::var_os("WORLD_TRACE").map(std::path::PathBuf::from);
+    World::new(Seed::from_u64(seed), Trace::new(file.as_deref()).unwrap()).await.unwrap()
 }
 
 fn name(text: &str) -> Name {
@@ -55,7 +57,10 @@ async fn until_ready(world: &mut World) {
             return;
         }
     }
-    panic!("{:#?}", world.observe().await.unwrap());
+    let seen = world.observe().await.unwrap();
+    let nodes = world.nodes().await.unwrap();
+    let conditions: Vec<_> = nodes.values().map(|node| (node.name(), &node.status.conditions)).collect();
+    panic!("{seen:#?} {conditions:#?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -180,7 +185,12 @@ async fn clocks_sinks_and_bits_go_wrong() {
 
     let flip = |spot| Fault::FlipBit { target: node("box-2"), spot };
     assert_eq!(world.begin(&flip(Spot::Artifact)).await.unwrap(), 0, "there is no release");
+    assert_eq!(world.begin(&flip(Spot::State)).await.unwrap(), 0, "no state has a second copy yet");
+    world.publish("app", "1.0.0", 2, 1000, &[]).await.unwrap();
+    world.roll_out("app", "1.0.0").await.unwrap();
+    world.until_done("it runs", "app", &["box-1", "box-2"], S(60)).await.unwrap();
     assert_eq!(world.begin(&flip(Spot::State)).await.unwrap(), 1);
+    assert_eq!(world.begin(&flip(Spot::Artifact)).await.unwrap(), 1);
     world.begin(&Fault::Cut { target: Target::All, way: Way::Both }).await.unwrap();
     sleep(S(60)).await; // what was on its way is gone
     world.produce("box-2", "scans", 100, 10).await.unwrap();

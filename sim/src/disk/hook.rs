@@ -28,6 +28,17 @@ fn refuse(Refused(errno): Refused) -> c_int {
     -1
 }
 
+/// Does something after a call without a change of the error that it left: a lock that is waited for leaves
+/// one of its own.
+fn quietly(work: impl FnOnce()) {
+    // SAFETY: the C library gives each thread its own place for the error.
+    unsafe {
+        let errno = *libc::__errno_location();
+        work();
+        *libc::__errno_location() = errno;
+    }
+}
+
 fn int(result: c_long) -> c_int {
     c_int::try_from(result).unwrap_or(-1)
 }
@@ -68,7 +79,7 @@ unsafe fn open_at(folder: c_int, path: *const c_char, flags: c_int, mode: libc::
     };
     let Some(path) = path else {
         let fd = int(call());
-        journal::opened_elsewhere(fd);
+        quietly(|| journal::opened_elsewhere(fd));
         return fd;
     };
     let before = match journal::before_open(path, flags) {
@@ -78,7 +89,7 @@ unsafe fn open_at(folder: c_int, path: *const c_char, flags: c_int, mode: libc::
     let fd = int(call());
     // SAFETY: the kernel just opened it.
     let opened = (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) });
-    journal::after_open(opened, path, flags, before);
+    quietly(|| journal::after_open(opened, path, flags, before));
     fd
 }
 
@@ -272,7 +283,7 @@ pub unsafe extern "C" fn rename(from: *const c_char, to: *const c_char) -> c_int
     // SAFETY: handed on.
     let done = unsafe { libc::syscall(libc::SYS_renameat2, libc::AT_FDCWD, from, libc::AT_FDCWD, to, 0) };
     if let Some(target) = target {
-        journal::after(target, done == 0);
+        quietly(|| journal::after(target, done == 0));
     }
     int(done)
 }
@@ -333,7 +344,7 @@ unsafe fn named(path: *const c_char, before: fn(&[u8]) -> Result<(), Refused>, c
     }
     let done = call();
     if let Some(path) = watched {
-        journal::after(path, done == 0);
+        quietly(|| journal::after(path, done == 0));
     }
     int(done)
 }

@@ -136,6 +136,22 @@ fn a_full_disk_refuses_and_room_that_is_freed_may_be_used() {
 }
 
 #[test]
+fn an_error_is_the_kernels_whoever_waits_for_whom() {
+    let (_folder, path, _disk) = disk();
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            let path = path.join(format!("nothing-{number}"));
+            scope.spawn(move || {
+                for _ in 0..2_000 {
+                    assert_eq!(fs::remove_file(&path).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+                    assert_eq!(File::open(&path).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn a_process_that_was_killed_writes_nothing_any_more() {
     let (_folder, path, disk) = disk();
     let mut file = File::create(path.join("file")).unwrap();

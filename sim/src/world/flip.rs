@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use proto::digest::Digest;
 use rand::{Rng, RngExt as _};
 use rand_chacha::ChaCha12Rng;
 
@@ -42,9 +43,26 @@ impl World {
     }
 }
 
-/// One of the two copies of a record, of the newest kind that an install or the link writes.
+/// One of the two copies of a record, both whole: with one copy alone there is no last good state, and a person
+/// has to come.
 fn is_state(path: &Path) -> bool {
-    fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"crossdock-record-1 "))
+    let other = match path.extension() {
+        Some(extension) if extension == "bak" => path.with_extension(""),
+        _ => {
+            let mut other = path.as_os_str().to_owned();
+            other.push(".bak");
+            other.into()
+        }
+    };
+    is_whole(path) && is_whole(&other)
+}
+
+fn is_whole(record: &Path) -> bool {
+    let Ok(bytes) = fs::read(record) else { return false };
+    let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return false };
+    let (head, content) = bytes.split_at(end);
+    let content = content.get(1..).unwrap_or_default();
+    head == format!("crossdock-record-1 {}", Digest::of(content)).as_bytes()
 }
 
 /// A file of a release, staged or running, as scenarios build them.
