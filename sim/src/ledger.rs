@@ -46,6 +46,8 @@ struct Promise {
 struct Promises {
     handed_in: u64,
     acknowledged: Vec<Promise>,
+    /// Promises before this one may be contradicted: an older outbox was put back after them.
+    forgotten: usize,
 }
 
 impl Promises {
@@ -133,11 +135,18 @@ impl Ledger {
         self.lanes.get(&(node.clone(), stream.clone()))?.of(number)
     }
 
+    /// An older outbox was put back on a node: it knows nothing of what it gave since, and gives it again.
+    pub fn outbox_put_back(&mut self, node: &Name) {
+        for (_, lane) in self.lanes.iter_mut().filter(|((of, _), _)| of == node) {
+            lane.forgotten = lane.acknowledged.len();
+        }
+    }
+
     /// Records from `number` on were acknowledged, with these sequences.
     pub fn acknowledged(&mut self, node: &Name, stream: &Name, number: u64, epoch: Epoch, range: Range) {
         let Some(lane) = self.lanes.get_mut(&(node.clone(), stream.clone())) else { return };
         let count = range.end.saturating_sub(range.start);
-        let before = lane.acknowledged.iter().rev().find(|p| p.epoch == epoch);
+        let before = lane.acknowledged.iter().skip(lane.forgotten).rev().find(|p| p.epoch == epoch);
         if let Some(before) = before.filter(|p| range.start < p.sequence + p.count) {
             self.problem.get_or_insert_with(|| {
                 format!(
@@ -148,7 +157,7 @@ impl Ledger {
                 )
             });
         }
-        match lane.acknowledged.last_mut() {
+        match lane.acknowledged.get_mut(lane.forgotten..).and_then(<[Promise]>::last_mut) {
             Some(last)
                 if last.epoch == epoch
                     && last.number + last.count == number

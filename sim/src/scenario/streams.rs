@@ -183,6 +183,7 @@ pub(super) async fn outbox_lost(world: &mut World) -> anyhow::Result<Vec<String>
     fs::remove_dir_all(world.disk(BOXES[0])?.join("outbox"))?;
     fs::remove_dir_all(&outbox)?;
     copy_folder(&older, &outbox)?;
+    world.outbox_put_back(BOXES[1])?;
     world.cut(BOXES[0], false);
     world.start_agent(BOXES[0]).await?;
     world.produce(BOXES[0], "scans", 25, 5).await?;

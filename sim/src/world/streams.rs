@@ -50,6 +50,15 @@ impl World {
         Ok(self.ledger.handed_in_by(&name.parse()?, &stream.parse()?))
     }
 
+    /// The outbox of a box was replaced by an older copy of it.
+    ///
+    /// # Errors
+    /// When this is no name.
+    pub fn outbox_put_back(&mut self, name: &str) -> anyhow::Result<()> {
+        self.ledger.outbox_put_back(&name.parse()?);
+        Ok(())
+    }
+
     /// The producers' own books.
     #[must_use]
     pub fn ledger(&self) -> &Ledger {
