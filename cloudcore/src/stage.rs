@@ -506,6 +506,11 @@ pub async fn shipped_programs() -> anyhow::Result<Programs> {
     Ok(if shipped.exists() { Programs { agent: shipped, ..programs } } else { programs })
 }
 
+fn is_about_a_package(variable: &std::ffi::OsStr) -> bool {
+    let about = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_", "CARGO_PRIMARY_"];
+    about.iter().any(|prefix| variable.as_encoded_bytes().starts_with(prefix.as_bytes()))
+}
+
 async fn cargo_build(profile: &str, programs: &[&str]) -> anyhow::Result<()> {
     let Some(cargo) = std::env::var_os("CARGO") else { return Ok(()) };
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("find the workspace")?;
@@ -514,6 +519,10 @@ async fn cargo_build(profile: &str, programs: &[&str]) -> anyhow::Result<()> {
     // choice of features, and rebuild every dependency.
     build.args(["build", "--quiet", "--workspace", "--profile", profile]);
     build.args(programs.iter().flat_map(|program| ["--bin", program]));
+    // What the cargo around us tells of its own package would make the build scripts of others run anew.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_about_a_package(name)) {
+        build.env_remove(name);
+    }
     if !build.current_dir(workspace).status().await?.success() {
         bail!("cargo could not build the programs; see above");
     }
