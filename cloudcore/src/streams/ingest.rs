@@ -334,7 +334,7 @@ impl Offers {
         if offer.range().end > MAX_NUMBER {
             return Err(IngestError::Malformed(format!("{} has a sequence beyond {MAX_NUMBER}", offer.key)));
         }
-        if !self.ingest.table().takes(&self.node, &offer.key) {
+        if !self.ingest.table().take(&self.node, &offer.key) {
             return Err(IngestError::Malformed(format!("{} was not opened on this lane", offer.key)));
         }
         let _ = self.ingest.0.queue.send(offer); // without a writer nothing is ever acknowledged, and that is right

@@ -55,6 +55,8 @@ struct Entry {
     gone: bool,
     /// Rises with every change that is to be written.
     version: u64,
+    /// Offers on their way into the sink: it cannot end before they are there.
+    waiting: usize,
     /// The commit that something of it was acknowledged with, by lane.
     acked: BTreeMap<Lane, u64>,
 }
@@ -65,7 +67,7 @@ pub(super) struct Prepared {
     pub(super) commit: Commit,
     /// Whom to tell, once it is kept.
     acks: BTreeSet<(Name, StreamKey, Lane)>,
-    /// Which version of a stream is written.
+    /// Which version of what was noted is written.
     versions: BTreeMap<(Name, StreamKey), u64>,
     /// Offers that break the protocol, by their place in the group.
     pub(super) refused: Vec<(usize, String)>,
@@ -93,7 +95,7 @@ impl Table {
                 None => {
                     let key = state.key.clone();
                     node.streams
-                        .insert(key, Entry { state, ending: false, gone: false, version: 0, acked: BTreeMap::new() });
+                        .insert(key, Entry { state, ending: false, gone: false, version: 0, waiting: 0, acked: BTreeMap::new() });
                 }
                 Some(entry) => {
                     // Its end was kept. One that was opened again meanwhile stays open, and is noted.
@@ -150,8 +152,7 @@ impl Table {
         }
         if node.session.replace(session) != Some(session) {
             let named: BTreeSet<&StreamKey> = held.iter().map(|h| &h.key).collect();
-            // What never held anything leaves no trace.
-            node.streams.retain(|key, e| named.contains(key) || e.state.reported_next > 0 || e.state.ended);
+            node.streams.retain(|key, e| named.contains(key) || e.leaves_a_trace());
             self.noted.retain(|(of, key)| of != name || node.streams.contains_key(key));
             // A stream that goes on in another epoch which the hub knew before left this one whole.
             let goes_on: BTreeSet<Name> =
@@ -201,6 +202,7 @@ impl Table {
             ending: false,
             gone: false,
             version: 0,
+            waiting: 0,
             acked: BTreeMap::new(),
         });
         let before = entry.state.clone();
@@ -244,10 +246,21 @@ impl Table {
         Ok(noted)
     }
 
-    /// Whether records of a stream are taken.
-    pub(super) fn takes(&self, name: &Name, key: &StreamKey) -> bool {
-        let entry = self.nodes.get(name).and_then(|n| n.streams.get(key));
-        entry.is_some_and(|e| !e.state.ended && !e.ending)
+    /// Whether an offer of a stream is taken. What was taken is on its way until it is [`Table::done`].
+    pub(super) fn take(&mut self, name: &Name, key: &StreamKey) -> bool {
+        let entry = self.nodes.get_mut(name).and_then(|n| n.streams.get_mut(key));
+        let open = entry.filter(|e| !e.state.ended && !e.ending);
+        open.map(|entry| entry.waiting += 1).is_some()
+    }
+
+    /// Offers were written, or refused.
+    pub(super) fn done(&mut self, group: &[Offer]) {
+        for offer in group {
+            let entry = self.nodes.get_mut(&offer.node).and_then(|n| n.streams.get_mut(&offer.key));
+            if let Some(entry) = entry {
+                entry.waiting = entry.waiting.saturating_sub(1);
+            }
+        }
     }
 
     /// Told whenever something of a node became durable.
@@ -271,9 +284,11 @@ impl Table {
     pub(super) fn prepare(&self, group: &[Offer], now: Timestamp) -> Prepared {
         let mut prepared = Prepared::default();
         let mut after: BTreeMap<(Name, StreamKey), StreamState> = BTreeMap::new();
+        let mut here: BTreeMap<(Name, StreamKey), usize> = BTreeMap::new();
         for (place, offer) in group.iter().enumerate() {
             let id = (offer.node.clone(), offer.key.clone());
             let Some(entry) = self.entry(&id) else { continue };
+            *here.entry(id.clone()).or_default() += 1;
             let state = after.entry(id).or_insert_with(|| entry.state.clone());
             match receipt::judge(&state.durable, offer.range()) {
                 Verdict::TooManyPieces => {
@@ -287,7 +302,7 @@ impl Table {
                 }
                 Verdict::Duplicate => {}
                 Verdict::Store(parts) => {
-                    parts.into_iter().for_each(|part| take(&mut prepared.commit, offer, part, now));
+                    parts.into_iter().for_each(|part| keep(&mut prepared.commit, offer, part, now));
                     state.durable.insert(offer.range());
                     state.reported_next = state.reported_next.max(offer.range().end);
                 }
@@ -299,12 +314,16 @@ impl Table {
         after.retain(|id, state| self.entry(id).is_some_and(|e| e.state.durable != state.durable));
         for id in &self.noted {
             let Some(entry) = self.entry(id) else { continue };
+            // What waits behind this group is not lost: the end comes after it.
+            if entry.ending && entry.waiting > here.get(id).copied().unwrap_or(0) {
+                continue;
+            }
             let state = after.entry(id.clone()).or_insert_with(|| entry.state.clone());
             if entry.ending {
                 finish(state, entry.gone, &mut prepared.commit, now);
             }
+            prepared.versions.insert(id.clone(), entry.version);
         }
-        prepared.versions = after.keys().filter_map(|id| Some((id.clone(), self.entry(id)?.version))).collect();
         prepared.commit.states = after.into_values().collect();
         prepared
     }
@@ -346,6 +365,11 @@ impl Table {
 }
 
 impl Entry {
+    /// What never held anything does not.
+    fn leaves_a_trace(&self) -> bool {
+        self.state.reported_next > 0 || self.state.ended || self.waiting > 0
+    }
+
     fn mark(&self) -> Mark {
         Mark { key: self.state.key.clone(), durable: self.state.durable.clone() }
     }
@@ -357,7 +381,7 @@ fn end(durable: &Ranges) -> u64 {
 }
 
 /// A part of an offer that is new.
-fn take(commit: &mut Commit, offer: &Offer, part: Range, now: Timestamp) {
+fn keep(commit: &mut Commit, offer: &Offer, part: Range, now: Timestamp) {
     let (node, site, stream) = (offer.node.clone(), offer.site.clone(), offer.key.stream.clone());
     match &offer.what {
         What::Batch { batch, sealed } => {

@@ -208,6 +208,36 @@ async fn an_epoch_that_the_node_lost_ends_with_a_gap_that_says_at_least() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_epoch_ends_after_what_still_waits_of_it() {
+    for reported in [0, 40] {
+        let sink = Arc::new(Memory::default());
+        let limits = Limits { group_bytes: 1, ..Limits::default() };
+        let (ingest, _writer) = start(&sink, limits);
+        let Opened { offers, .. } = open(&ingest, 1, &[held(7, 0, reported)]).await.unwrap();
+        sink.always(Some(Fault::Slow));
+        // A group each: the line breaks while they wait, and the box comes back with another outbox.
+        for part in 0..4 {
+            offer(&offers, 7, part * 10..part * 10 + 10).await.unwrap();
+        }
+        drop(offers);
+        let Opened { offers, mut acks, .. } = open(&ingest, 2, &[held(9, 0, 10)]).await.unwrap();
+        offer(&offers, 9, 0..10).await.unwrap();
+        acked(&mut acks, 9, 0..10).await;
+        let ended = async {
+            let old = |s: &StreamState| s.key == key(7) && s.ended;
+            while !ingest.live().iter().any(old) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), ended).await.unwrap();
+        assert_eq!(sink.sequences("n1", 7), (0..40).collect::<Vec<_>>());
+        let gaps = sink.gaps(None, None, 9).await.unwrap();
+        let gaps: Vec<_> = gaps.iter().map(|g| (g.epoch.0, g.first, g.count, g.at_least)).collect();
+        assert_eq!(gaps, [(7, 40, 0, true)], "all that was there arrived; nobody knows what came after");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn gaps_take_the_place_of_records_once() {
     let sink = Arc::new(Memory::default());
     let (ingest, _writer) = start(&sink, Limits::default());

@@ -78,7 +78,11 @@ impl Writer {
             match self.commit(&prepared).await {
                 Ok(()) => {
                     self.up();
-                    self.ingest.table().kept(&prepared);
+                    {
+                        let mut table = self.ingest.table();
+                        table.kept(&prepared);
+                        table.done(group);
+                    }
                     if prepared.commit.batches.iter().any(|b| b.stream.as_str() == event::STREAM) {
                         self.ingest.0.events.notify_one();
                     }
