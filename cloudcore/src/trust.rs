@@ -138,7 +138,7 @@ impl Trust {
     /// When the record is damaged, does not verify, or the store fails.
     pub async fn open(record: &Path, env: &Env, blobs: &Blobs, store: &Store) -> Result<Trust, TrustError> {
         let record = Record::at(record);
-        let content = match record.load()? {
+        let content = match record.load_and_mend()? {
             Loaded::Absent => None,
             Loaded::Good(content) => Some(content),
             Loaded::Fallback(content) => {

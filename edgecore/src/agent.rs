@@ -121,6 +121,7 @@ impl Agent {
         }
         config::create_folders(&paths)?;
         let lock = lock(&paths)?;
+        paths.config().load_and_mend()?; // written once, at the join
         let outbox = Outbox::open(&paths.outbox(), outbox_config(&settings.streams), env.clone()).await?;
         let doors = doors::open(&settings.streams, data_dir, &config.node, Arc::new(outbox.clone()), env.clone()).await;
 

@@ -141,17 +141,17 @@ fn store(record: &Record, set: &TrustedSet) -> Result<(), Refusal> {
 }
 
 /// What a record holds, verified again.
-fn read(record: &Record) -> Result<Result<(TrustedSet, bool), String>, DurableError> {
+fn read(loaded: Loaded) -> Result<(TrustedSet, bool), String> {
     let parse = |content: Vec<u8>, fallback| {
         let documents: Documents = serde_json::from_slice(&content).map_err(|e| e.to_string())?;
         TrustedSet::load(&documents).map(|set| (set, fallback)).map_err(|e| e.to_string())
     };
-    Ok(match record.load()? {
+    match loaded {
         Loaded::Good(content) => parse(content, false),
         Loaded::Fallback(content) => parse(content, true),
         Loaded::Absent => Err("the file is gone".into()),
         Loaded::Lost => Err("both copies are damaged".into()),
-    })
+    }
 }
 
 /// Whether a record holds metadata that verifies; which root it descends from, its caller knows.
@@ -159,7 +159,7 @@ fn read(record: &Record) -> Result<Result<(TrustedSet, bool), String>, DurableEr
 /// # Errors
 /// When the record cannot be read at all.
 pub fn is_whole(record: &Record) -> Result<bool, DurableError> {
-    Ok(read(record)?.is_ok())
+    Ok(read(record.load()?).is_ok())
 }
 
 impl Trust {
@@ -168,7 +168,7 @@ impl Trust {
     /// # Errors
     /// When the record cannot be read at all.
     pub fn open(record: Record, env: Env) -> Result<Trust, DurableError> {
-        let found = read(&record)?;
+        let found = read(record.load_and_mend()?);
         let mut problem = String::new();
         match &found {
             Ok((_, false)) => {}

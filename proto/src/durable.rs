@@ -147,13 +147,10 @@ impl Record {
     /// # Errors
     /// Names the step that failed; the content before is still readable then.
     pub fn store(&self, content: &[u8]) -> Result<(), DurableError> {
-        let mut bytes = format!("{RECORD_MAGIC} {}\n", Digest::of(content)).into_bytes();
-        bytes.extend_from_slice(content);
+        let bytes = sealed(content);
         // The second copy is a whole file before the first is touched.
         if let Some(old) = read_checked(&self.path).map_err(during("read", &self.path))?.and_then(Result::ok) {
-            let mut old_bytes = format!("{RECORD_MAGIC} {}\n", Digest::of(&old)).into_bytes();
-            old_bytes.extend_from_slice(&old);
-            write(&self.backup(), &old_bytes, 0o600)?;
+            write(&self.backup(), &sealed(&old), 0o600)?;
         }
         write(&self.path, &bytes, 0o600)?;
         let backup = self.backup();
@@ -174,6 +171,29 @@ impl Record {
         sync_parent(&self.path)
     }
 
+    /// Reads as [`Record::load`] does, and writes a copy that is damaged or gone again from the other: for the
+    /// owner of a record that may stay as it is for years, so that damage of one copy now and of the other
+    /// later loses nothing. Where that cannot be written now, the next time will do.
+    ///
+    /// # Errors
+    /// As [`Record::load`].
+    pub fn load_and_mend(&self) -> Result<Loaded, DurableError> {
+        let loaded = self.load()?;
+        let backup = self.backup();
+        let mended = match &loaded {
+            Loaded::Good(content) => match read_checked(&backup) {
+                Ok(Some(Ok(_))) => Ok(()),
+                _ => write(&backup, &sealed(content), 0o600),
+            },
+            Loaded::Fallback(content) => write(&self.path, &sealed(content), 0o600),
+            Loaded::Absent | Loaded::Lost => Ok(()),
+        };
+        if let Err(error) = mended {
+            tracing::warn!(record = %self.path.display(), %error, "one of its two copies is damaged and stays so");
+        }
+        Ok(loaded)
+    }
+
     /// Reads the newest whole content.
     ///
     /// # Errors
@@ -191,6 +211,13 @@ impl Record {
             _ => Loaded::Lost,
         })
     }
+}
+
+/// First line and content, as they stand in the file.
+fn sealed(content: &[u8]) -> Vec<u8> {
+    let mut bytes = format!("{RECORD_MAGIC} {}\n", Digest::of(content)).into_bytes();
+    bytes.extend_from_slice(content);
+    bytes
 }
 
 /// `None`: no file. `Some(Err)`: damaged.
@@ -259,6 +286,26 @@ mod tests {
         record.store(b"three").unwrap();
         fs::write(record.path(), b"x").unwrap();
         assert_eq!(record.load().unwrap(), Loaded::Fallback(b"two".to_vec()));
+    }
+
+    #[test]
+    fn damage_of_either_copy_is_mended_before_the_other_is_hit() {
+        let folder = tempfile::tempdir().unwrap();
+        let record = Record::at(folder.path().join("agent.json"));
+        assert_eq!(record.load_and_mend().unwrap(), Loaded::Absent);
+        record.store(b"one").unwrap();
+        for _ in 0..2 {
+            fs::write(record.path(), b"x").unwrap();
+            assert_eq!(record.load_and_mend().unwrap(), Loaded::Fallback(b"one".to_vec()));
+            fs::write(record.backup(), b"x").unwrap();
+            assert_eq!(record.load_and_mend().unwrap(), Loaded::Good(b"one".to_vec()));
+            fs::remove_file(record.path()).unwrap();
+            assert_eq!(record.load_and_mend().unwrap(), Loaded::Fallback(b"one".to_vec()));
+        }
+        // What cannot be mended is read all the same.
+        fs::write(record.path(), b"x").unwrap();
+        fs::create_dir(folder.path().join("agent.json.tmp")).unwrap();
+        assert_eq!(record.load_and_mend().unwrap(), Loaded::Fallback(b"one".to_vec()));
     }
 
     #[test]

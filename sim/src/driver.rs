@@ -62,12 +62,15 @@ pub struct SimDriver {
 #[derive(Default)]
 struct State {
     apps: BTreeMap<Name, Process>,
+    /// Instances so far, which are numbered from 1 on.
+    started: u64,
     violations: Vec<String>,
 }
 
 /// One instance, running or ended.
 struct Process {
     instance: Instance,
+    number: u64,
     hangs: bool,
     eats_bytes: u64,
     /// When it will end by itself.
@@ -135,12 +138,12 @@ impl SimDriver {
         instance.exit.is_none().then(|| instance.release.version.clone())
     }
 
-    /// Everything that runs now.
+    /// Everything that runs now, with the number of its instance: no two of a box share one.
     #[must_use]
-    pub fn all_running(&self) -> Vec<(Name, ReleaseRef)> {
+    pub fn all_running(&self) -> Vec<(Name, ReleaseRef, u64)> {
         let state = self.lock();
         let running = state.apps.iter().filter(|(_, process)| process.instance.exit.is_none());
-        running.map(|(app, process)| (app.clone(), process.instance.release.clone())).collect()
+        running.map(|(app, process)| (app.clone(), process.instance.release.clone(), process.number)).collect()
     }
 
     /// What was started although it was not what its release says. Empty, or the agent is broken.
@@ -182,15 +185,19 @@ impl SimDriver {
             _ => None,
         };
         let started_at = self.wall.now();
+        let mut state = self.lock();
+        state.started += 1;
         let process = Process {
             instance: Instance { release: spec.release.clone(), started_at, exit: None },
+            number: state.started,
             hangs: behaviour == Behaviour::Hangs,
             eats_bytes: if let Behaviour::EatsDisk(bytes) = behaviour { bytes } else { 0 },
             ends_at,
             ended: watch::channel(None).0,
             log: vec![format!("{started_at} stdout F {app}@{version} started\n")],
         };
-        let before = self.lock().apps.insert(app.clone(), process);
+        let before = state.apps.insert(app.clone(), process);
+        drop(state);
         if let Some(before) = before {
             before.end(exit(None, Some(9), started_at));
         }

@@ -68,7 +68,7 @@ impl Tokens {
     /// When it is missing, damaged or unreadable: the API does not start without it.
     pub fn load(config: &HubConfig) -> Result<Tokens, AuthError> {
         let record = Record::at(config.api_tokens());
-        match record.load()? {
+        match record.load_and_mend()? {
             Loaded::Good(bytes) => Ok(serde_json::from_slice(&bytes)?),
             Loaded::Fallback(bytes) => {
                 tracing::warn!(path = %record.path().display(), "the list of API tokens is damaged; the copy before is used");

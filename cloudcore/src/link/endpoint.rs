@@ -46,7 +46,7 @@ const KEY_BYTES: usize = 96;
 impl Keys {
     fn load(config: &HubConfig, env: &Env) -> Result<Keys, HubError> {
         let record = Record::at(config.data_dir.join("link.record"));
-        match record.load()? {
+        match record.load_and_mend()? {
             Loaded::Absent => {
                 let keys = Keys(env.seed.bytes("link keys"));
                 record.store(&keys.0)?;

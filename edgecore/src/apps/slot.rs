@@ -196,8 +196,20 @@ pub enum SlotError {
 /// # Errors
 /// When it was here and cannot be read.
 pub fn load(record: &Record) -> Result<Slot, SlotError> {
+    parse(record, record.load()?)
+}
+
+/// Reads a slot as its owner: a damaged copy is written again from the other.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_and_mend(record: &Record) -> Result<Slot, SlotError> {
+    parse(record, record.load_and_mend()?)
+}
+
+fn parse(record: &Record, loaded: Loaded) -> Result<Slot, SlotError> {
     let lost = || SlotError::Lost(record.path().display().to_string());
-    match record.load()? {
+    match loaded {
         Loaded::Absent => Ok(Slot::default()),
         Loaded::Good(content) => serde_json::from_slice(&content).map_err(|_| lost()),
         Loaded::Fallback(content) => {

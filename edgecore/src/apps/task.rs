@@ -173,7 +173,7 @@ impl App {
         let (made, read) = (folder.clone(), record.clone());
         let slot = shared.env.blocking.run(move || {
             durable::create_dir_all(&made)?;
-            Ok::<_, StepError>(slot::load(&read)?)
+            Ok::<_, StepError>(slot::load_and_mend(&read)?)
         });
         let slot = slot.await?;
         let leftover = match shared.driver.inspect(&name).await {

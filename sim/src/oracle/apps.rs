@@ -41,6 +41,8 @@ struct Box {
 #[derive(Debug, Default)]
 struct App {
     running: Option<Version>,
+    /// Which instance of it.
+    instance: Option<u64>,
     /// The greatest version that proved healthy here.
     confirmed: Option<Version>,
     /// Time that the agent ran while a bad release did.
@@ -253,10 +255,15 @@ impl Here<'_> {
             || state.excused
             || !self.node.powered
             || self.fleet.ends_by_itself(self.app);
-        if expected || self.now.running.as_ref() == Some(before) {
+        let same = self.now.running.as_ref() == Some(before);
+        if expected || (same && self.now.instance == state.instance) {
             return Ok(());
         }
-        let now = self.now.running.as_ref().map_or("nothing runs".to_owned(), |version| format!("{version} runs"));
+        let now = match &self.now.running {
+            None => "nothing runs".to_owned(),
+            Some(_) if same => "it was started again".to_owned(),
+            Some(version) => format!("{version} runs"),
+        };
         let why = if self.agent_for.is_none_or(|agent_for| agent_for < self.fleet.up_within) {
             "its agent ended or started"
         } else {
@@ -296,6 +303,6 @@ impl Here<'_> {
         {
             state.confirmed = Some(version.clone());
         }
-        state.running = self.now.running.clone();
+        (state.running, state.instance) = (self.now.running.clone(), self.now.instance);
     }
 }

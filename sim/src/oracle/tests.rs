@@ -80,6 +80,7 @@ fn well(at: u64) -> Observation {
         let app = AppSeen {
             running: Some(version("1.0.0")),
             digest: Some(Digest::of(b"1.0.0")),
+            instance: Some(1),
             ready: true,
             phase: Some(UpdatePhase::Succeeded),
             target: Some(version("1.0.0")),

@@ -71,6 +71,8 @@ pub struct AppSeen {
     pub running: Option<Version>,
     /// Its digest.
     pub digest: Option<Digest>,
+    /// Which instance of its box that is: another number, another start.
+    pub instance: Option<u64>,
     /// Whether the hub was told that it is ready.
     pub ready: bool,
     /// How far its update is, as the hub has it.
@@ -194,7 +196,7 @@ async fn look(watched: &mut Watched, hub: Option<&Hub>) -> anyhow::Result<()> {
 }
 
 fn see_apps(edge: &EdgeBox, status: Option<&NodeStatus>) -> BTreeMap<Name, AppSeen> {
-    let nothing = || AppSeen { running: None, digest: None, ready: false, phase: None, target: None };
+    let nothing = || AppSeen { running: None, digest: None, instance: None, ready: false, phase: None, target: None };
     let mut apps = BTreeMap::new();
     for (app, workload) in status.iter().flat_map(|status| &status.workloads) {
         let seen = AppSeen {
@@ -205,9 +207,9 @@ fn see_apps(edge: &EdgeBox, status: Option<&NodeStatus>) -> BTreeMap<Name, AppSe
         };
         apps.insert(app.clone(), seen);
     }
-    for (app, release) in edge.driver.all_running() {
+    for (app, release, instance) in edge.driver.all_running() {
         let seen = apps.entry(app).or_insert_with(nothing);
-        (seen.running, seen.digest) = (Some(release.version), Some(release.digest));
+        (seen.running, seen.digest, seen.instance) = (Some(release.version), Some(release.digest), Some(instance));
     }
     apps
 }

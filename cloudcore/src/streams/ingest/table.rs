@@ -94,8 +94,10 @@ impl Table {
             match node.streams.get_mut(&state.key) {
                 None => {
                     let key = state.key.clone();
-                    node.streams
-                        .insert(key, Entry { state, ending: false, gone: false, version: 0, waiting: 0, acked: BTreeMap::new() });
+                    node.streams.insert(
+                        key,
+                        Entry { state, ending: false, gone: false, version: 0, waiting: 0, acked: BTreeMap::new() },
+                    );
                 }
                 Some(entry) => {
                     // Its end was kept. One that was opened again meanwhile stays open, and is noted.
