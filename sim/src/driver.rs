@@ -13,9 +13,10 @@
 //! a difference is a [`SimDriver::violations`], whatever the agent believes.
 
 use std::{
-    collections::BTreeMap,
-    fmt,
+    collections::{BTreeMap, BTreeSet},
+    fmt, fs,
     io::BufReader,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -62,6 +63,8 @@ pub struct SimDriver {
 #[derive(Default)]
 struct State {
     apps: BTreeMap<Name, Process>,
+    /// Which version of an app was to be started last.
+    tried: BTreeMap<Name, Version>,
     /// Instances so far, which are numbered from 1 on.
     started: u64,
     violations: Vec<String>,
@@ -138,6 +141,12 @@ impl SimDriver {
         instance.exit.is_none().then(|| instance.release.version.clone())
     }
 
+    /// Which version of each app was started last, or refused to.
+    #[must_use]
+    pub fn tried(&self) -> Vec<(Name, Version)> {
+        self.lock().tried.iter().map(|(app, version)| (app.clone(), version.clone())).collect()
+    }
+
     /// Everything that runs now, with the number of its instance: no two of a box share one.
     #[must_use]
     pub fn all_running(&self) -> Vec<(Name, ReleaseRef, u64)> {
@@ -152,10 +161,23 @@ impl SimDriver {
         self.lock().violations.clone()
     }
 
-    /// Compares the tree with what was released under this digest.
+    /// Compares what is to be run with what was released under this digest.
     fn check_tree(&self, spec: &InstanceSpec) -> Result<(), String> {
         let released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
         let manifest = released.get(&spec.release.digest).ok_or("such a release was never published")?;
+        let (app, version) = (&spec.app, &spec.release.version);
+        if (app, version) != (&manifest.app, &manifest.version) {
+            return Err(format!("its digest is that of {}@{}", manifest.app, manifest.version));
+        }
+        if spec.workload != manifest.workload {
+            return Err("its command, arguments or limits are not what was released".into());
+        }
+        let mut there = BTreeSet::new();
+        files(&spec.tree, "", &mut there).map_err(|e| format!("its tree cannot be read: {e}"))?;
+        let listed: BTreeSet<String> = manifest.files.iter().map(|file| file.path.as_str().to_owned()).collect();
+        if let Some(extra) = there.difference(&listed).next() {
+            return Err(format!("{extra} was never released"));
+        }
         for file in &manifest.files {
             let path = spec.tree.join(file.path.as_str());
             let open = std::fs::File::open(&path).map_err(|e| format!("{}: {e}", file.path.as_str()))?;
@@ -173,6 +195,7 @@ impl SimDriver {
             self.trace.line(&self.host, format_args!("VIOLATION {app}@{version}: {problem}"));
             self.lock().violations.push(format!("{}: {app}@{version} was started: {problem}", self.host));
         }
+        self.lock().tried.insert(app.clone(), version.clone());
         let behaviour = Behaviour::of(&spec.workload.args);
         if behaviour == Behaviour::Refuses {
             self.trace.line(&self.host, format_args!("{app}@{version} does not start"));
@@ -285,6 +308,20 @@ impl Process {
             self.end_in_place(exit);
         }
     }
+}
+
+/// Paths of the files below a folder, as a manifest has them.
+fn files(folder: &Path, prefix: &str, found: &mut BTreeSet<String>) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let path = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        if entry.file_type()?.is_dir() {
+            files(&entry.path(), &format!("{path}/"), found)?;
+        } else {
+            found.insert(path);
+        }
+    }
+    Ok(())
 }
 
 fn exit(code: Option<i32>, signal: Option<i32>, at: Timestamp) -> LastExit {

@@ -361,12 +361,14 @@ impl Audit {
 
     /// What the hub says is durable and is neither in the sink nor in a gap. `states` were taken before the reading.
     #[must_use]
-    pub fn not_kept(&self, states: &[StreamState]) -> Option<String> {
+    pub fn not_kept(&self, ledger: &Ledger, states: &[StreamState]) -> Option<String> {
         for state in states {
             let lane = (state.node.clone(), state.key.stream.clone());
-            let Some(stored) = self.lanes.get(&lane) else { continue };
+            if !ledger.lanes.contains_key(&lane) {
+                continue; // no producer of ours feeds it
+            }
             let none = Ranges::default();
-            let places = stored.places.get(&state.key.epoch).unwrap_or(&none);
+            let places = self.lanes.get(&lane).and_then(|stored| stored.places.get(&state.key.epoch)).unwrap_or(&none);
             for missing in state.durable.iter().flat_map(|range| places.missing(range)) {
                 let count = missing.end - missing.start;
                 if self.lost(&lane, state.key.epoch, missing.clone()) < count {

@@ -169,12 +169,12 @@ async fn a_mark_over_nothing_is_found() {
         ended: false,
     };
     audit.read(&ledger, &shelf).await.unwrap();
-    assert_eq!(audit.not_kept(std::slice::from_ref(&state)), None);
+    assert_eq!(audit.not_kept(&ledger, std::slice::from_ref(&state)), None);
     state.durable = std::iter::once(0..5).collect();
-    assert!(audit.not_kept(std::slice::from_ref(&state)).unwrap().contains("3 to 4 of box-1/scans/7"));
+    assert!(audit.not_kept(&ledger, std::slice::from_ref(&state)).unwrap().contains("3 to 4 of box-1/scans/7"));
     shelf.gap(3, 2, false);
     audit.read(&ledger, &shelf).await.unwrap();
-    assert_eq!(audit.not_kept(&[state]), None);
+    assert_eq!(audit.not_kept(&ledger, &[state]), None);
 }
 
 #[test]

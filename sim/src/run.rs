@@ -317,6 +317,7 @@ impl<'p> Run<'p> {
                     let arrived = self.world.arrived_at(name.as_ref());
                     self.arrived.insert(name, arrived);
                 }
+                self.oracle.rollout_began(app, version);
                 self.world.start_rollout(app, version, to).await?;
                 self.mark(format_args!("rollout of {app}@{version} to {to}"));
             }

@@ -1,6 +1,9 @@
 //! What runs on boxes: I1, the part of I3 that concerns apps, and what boot and agent may not disturb.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use proto::{
     digest::Digest,
@@ -45,14 +48,19 @@ struct App {
     instance: Option<u64>,
     /// The greatest version that proved healthy here.
     confirmed: Option<Version>,
-    /// Time that the agent ran while a bad release did.
+    /// Versions that failed here, as the hub was told: they are not tried again.
+    failed: BTreeSet<Version>,
+    /// Time that the agent ran while it had a bad release on trial.
     bad_for: Duration,
     /// Whether anything of it ran since the agent started.
     up_since_start: bool,
     /// It may be down until it was seen to run again: box off, disk gone, its files damaged.
     excused: bool,
-    /// Its files or state were damaged on purpose: it may stay down.
-    damaged: bool,
+    /// Its files were damaged on purpose, and the instance of then may still run: it may stay down until it is mended
+    /// from the hub.
+    damaged: Option<Option<u64>>,
+    /// Its state was damaged on purpose, likewise: an older copy may be believed until a release has proved itself again.
+    forgetful: Option<Option<u64>>,
 }
 
 impl Apps {
@@ -66,8 +74,14 @@ impl Apps {
                     seen.apps.values_mut().for_each(|app| app.excused = true);
                 }
                 Fault::CrashAgent { .. } => seen.agent_since = None,
-                Fault::FlipBit { spot: Spot::State | Spot::Artifact, .. } => {
-                    seen.apps.values_mut().for_each(|app| (app.excused, app.damaged) = (true, true));
+                Fault::FlipBit { spot: Spot::Artifact, .. } => {
+                    seen.apps.values_mut().for_each(|app| (app.excused, app.damaged) = (true, Some(app.instance)));
+                }
+                Fault::FlipBit { spot: Spot::State, .. } => {
+                    for app in seen.apps.values_mut() {
+                        (app.excused, app.forgetful) = (true, Some(app.instance));
+                        app.failed.clear();
+                    }
                 }
                 _ => {}
             }
@@ -83,7 +97,9 @@ impl Apps {
             let started = runs && before.agent_since.is_none();
             before.agent_since = if runs { before.agent_since.or(Some(seen.at)) } else { None };
             let agent_for = before.agent_since.map(|since| seen.at.saturating_sub(since));
-            for (app, now) in &node.apps {
+            let gone: Vec<Name> = before.apps.keys().filter(|app| !node.apps.contains_key(*app)).cloned().collect();
+            let nothing = AppSeen::nothing();
+            for (app, now) in node.apps.iter().chain(gone.iter().map(|app| (app, &nothing))) {
                 let here = Here { fleet, at: seen.at, name, node, app, now, agent_for, since_last };
                 let state = before.apps.entry(app.clone()).or_default();
                 if started {
@@ -149,22 +165,20 @@ fn goal(
     seen: &Observation,
 ) -> Option<String> {
     // A hub that came back from a backup may not know of it any more.
-    let known: Vec<_> = fleet.naming(name, app).filter(|r| seen.rollouts.contains_key(&r.key)).collect();
-    let last = known.last()?;
+    let begun = fleet.begun(name, app);
+    let last = begun.into_iter().find(|r| seen.rollouts.contains_key(&r.key))?;
     let running = now.and_then(|now| now.running.as_ref());
-    let damaged = state.is_some_and(|state| state.damaged);
     if let Some(version) = running.filter(|version| fleet.is_bad(app, version)) {
         return Some(format!("{app}@{version} is bad and still runs"));
     }
     if last.bad {
         let had = state.and_then(|state| state.confirmed.as_ref());
         return match (had, running) {
-            (Some(had), None) if !damaged => Some(format!("nothing of {app} runs, {had} ran before")),
+            (Some(had), None) => Some(format!("nothing of {app} runs, {had} ran before")),
             _ => None,
         };
     }
     match running {
-        None if damaged => None,
         None => Some(format!("nothing of {app} runs, expected {}", last.version)),
         // An older one was asked for before, or a restored hub asks for it: what proved healthy since may stay.
         Some(version) if version < &last.version => Some(format!("{app} {version} runs, expected {}", last.version)),
@@ -218,6 +232,7 @@ impl Here<'_> {
         }
         if let (Some(running), Some(confirmed)) = (&self.now.running, &state.confirmed)
             && running < confirmed
+            && state.forgetful.is_none()
             && self.fleet.only_rises(self.name, self.app)
         {
             let text = format!("{} went back to {running}, although {confirmed} had proved healthy", self.app);
@@ -228,11 +243,12 @@ impl Here<'_> {
 
     /// I1: a bad release is never taken for a good one, and is gone after a while.
     fn bad_ends(&self, state: &mut App) -> Result<(), Violation> {
-        let bad = self.now.running.as_ref().filter(|version| self.fleet.is_bad(self.app, version));
-        let Some(version) = bad else {
+        // Between two lives of it nothing runs: that ends no trial.
+        let Some(version) = &self.now.running else { return Ok(()) };
+        if !self.fleet.is_bad(self.app, version) {
             state.bad_for = Duration::ZERO;
             return Ok(());
-        };
+        }
         if self.proved(version) {
             return self
                 .broken(Invariant::Trust, format!("{}@{version} is bad and counts as proved healthy", self.app));
@@ -249,10 +265,11 @@ impl Here<'_> {
     /// What ran goes on, unless the box was off or another release came.
     fn undisturbed(&self, state: &App) -> Result<(), Violation> {
         let (Some(before), Some(confirmed)) = (&state.running, &state.confirmed) else { return Ok(()) };
-        let on_its_way = self.fleet.may_change(self.name, self.app, before, self.at);
+        let on_its_way = self.is_on_its_way(state, before);
         let expected = before != confirmed
             || on_its_way
             || state.excused
+            || state.forgetful.is_some()
             || !self.node.powered
             || self.fleet.ends_by_itself(self.app);
         let same = self.now.running.as_ref() == Some(before);
@@ -276,10 +293,10 @@ impl Here<'_> {
     fn is_up(&self, state: &mut App) -> Result<(), Violation> {
         state.up_since_start |= self.now.running.is_some();
         let Some(confirmed) = &state.confirmed else { return Ok(()) };
-        let on_its_way = self.fleet.may_change(self.name, self.app, confirmed, self.at);
+        let on_its_way = self.is_on_its_way(state, confirmed);
         let within = self.fleet.up_within + if on_its_way { TRIAL } else { Duration::ZERO };
         let late = self.agent_for.is_some_and(|agent_for| agent_for > within);
-        if late && !state.up_since_start && !state.damaged && !self.fleet.ends_by_itself(self.app) {
+        if late && !state.up_since_start && state.damaged.is_none() && !self.fleet.ends_by_itself(self.app) {
             let text = format!(
                 "nothing of {} runs {within:?} after the agent's start, {confirmed} had proved healthy",
                 self.app
@@ -287,6 +304,11 @@ impl Here<'_> {
             return self.broken(Invariant::Boot, text);
         }
         Ok(())
+    }
+
+    /// Whether a version that came after this one may still be tried here.
+    fn is_on_its_way(&self, state: &App, version: &Version) -> bool {
+        self.fleet.after(self.name, self.app, version).any(|later| !state.failed.contains(later))
     }
 
     /// Whether a version that runs counts as proved healthy.
@@ -298,10 +320,16 @@ impl Here<'_> {
         if self.now.running.is_some() && self.node.powered {
             state.excused = false;
         }
-        if let Some(version) = self.now.running.as_ref().filter(|version| self.proved(version))
-            && state.confirmed.as_ref().is_none_or(|confirmed| confirmed < version)
+        if let Some(version) = self.now.running.as_ref().filter(|version| self.proved(version)) {
+            state.confirmed = state.confirmed.take().max(Some(version.clone()));
+            // A start looks at every file.
+            state.damaged.take_if(|then| *then != self.now.instance);
+            state.forgetful.take_if(|then| *then != self.now.instance);
+        }
+        if let (Some(UpdatePhase::Failed | UpdatePhase::RolledBack), Some(target)) = (self.now.phase, &self.now.target)
+            && !state.failed.contains(target)
         {
-            state.confirmed = Some(version.clone());
+            state.failed.insert(target.clone());
         }
         (state.running, state.instance) = (self.now.running.clone(), self.now.instance);
     }

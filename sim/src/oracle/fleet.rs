@@ -1,24 +1,16 @@
 //! What a plan says of who may run what.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 
 use proto::{
     name::{Name, Version},
     object::RolloutPhase,
-    selector::Selector,
 };
 
 use crate::{
     fault::{Fault, Target},
-    plan::{Action, Moment, Plan, Release},
+    plan::{Action, Plan, Release, selects},
 };
-
-/// A box of the plan.
-#[derive(Debug)]
-struct Member {
-    site: Name,
-    labels: BTreeMap<String, String>,
-}
 
 /// A rollout of the plan.
 #[derive(Debug)]
@@ -27,8 +19,8 @@ pub(super) struct Planned {
     pub(super) version: Version,
     pub(super) bad: bool,
     pub(super) nodes: Vec<Name>,
-    /// It cannot have begun before.
-    pub(super) earliest: Duration,
+    /// Its place among those that have begun.
+    pub(super) began: Option<usize>,
     /// What it must come to; otherwise what its release and its followers imply.
     pub(super) expected: Option<RolloutPhase>,
     pub(super) key: String,
@@ -37,7 +29,8 @@ pub(super) struct Planned {
 /// The plan, as the oracle asks it.
 #[derive(Debug)]
 pub(super) struct Fleet {
-    members: BTreeMap<Name, Member>,
+    /// Boxes, and their sites.
+    members: BTreeMap<Name, Name>,
     releases: BTreeMap<(Name, Version), Release>,
     /// In the order of the timeline.
     pub(super) rollouts: Vec<Planned>,
@@ -49,12 +42,8 @@ const UP_WITHIN: Duration = Duration::from_secs(30);
 
 impl Fleet {
     pub(super) fn new(plan: &Plan) -> Fleet {
-        let mut members = BTreeMap::new();
-        for site in &plan.sites {
-            for node in &site.nodes {
-                members.insert(node.clone(), Member { site: site.name.clone(), labels: site.labels.clone() });
-            }
-        }
+        let boxes = || plan.sites.iter().flat_map(|site| site.nodes.iter().map(move |node| (site, node)));
+        let members = boxes().map(|(site, node)| (node.clone(), site.name.clone())).collect();
         let releases: BTreeMap<_, _> =
             plan.releases.iter().map(|r| ((r.app.clone(), r.version.clone()), r.clone())).collect();
         let up_within = plan.expect.up_without_hub_within.unwrap_or(UP_WITHIN);
@@ -62,29 +51,21 @@ impl Fleet {
         for entry in &plan.timeline {
             if let Action::Rollout { app, version, to } = &entry.action {
                 let key = format!("{app}@{version}");
-                let earliest = if let Moment::At(at) = entry.moment { at } else { Duration::ZERO };
                 fleet.rollouts.push(Planned {
-                    nodes: fleet.members.keys().filter(|node| fleet.selects(to, node)).cloned().collect(),
+                    nodes: boxes()
+                        .filter(|(site, node)| selects(to, site, node))
+                        .map(|(_, node)| node.clone())
+                        .collect(),
                     bad: fleet.release(app, version).is_some_and(|r| r.bad),
                     expected: plan.expect.rollouts.get(&key).copied(),
                     app: app.clone(),
                     version: version.clone(),
-                    earliest,
+                    began: None,
                     key,
                 });
             }
         }
         fleet
-    }
-
-    fn selects(&self, selector: &Selector, node: &Name) -> bool {
-        self.members.get(node).is_some_and(|member| {
-            selector.matches_with(|key| match key {
-                "name" => Some(node.as_str()),
-                "site" => Some(member.site.as_str()),
-                _ => member.labels.get(key).map(String::as_str),
-            })
-        })
     }
 
     pub(super) fn release(&self, app: &Name, version: &Version) -> Option<&Release> {
@@ -101,28 +82,42 @@ impl Fleet {
         self.releases.values().any(|release| &release.app == app && ends(release))
     }
 
-    /// The rollouts of an app that name a node, in their order.
-    pub(super) fn naming<'a>(&'a self, node: &'a Name, app: &'a Name) -> impl DoubleEndedIterator<Item = &'a Planned> {
-        self.rollouts.iter().filter(move |r| &r.app == app && r.nodes.contains(node))
+    /// A rollout begins now.
+    pub(super) fn rollout_began(&mut self, app: &Name, version: &Version) {
+        let place = self.rollouts.iter().filter(|r| r.began.is_some()).count();
+        let next = self.rollouts.iter_mut().find(|r| (&r.app, &r.version, r.began) == (app, version, None));
+        if let Some(rollout) = next {
+            rollout.began = Some(place);
+        }
     }
 
-    /// Whether any rollout brings this version to a node.
+    /// The rollouts of an app that name a node and have begun, the last one first.
+    pub(super) fn begun<'a>(&'a self, node: &Name, app: &Name) -> Vec<&'a Planned> {
+        let begun = |r: &&Planned| r.began.is_some() && &r.app == app && r.nodes.contains(node);
+        let mut begun: Vec<&Planned> = self.rollouts.iter().filter(begun).collect();
+        begun.sort_by_key(|r| Reverse(r.began));
+        begun
+    }
+
+    /// Whether any rollout has brought this version to a node.
     pub(super) fn may_run(&self, node: &Name, app: &Name, version: &Version) -> bool {
-        self.naming(node, app).any(|rollout| &rollout.version == version)
+        self.begun(node, app).iter().any(|rollout| &rollout.version == version)
     }
 
-    /// Whether another version may be on its way to a node by now.
-    pub(super) fn may_change(&self, node: &Name, app: &Name, version: &Version, now: Duration) -> bool {
-        self.naming(node, app).any(|rollout| &rollout.version != version && rollout.earliest <= now)
+    /// Versions that came to a node after this one, and may still be on their way.
+    pub(super) fn after<'a>(
+        &'a self,
+        node: &Name,
+        app: &Name,
+        version: &'a Version,
+    ) -> impl Iterator<Item = &'a Version> {
+        self.begun(node, app).into_iter().map(|rollout| &rollout.version).take_while(move |later| *later != version)
     }
 
-    /// Whether versions of an app only rise in the order of their rollouts to a node: otherwise the operator
-    /// asks for an older one on purpose.
+    /// Whether versions of an app only rose in the order of their rollouts to a node: otherwise the operator asks
+    /// for an older one on purpose.
     pub(super) fn only_rises(&self, node: &Name, app: &Name) -> bool {
-        let versions: Vec<_> = self.naming(node, app).map(|rollout| (rollout.earliest, &rollout.version)).collect();
-        let mut by_time = versions.clone();
-        by_time.sort();
-        by_time.iter().zip(by_time.iter().skip(1)).all(|(a, b)| a.1 <= b.1)
+        self.begun(node, app).is_sorted_by(|later, earlier| later.version >= earlier.version)
     }
 
     pub(super) fn apps(&self) -> Vec<&Name> {
@@ -134,8 +129,7 @@ impl Fleet {
 
     /// The boxes that a fault strikes.
     pub(super) fn struck(&self, fault: &Fault) -> Vec<Name> {
-        let of_site =
-            |site: &Name| self.members.iter().filter(|(_, m)| &m.site == site).map(|(n, _)| n.clone()).collect();
+        let of_site = |site: &Name| self.members.iter().filter(|(_, at)| *at == site).map(|(n, _)| n.clone()).collect();
         match fault.target() {
             Target::All => self.members.keys().cloned().collect(),
             Target::Hub => vec![],

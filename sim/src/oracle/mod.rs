@@ -2,10 +2,15 @@
 //!
 //! ```text
 //! Plan --> Fleet (who may run what)
-//! World --Observation, every virtual second--> apps      I1, I3, rows 26 and 27
-//!                                          --> rollouts  I3
-//!       --marks, sink, ledger--------------> records   I2, I4
+//! World --Observation, every second--> apps      I1, I3, rows 26 and 27
+//!                                  --> rollouts  I3
+//!       --marks, sink, ledger------> records   I2, I4
 //! ```
+//!
+//! While nothing changes for minutes a look comes every 20 s: instances are numbered, so that a stop and a start
+//! in between are seen all the same. I3 is what there is of it without waves and budgets: a rollout touches nobody
+//! whom its selector does not name, and counts nobody who was not touched. I4 is the outbox's quota; other bounds
+//! have tests of their own.
 //!
 //! Each part is a plain machine over what it is shown, so that a test can show it a violation. Nothing in here
 //! asks hub or agent what they believe where it can be seen what is: what the driver runs, what the sink holds.
@@ -19,7 +24,7 @@ mod tests;
 
 use std::{fmt, time::Duration};
 
-use proto::name::Name;
+use proto::name::{Name, Version};
 use serde::{Deserialize, Serialize};
 
 use self::{apps::Apps, fleet::Fleet, records::Records, rollouts::Rollouts};
@@ -108,6 +113,11 @@ impl Oracle {
         Oracle { apps: Apps::default(), rollouts: Rollouts::default(), records: Records::new(plan), fleet }
     }
 
+    /// A rollout begins. Call it before the hub is told.
+    pub fn rollout_began(&mut self, app: &Name, version: &Version) {
+        self.fleet.rollout_began(app, version);
+    }
+
     /// A fault begins. Call it before [`World::begin`], which may break and mend in one go.
     pub fn fault_began(&mut self, fault: &Fault) {
         let struck = self.fleet.struck(fault);
@@ -121,7 +131,7 @@ impl Oracle {
         self.records.fault_healed(fault);
     }
 
-    /// Looks at what is now; once every virtual second.
+    /// Looks at what is now.
     ///
     /// # Errors
     /// The first violation.

@@ -20,8 +20,8 @@ use crate::{
 const AUDIT_EVERY: Duration = Duration::from_secs(60);
 /// Marks are looked at in every look of fleets of so many boxes, in one of ten of larger ones.
 const MARKS_ALWAYS: usize = 10;
-/// What an outbox may take beside its quota: the ballast that a full disk gives back, and the log of one transaction.
-const BESIDE_QUOTA_BYTES: u64 = (1 << 20) + (512 << 10);
+/// What an outbox may take beside its quota: the log of one transaction.
+const BESIDE_QUOTA_BYTES: u64 = 512 << 10;
 /// The quota of an outbox where `agent.toml` says nothing.
 const DEFAULT_QUOTA_BYTES: u64 = 1 << 30;
 
@@ -150,7 +150,7 @@ impl Records {
             Err(Discrepancy::Unread(_)) => return Ok(()),
             Ok(()) => {}
         }
-        if let Some(text) = self.audit.not_kept(&states) {
+        if let Some(text) = self.audit.not_kept(ledger, &states) {
             return Err(Violation::new(Invariant::Count, at, None, text));
         }
         self.books = Some(self.audit.outcome(ledger));

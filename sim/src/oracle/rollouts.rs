@@ -2,10 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proto::{
-    name::Name,
-    object::{RolloutPhase, UpdatePhase},
-};
+use proto::{name::Name, object::RolloutPhase};
 
 use super::{Fleet, Invariant, Violation, fleet::Planned};
 use crate::{fault::Fault, world::Observation};
@@ -13,9 +10,9 @@ use crate::{fault::Fault, world::Observation};
 /// Rollouts, over time.
 #[derive(Debug, Default)]
 pub(super) struct Rollouts {
-    /// Boxes on which the release of a rollout was seen to run, and to fail.
+    /// Boxes on which the release of a rollout was seen to run, and on which a start of it was tried.
     ran: BTreeMap<String, BTreeSet<Name>>,
-    failed: BTreeMap<String, BTreeSet<Name>>,
+    tried: BTreeMap<String, BTreeSet<Name>>,
     /// The hub lost what it knew since a backup: it cannot be asked for it any more.
     hub_restored: bool,
 }
@@ -28,14 +25,12 @@ impl Rollouts {
     pub(super) fn look(&mut self, fleet: &Fleet, seen: &Observation) -> Result<(), Violation> {
         for (name, node) in &seen.nodes {
             for (app, now) in &node.apps {
-                if let Some(version) = &now.running {
-                    let nodes = self.ran.entry(format!("{app}@{version}")).or_default();
+                for (version, of) in [(&now.running, &mut self.ran), (&now.tried, &mut self.tried)] {
+                    let Some(version) = version else { continue };
+                    let nodes = of.entry(format!("{app}@{version}")).or_default();
                     if !nodes.contains(name) {
                         nodes.insert(name.clone());
                     }
-                }
-                if let (Some(UpdatePhase::Failed | UpdatePhase::RolledBack), Some(target)) = (now.phase, &now.target) {
-                    self.failed.entry(format!("{app}@{target}")).or_default().insert(name.clone());
                 }
             }
         }
@@ -58,12 +53,12 @@ impl Rollouts {
                 planned.nodes.len()
             ));
         }
-        if now.failed as usize > count(&self.failed) {
+        if now.failed as usize > count(&self.tried) {
             return broken(format!(
-                "rollout {} counts {} nodes as failed, on {} its release was seen to fail",
+                "rollout {} counts {} nodes as failed, on {} its release was tried",
                 planned.key,
                 now.failed,
-                count(&self.failed)
+                count(&self.tried)
             ));
         }
         if now.done as usize > count(&self.ran) {
@@ -89,7 +84,7 @@ impl Rollouts {
             let followed = fleet.rollouts.iter().any(|other| {
                 other.key != planned.key
                     && other.app == planned.app
-                    && other.earliest >= planned.earliest
+                    && other.began > planned.began
                     && other.nodes.iter().any(|node| planned.nodes.contains(node))
             });
             let as_it_must = match planned.expected {

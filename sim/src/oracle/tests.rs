@@ -81,6 +81,7 @@ fn well(at: u64) -> Observation {
             running: Some(version("1.0.0")),
             digest: Some(Digest::of(b"1.0.0")),
             instance: Some(1),
+            tried: Some(version("1.0.0")),
             ready: true,
             phase: Some(UpdatePhase::Succeeded),
             target: Some(version("1.0.0")),
@@ -127,9 +128,18 @@ fn runs(app: &mut AppSeen, text: &str, phase: UpdatePhase) {
     app.ready = phase == UpdatePhase::Succeeded;
 }
 
+/// All have been well, with the first of the rollouts.
 fn oracle() -> Oracle {
+    with_rollouts(1)
+}
+
+/// So many of the rollouts have begun.
+fn with_rollouts(count: usize) -> Oracle {
     let mut oracle = Oracle::new(&plan());
-    oracle.watch(&well(50)).unwrap();
+    for text in ["1.0.0", "2.0.0", "3.0.0"].into_iter().take(count) {
+        oracle.rollout_began(&name("app"), &version(text));
+        oracle.watch(&well(50)).unwrap();
+    }
     oracle
 }
 
@@ -169,14 +179,14 @@ fn one_version_has_the_same_bytes_everywhere() {
 #[test]
 fn nothing_goes_back_below_what_proved_healthy() {
     let upgraded = with(120, "box-1", |_, app| runs(app, "2.0.0", UpdatePhase::Succeeded));
-    let (invariant, text) = found(&mut oracle(), &[upgraded, well(121)]);
+    let (invariant, text) = found(&mut with_rollouts(2), &[upgraded, well(121)]);
     assert_eq!(invariant, Invariant::Trust);
     assert!(text.contains("went back to 1.0.0, although 2.0.0"), "{text}");
 }
 
 #[test]
 fn a_trial_that_failed_goes_back() {
-    let mut oracle = oracle();
+    let mut oracle = with_rollouts(2);
     oracle.watch(&with(120, "box-1", |_, app| runs(app, "2.0.0", UpdatePhase::Verifying))).unwrap();
     oracle.watch(&well(130)).unwrap();
 }
@@ -184,13 +194,13 @@ fn a_trial_that_failed_goes_back() {
 #[test]
 fn a_bad_release_may_not_count_as_proved() {
     let look = with(210, "box-1", |_, app| runs(app, "3.0.0", UpdatePhase::Succeeded));
-    let (invariant, text) = found(&mut oracle(), &[look]);
+    let (invariant, text) = found(&mut with_rollouts(3), &[look]);
     assert_eq!((invariant, text.contains("counts as proved healthy")), (Invariant::Trust, true), "{text}");
 }
 
 #[test]
 fn a_bad_release_may_not_stay() {
-    let mut oracle = oracle();
+    let mut oracle = with_rollouts(3);
     let trial = |at| with(at, "box-1", |_, app| runs(app, "3.0.0", UpdatePhase::Verifying));
     let looks: Vec<_> = std::iter::once(well(209)).chain((210..=510).map(trial)).collect();
     let (invariant, text) = found(&mut oracle, &looks);
@@ -200,18 +210,18 @@ fn a_bad_release_may_not_stay() {
 #[test]
 fn nothing_runs_where_no_rollout_brings_it() {
     let look = with(110, "box-3", |_, app| runs(app, "2.0.0", UpdatePhase::Verifying));
-    let (invariant, text) = found(&mut oracle(), &[look]);
+    let (invariant, text) = found(&mut with_rollouts(2), &[look]);
     assert_eq!(invariant, Invariant::Blast);
     assert!(text.contains("no rollout of it selects this node"), "{text}");
     let look = with(110, "box-3", |_, app| app.target = Some(version("2.0.0")));
-    let (invariant, text) = found(&mut oracle(), &[look]);
+    let (invariant, text) = found(&mut with_rollouts(2), &[look]);
     assert_eq!((invariant, text.contains("is assigned")), (Invariant::Blast, true), "{text}");
 }
 
 #[test]
 fn a_rollout_counts_nobody_who_was_not_touched() {
     for (done, failed, total, word) in
-        [(3, 0, 4, "its selector names 3"), (2, 1, 3, "seen to fail"), (4, 0, 3, "seen to run")]
+        [(3, 0, 4, "its selector names 3"), (2, 4, 3, "was tried"), (4, 0, 3, "seen to run")]
     {
         let mut look = well(51);
         let rollout = RolloutSeen { phase: RolloutPhase::Progressing, done, failed, total };
@@ -232,6 +242,39 @@ fn an_agent_that_ends_disturbs_nothing() {
     let mut oracle = oracle();
     oracle.fault_began(&Fault::Reboot { target: Target::Site(name("hz-01")) });
     oracle.watch(&disturbed).unwrap();
+}
+
+#[test]
+fn what_runs_is_not_started_again_behind_ones_back() {
+    let again = with(61, "box-1", |_, app| app.instance = Some(2));
+    let (invariant, text) = found(&mut oracle(), &[again]);
+    assert_eq!((invariant, text.contains("it was started again")), (Invariant::Undisturbed, true), "{text}");
+    // Nor does it vanish with what the hub tells of it.
+    let mut nothing = well(61);
+    nothing.nodes.get_mut(&name("box-1")).unwrap().apps.clear();
+    let (invariant, text) = found(&mut oracle(), &[nothing]);
+    assert_eq!((invariant, text.contains("nothing runs")), (Invariant::Undisturbed, true), "{text}");
+}
+
+#[test]
+fn an_upgrade_excuses_a_disturbance_until_it_is_done() {
+    let trial = with(101, "box-1", |_, app| runs(app, "2.0.0", UpdatePhase::Verifying));
+    let proved = |at| with(at, "box-1", |_, app| runs(app, "2.0.0", UpdatePhase::Succeeded));
+    let again = with(200, "box-1", |_, app| {
+        runs(app, "2.0.0", UpdatePhase::Succeeded);
+        app.instance = Some(9);
+    });
+    let (invariant, text) = found(&mut with_rollouts(2), &[trial.clone(), proved(110), again]);
+    assert_eq!((invariant, text.contains("2.0.0 was disturbed")), (Invariant::Undisturbed, true), "{text}");
+    // One that failed here does not come again.
+    let back = |at, instance| {
+        with(at, "box-1", |_, app| {
+            (app.phase, app.target, app.instance) =
+                (Some(UpdatePhase::RolledBack), Some(version("2.0.0")), Some(instance));
+        })
+    };
+    let (invariant, text) = found(&mut with_rollouts(2), &[trial, back(120, 3), back(180, 4)]);
+    assert_eq!((invariant, text.contains("1.0.0 was disturbed")), (Invariant::Undisturbed, true), "{text}");
 }
 
 #[test]
@@ -311,6 +354,7 @@ fn what_is_missing_is_one_sentence() {
     let mut plan = plan();
     plan.timeline.truncate(1);
     let mut oracle = Oracle::new(&plan);
+    oracle.rollout_began(&name("app"), &version("1.0.0"));
     oracle.watch(&well(50)).unwrap();
     assert_eq!(oracle.missing(&well(51)), None);
     let cases: [(&str, Observation); 6] = [
@@ -335,7 +379,7 @@ fn what_is_missing_is_one_sentence() {
 
 #[test]
 fn after_a_bad_release_what_ran_before_must_run() {
-    let mut oracle = oracle();
+    let mut oracle = with_rollouts(3);
     let mut look = with(300, "box-2", |_, app| runs(app, "3.0.0", UpdatePhase::Verifying));
     let rollout = RolloutSeen { phase: RolloutPhase::Failed, done: 0, failed: 3, total: 3 };
     look.rollouts.insert("app@3.0.0".into(), rollout);

@@ -64,6 +64,7 @@ fn seen(site: &Name, at: u64, number: u64) -> Seen {
         running: (!off).then(|| version.parse().unwrap()),
         digest: None,
         instance: None,
+        tried: None,
         ready: !trial,
         phase: Some(if trial { UpdatePhase::Verifying } else { UpdatePhase::Succeeded }),
         target: Some(version.parse().unwrap()),

@@ -73,12 +73,22 @@ pub struct AppSeen {
     pub digest: Option<Digest>,
     /// Which instance of its box that is: another number, another start.
     pub instance: Option<u64>,
+    /// Which version was started last, or was to be and refused.
+    pub tried: Option<Version>,
     /// Whether the hub was told that it is ready.
     pub ready: bool,
     /// How far its update is, as the hub has it.
     pub phase: Option<UpdatePhase>,
     /// What it is to become, as the hub has it.
     pub target: Option<Version>,
+}
+
+impl AppSeen {
+    /// Of which nothing is known.
+    #[must_use]
+    pub fn nothing() -> AppSeen {
+        AppSeen { running: None, digest: None, instance: None, tried: None, ready: false, phase: None, target: None }
+    }
 }
 
 /// One rollout.
@@ -196,19 +206,21 @@ async fn look(watched: &mut Watched, hub: Option<&Hub>) -> anyhow::Result<()> {
 }
 
 fn see_apps(edge: &EdgeBox, status: Option<&NodeStatus>) -> BTreeMap<Name, AppSeen> {
-    let nothing = || AppSeen { running: None, digest: None, instance: None, ready: false, phase: None, target: None };
     let mut apps = BTreeMap::new();
     for (app, workload) in status.iter().flat_map(|status| &status.workloads) {
         let seen = AppSeen {
             ready: workload.running.as_ref().is_some_and(|running| running.ready),
             phase: Some(workload.phase),
             target: workload.target.as_ref().map(|target| target.version.clone()),
-            ..nothing()
+            ..AppSeen::nothing()
         };
         apps.insert(app.clone(), seen);
     }
+    for (app, version) in edge.driver.tried() {
+        apps.entry(app).or_insert_with(AppSeen::nothing).tried = Some(version);
+    }
     for (app, release, instance) in edge.driver.all_running() {
-        let seen = apps.entry(app).or_insert_with(nothing);
+        let seen = apps.entry(app).or_insert_with(AppSeen::nothing);
         (seen.running, seen.digest, seen.instance) = (Some(release.version), Some(release.digest), Some(instance));
     }
     apps
