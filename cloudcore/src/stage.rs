@@ -4,8 +4,8 @@
 //! The demo, the end-to-end tests and the benches play on it. Every process is the program that ships;
 //! nothing here reaches into one but by signals and by what a user could type.
 //!
-//! [`Stage`] is the whole of it. `programs` finds and builds what it starts, `line` puts an agent behind a line
-//! that can be cut, [`relay`] is that line, [`postgres`] a database server beside it.
+//! [`Stage`] is the whole of it. `programs` finds and builds what it starts, `line` lays lines that can be cut, each
+//! a [`relay`]; [`postgres`] is a database server beside it.
 
 mod line;
 pub mod postgres;
