@@ -62,12 +62,7 @@ impl Plan {
             releases: vec![],
             producers: vec![],
             timeline: vec![],
-            expect: Expect {
-                converge_within,
-                in_gaps: None,
-                rollouts: BTreeMap::new(),
-                up_without_hub_within: None,
-            },
+            expect: Expect { converge_within, in_gaps: None, rollouts: BTreeMap::new(), up_without_hub_within: None },
         }
     }
 }
