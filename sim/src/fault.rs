@@ -166,6 +166,23 @@ pub enum Fault {
     },
 }
 
+/// The pattern of the faults that say whom they strike: the one list of them.
+macro_rules! aimed {
+    ($target:ident) => {
+        Fault::Cut { $target, .. }
+            | Fault::Line { $target, .. }
+            | Fault::BlockUdp { $target }
+            | Fault::Rebind { $target }
+            | Fault::CrashAgent { $target }
+            | Fault::Reboot { $target }
+            | Fault::PowerCut { $target }
+            | Fault::Reinstall { $target }
+            | Fault::Clock { $target, .. }
+            | Fault::DiskFull { $target }
+            | Fault::FlipBit { $target, .. }
+    };
+}
+
 impl Fault {
     /// The word for it: the key in a scenario file, and under which it is counted.
     #[must_use]
@@ -194,18 +211,16 @@ impl Fault {
     #[must_use]
     pub fn target(&self) -> &Target {
         match self {
-            Fault::Cut { target, .. }
-            | Fault::Line { target, .. }
-            | Fault::BlockUdp { target }
-            | Fault::Rebind { target }
-            | Fault::CrashAgent { target }
-            | Fault::Reboot { target }
-            | Fault::PowerCut { target }
-            | Fault::Reinstall { target }
-            | Fault::Clock { target, .. }
-            | Fault::DiskFull { target }
-            | Fault::FlipBit { target, .. } => target,
+            aimed!(target) => target,
             Fault::CrashHub | Fault::SinkDown | Fault::RestoreHub { .. } => &Target::Hub,
+        }
+    }
+
+    /// Whom it strikes, to aim it at somebody else; nothing where it can strike the hub alone.
+    pub fn target_mut(&mut self) -> Option<&mut Target> {
+        match self {
+            aimed!(target) => Some(target),
+            Fault::CrashHub | Fault::SinkDown | Fault::RestoreHub { .. } => None,
         }
     }
 

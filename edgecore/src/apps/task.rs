@@ -2,14 +2,16 @@
 //!
 //! [`App::turn`] is one round of it. Every round begins from the durable slot and what runs, so a crash
 //! between any two rounds is the same as a restart. Dropping an [`App`] leaves its workload running.
+//!
+//! Here are the rounds and the slot; `fetching` is about the fetch beside them, `running` about the workload.
+
+mod fetching;
+mod running;
 
 use std::{
     collections::BTreeSet,
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -18,40 +20,36 @@ use proto::{
     durable::{self, Record},
     env::Env,
     link::message::Report,
-    name::{Name, ReleaseName},
-    object::{Progress, ReleaseRef, RunState},
+    name::Name,
     watch,
 };
 use rand_chacha::ChaCha12Rng;
 use tokio::{
     sync::Semaphore,
-    task::JoinSet,
     time::{Instant, sleep_until},
 };
 
+use self::{
+    fetching::{Fetching, RETRY_BASE, RETRY_CAP, finished},
+    running::{Run, health_changed},
+};
 use super::{
-    guard::Guard,
-    plan::{Fetch, Plan, RunningView, Step, View, Wanted, plan},
+    plan::{Plan, Step, View, Wanted, plan},
     report::{Extra, FetchView, report},
     slot::{self, Failure, Installed, Slot, SlotError},
-    stage::{Hindrance, Order, Stage},
+    stage::Stage,
 };
 use crate::{
     doors::Endpoints,
-    driver::{Driver, DriverError, InstanceSpec},
+    driver::{Driver, DriverError},
     fetch::tree,
     link::backoff::Backoff,
-    supervisor::{Health, Supervisor},
 };
 
-/// Grace for an instance whose manifest nobody read.
-const LEFTOVER_GRACE: Duration = Duration::from_secs(10);
 /// Wait after a step that could not be carried out.
 const TROUBLE_WAIT: Duration = Duration::from_secs(5);
 /// Between reports of a download's progress.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
-const RETRY_BASE: Duration = Duration::from_secs(1);
-const RETRY_CAP: Duration = Duration::from_secs(300);
 
 /// What all apps share.
 #[derive(Debug)]
@@ -72,19 +70,6 @@ pub struct Context {
     pub checks: Arc<Semaphore>,
     /// Where records of streams are handed in.
     pub endpoints: watch::Receiver<Endpoints>,
-}
-
-impl Context {
-    /// Where a workload hands in records.
-    fn streams_environment(&self) -> impl Iterator<Item = (String, String)> {
-        let at = self.endpoints.borrow().clone();
-        let variables = [
-            ("CROSSDOCK_STREAMS_URL", at.http.map(|address| format!("http://{address}"))),
-            ("CROSSDOCK_STREAMS_SOCKET", at.socket.map(|path| path.display().to_string())),
-            ("CROSSDOCK_STREAMS_MQTT", at.mqtt.map(|address| format!("mqtt://{address}"))),
-        ];
-        variables.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)))
-    }
 }
 
 /// What [`App::turn`] leaves to do.
@@ -113,25 +98,6 @@ pub enum StepError {
     /// Old releases could not be removed.
     #[error("could not remove old releases: {0}")]
     Collect(std::io::Error),
-}
-
-#[derive(Debug)]
-struct Run {
-    release: ReleaseRef,
-    supervisor: Supervisor,
-    health: watch::Receiver<Health>,
-    since: Instant,
-    soak: Duration,
-    deadline: Duration,
-    /// Raised when a start found the tree damaged.
-    damaged: Arc<AtomicBool>,
-}
-
-#[derive(Debug)]
-enum Fetching {
-    Idle,
-    Active { fetch: Fetch, task: JoinSet<Result<Installed, Hindrance>>, progress: watch::Receiver<Progress> },
-    Hindered { fetch: Fetch, hindrance: Hindrance, retry_at: Instant },
 }
 
 /// One app.
@@ -318,54 +284,6 @@ impl App {
         Ok(())
     }
 
-    async fn stop(&mut self) -> Result<(), StepError> {
-        // From here on nobody supervises it: were the stop to fail, the driver is asked again.
-        self.leftover = true;
-        match self.run.take() {
-            Some(run) => run.supervisor.stop().await?,
-            None => self.shared.driver.stop(&self.name, LEFTOVER_GRACE).await?,
-        }
-        self.leftover = false;
-        Ok(())
-    }
-
-    /// Adopts the release where it runs already, however its tree changed since; starts it otherwise,
-    /// past the [`Guard`], which verifies the tree.
-    async fn start(&mut self, installed: &Installed) -> Result<(), StepError> {
-        let release = installed.release.clone();
-        let folder = tree::release_folder(&self.folder.join("releases"), release.digest);
-        let data = self.folder.join("data");
-        let name = ReleaseName { app: self.name.clone(), version: release.version.clone() };
-        let (at, made) = (folder.clone(), data.clone());
-        let manifest = self.shared.env.blocking.run(move || {
-            durable::create_dir_all(&made)?;
-            Ok::<_, StepError>(tree::manifest(&at, release.digest, &name))
-        });
-        let manifest = match manifest.await? {
-            Ok(manifest) => manifest,
-            Err(error) => {
-                tracing::warn!(app = %self.name, %error, "not started");
-                self.damaged = Some(installed.release.digest);
-                self.staged = None;
-                return Ok(());
-            }
-        };
-        let mut workload = manifest.workload;
-        workload.env.extend(self.shared.streams_environment());
-        let (soak, deadline) = (workload.soak.get(), workload.deadline.get());
-        let release = installed.release.clone();
-        let tree = tree::tree_folder(&folder);
-        let spec = InstanceSpec { app: self.name.clone(), release: release.clone(), tree, data, workload };
-        let damaged = Arc::new(AtomicBool::new(false));
-        let Context { driver, env, checks, .. } = &*self.shared;
-        let guard = Guard::new(driver.clone(), env.clone(), checks.clone(), damaged.clone());
-        let supervisor = Supervisor::start(self.shared.env.clone(), Arc::new(guard), spec);
-        let health = supervisor.health();
-        self.leftover = false;
-        self.run = Some(Run { release, supervisor, health, since: Instant::now(), soak, deadline, damaged });
-        Ok(())
-    }
-
     /// Removes releases that nobody needs any more.
     async fn sweep(&mut self, wanted: &Wanted) -> Result<(), StepError> {
         if !std::mem::take(&mut self.litter) {
@@ -381,56 +299,6 @@ impl App {
         let collected = self.shared.env.blocking.run(move || tree::collect(&releases, &keep)).await;
         self.litter |= collected.is_err(); // the next turn tries again
         collected.map_err(StepError::Collect)
-    }
-
-    /// A fetch ended.
-    fn fetched(&mut self, result: Result<Installed, Hindrance>) {
-        let Fetching::Active { fetch, .. } = std::mem::replace(&mut self.fetching, Fetching::Idle) else { return };
-        match result {
-            Ok(installed) => {
-                self.backoff.succeeded();
-                if self.damaged == Some(installed.release.digest) {
-                    self.damaged = None;
-                }
-                if matches!(fetch, Fetch::New(_)) {
-                    self.staged = Some(installed);
-                }
-            }
-            Err(hindrance) => {
-                tracing::info!(app = %self.name, reason = hindrance.reason, "not staged yet: {}", hindrance.message);
-                let retry_at = Instant::now() + RETRY_BASE + self.backoff.failed(&mut self.rng);
-                self.fetching = Fetching::Hindered { fetch, hindrance, retry_at };
-            }
-        }
-    }
-
-    /// Begins, keeps or ends the fetch as planned.
-    fn direct_fetch(&mut self, planned: Option<Fetch>, wanted: &Wanted) {
-        let Some(planned) = planned else {
-            self.fetching = Fetching::Idle;
-            return;
-        };
-        match &self.fetching {
-            Fetching::Active { fetch, .. } if *fetch == planned => return,
-            Fetching::Hindered { fetch, retry_at, .. } if *fetch == planned && Instant::now() < *retry_at => return,
-            Fetching::Hindered { fetch, .. } if *fetch == planned => {}
-            _ => {
-                self.backoff.succeeded();
-                self.litter |= matches!(wanted, Wanted::Run(_));
-            }
-        }
-        let (sender, progress) = watch::channel(Progress { done_bytes: 0, total_bytes: 0 });
-        let order = Order {
-            app: self.name.clone(),
-            fetch: planned.clone(),
-            floor: self.slot.floor,
-            releases: self.folder.join("releases"),
-            reuse: self.slot.kept().collect(),
-        };
-        let stage = self.shared.stage.clone();
-        let mut task = JoinSet::new();
-        task.spawn(async move { stage.stage(order, sender).await });
-        self.fetching = Fetching::Active { fetch: planned, task, progress };
     }
 
     /// Waits until a turn may have something to do.
@@ -495,39 +363,5 @@ impl App {
                 None => board.workloads.remove(&self.name).is_some(),
             }
         });
-    }
-}
-
-impl Run {
-    fn view(&self) -> RunningView {
-        let health = self.health.borrow();
-        RunningView {
-            digest: self.release.digest,
-            since: self.since,
-            healthy_since: health.healthy_since,
-            ended: health.state == RunState::Exited,
-            message: health.message.clone(),
-            soak: self.soak,
-            deadline: self.deadline,
-        }
-    }
-}
-
-async fn health_changed(run: Option<&mut Run>) -> Result<(), watch::Closed> {
-    match run {
-        Some(run) => run.health.changed().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// The result of the fetch.
-async fn finished(task: Option<&mut JoinSet<Result<Installed, Hindrance>>>) -> Result<Installed, Hindrance> {
-    let Some(task) = task else { return std::future::pending().await };
-    match task.join_next().await {
-        Some(Ok(result)) => result,
-        Some(Err(e)) => {
-            Err(Hindrance { reason: "Interrupted", message: format!("the fetch broke off: {e}"), offline: false })
-        }
-        None => std::future::pending().await,
     }
 }

@@ -6,11 +6,16 @@
 //!                                     | full: flush, drop the ballast, shed, then refuse
 //!                                     | damaged: salvage, new epoch, once more
 //! ```
+//!
+//! Here are the loop and the transaction; `room` is about the disk: ballast, shedding, pages given back; `told`
+//! about what readers and the agent hear of it.
+
+mod room;
+mod told;
 
 use std::{
     collections::{BTreeMap, VecDeque},
     fs,
-    io::Write as _,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -25,8 +30,9 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+use self::told::show;
 use super::{
-    Appended, OutboxConfig, OutboxState, Shared,
+    Appended, OutboxConfig, Shared,
     db::{self, StreamRow},
     edit,
     epoch::Draw,
@@ -47,10 +53,6 @@ const DELETE_ROWS: usize = 4096;
 const IDLE: Duration = Duration::from_secs(1);
 /// Between attempts to open a database that failed.
 const RETRY: Duration = Duration::from_secs(5);
-/// What is shed at least when the disk is full.
-const SHED_BYTES: u64 = 1 << 20;
-/// The ballast is taken up when the disk has so many times its size left.
-const PLENTY: u64 = 4;
 
 type Answer<T> = oneshot::Sender<Result<T, OutboxError>>;
 
@@ -382,40 +384,6 @@ impl Core {
         }
     }
 
-    /// A log that is flushed begins anew without growing.
-    fn flush(&mut self) {
-        let reader = lock(&self.shared.reader);
-        if let Some(Err(error)) = self.store.as_ref().map(Store::checkpoint) {
-            tracing::debug!(error = &error as &dyn std::error::Error, "the log is not flushed on a full disk");
-        }
-        drop(reader);
-    }
-
-    /// Does something with the ballast let go, in pages that the file has: what the log takes of the disk
-    /// meanwhile it gives back when it is flushed, and the ballast is whole again.
-    fn on_ballast<T>(&mut self, work: impl FnOnce(&mut Core) -> T) -> T {
-        let _ = fs::remove_file(&self.files.ballast); // if there is none, nothing is gained
-        self.flush();
-        self.store.iter().for_each(|store| store.may_grow(false));
-        let done = work(self);
-        self.store.iter().for_each(|store| store.may_grow(true));
-        self.flush();
-        self.hold_ballast(false);
-        done
-    }
-
-    /// On a full disk too, logs give way, then metrics.
-    fn shed_for(&mut self, keenest: Option<Class>, bytes: u64) {
-        let Some(store) = &mut self.store else { return };
-        let Some(keenest) = keenest else { return };
-        let wanted = bytes.max(SHED_BYTES);
-        let logs = store.shed(Class::Logs, wanted).unwrap_or(0);
-        if keenest < Class::Logs && logs < wanted {
-            let _ = store.shed(Class::Metrics, wanted - logs); // what it freed shows in the next attempt
-        }
-        self.flush(); // the log begins anew with all of the room
-    }
-
     /// One transaction, as the space allows.
     fn commit(&mut self, appends: &[Append]) -> Result<Vec<Result<Appended, AppendError>>, OutboxError> {
         let (limits, full) = (self.limits, self.full);
@@ -468,99 +436,6 @@ impl Core {
         let answer = |taken: &bool| taken.then(|| given.pop_front()).flatten().ok_or_else(|| refused.clone());
         Ok(plan.taken.iter().map(answer).collect())
     }
-
-    /// Gives pages back, a little a turn; flushes the log when nothing else is to be done.
-    fn rest(&mut self, idle: bool) -> Result<(), OutboxError> {
-        let Some(store) = &self.store else {
-            self.shrinking = false;
-            return Ok(());
-        };
-        let used = store.space(self.full)?;
-        self.full = space::still_full(self.limits, used);
-        let pages = space::vacuum_pages(used, self.shrinking);
-        self.shrinking = false;
-        if pages > 0 {
-            store.vacuum(pages)?;
-            self.shrinking = true;
-            self.unsettled = true;
-        }
-        let log = fs::metadata(store::with_suffix(&self.files.db, "-wal")).map_or(0, |m| m.len());
-        if idle || log > self.limits.wal_bytes.saturating_mul(2) {
-            let reader = lock(&self.shared.reader); // nobody reads, so all of the log can go
-            store.checkpoint()?;
-            drop(reader);
-        }
-        if idle {
-            self.unsettled = false;
-            self.limits = self.files.limits(&self.config);
-            self.hold_ballast(true);
-        }
-        Ok(())
-    }
-
-    /// Takes the ballast up: when the disk has plenty, or of what is left.
-    fn hold_ballast(&self, only_of_plenty: bool) {
-        let free = rustix::fs::statvfs(&self.files.folder).map_or(0, |d| d.f_bavail.saturating_mul(d.f_frsize));
-        let wanted = self.limits.ballast_bytes();
-        let held = fs::metadata(&self.files.ballast).is_ok_and(|m| m.len() == wanted);
-        if held || only_of_plenty && free < wanted * PLENTY {
-            return;
-        }
-        let written = fs::File::create(&self.files.ballast).and_then(|mut file| {
-            // Not zeros: some file systems keep none of those.
-            let page: Vec<u8> = (0..4096_u32).map(|i| ((i * 31) >> 3) as u8).collect();
-            (0..wanted.min(free) / 4096).try_for_each(|_| file.write_all(&page))?;
-            file.sync_all()
-        });
-        if let Err(error) = written {
-            tracing::debug!(error = &error as &dyn std::error::Error, "no ballast could be taken up");
-        }
-    }
-
-    fn publish(&mut self) {
-        let Some(store) = &self.store else {
-            let problem = self.failing.as_ref().map(chain);
-            self.shared.state.send_if_modified(|state| {
-                let changed = state.problem != problem;
-                state.problem = problem;
-                changed
-            });
-            return;
-        };
-        let streams = store.streams();
-        let mut shed_records: BTreeMap<Name, u64> = BTreeMap::new();
-        for stream in streams.iter().filter(|s| s.shed > 0) {
-            *shed_records.entry(stream.key.stream.clone()).or_default() += stream.shed;
-        }
-        let problems: Vec<String> = self.failing.as_ref().map(chain).into_iter().chain(self.found.clone()).collect();
-        let new = OutboxState {
-            bytes: self.files.bytes(),
-            quota_bytes: self.limits.total_bytes,
-            records: streams.iter().map(|s| s.records).sum(),
-            shed_records,
-            damaged_records: streams.iter().map(|s| s.damaged).sum(),
-            problem: (!problems.is_empty()).then(|| problems.join("; ")),
-            full: self.full || self.disk_full,
-        };
-        show(&self.shared, streams);
-        self.shared.state.send_if_modified(|state| {
-            let changed = *state != new;
-            *state = new;
-            changed
-        });
-    }
-}
-
-/// Shows the streams to readers, but for one whose records are still moving in.
-fn show(shared: &Shared, streams: &[StreamRow]) {
-    let arriving = |s: &StreamRow| streams.iter().any(|from| from.moves.is_some_and(|(to, _)| to == s.id));
-    let new: Vec<StreamRow> = streams.iter().filter(|s| !arriving(s)).cloned().collect();
-    let mut shown = lock(&shared.streams);
-    if *shown != new {
-        *shown = new;
-        drop(shown);
-        shared.changed.send_modify(|count| *count += 1);
-    }
 }
 
 /// Deletes what a transaction may; what is left stays in `deletions`.
@@ -589,15 +464,4 @@ fn delete(
         }
     }
     edit::prune(connection, streams)
-}
-
-/// An error with what it comes from.
-fn chain(error: &OutboxError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

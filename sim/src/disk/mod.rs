@@ -18,7 +18,10 @@ mod journal;
 mod power;
 mod state;
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use proto::env::Seed;
 
@@ -100,6 +103,23 @@ impl Drop for Disk {
     fn drop(&mut self) {
         journal::unregister(self.number);
     }
+}
+
+/// All files below a folder, whole paths in no order; none where there is no folder.
+pub(crate) fn files_below(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = vec![];
+    if !folder.exists() {
+        return Ok(files);
+    }
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        match entry.file_type()? {
+            kind if kind.is_dir() => files.extend(files_below(&entry.path())?),
+            kind if kind.is_file() => files.push(entry.path()),
+            _ => {}
+        }
+    }
+    Ok(files)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::{
     ffi::OsStr,
     fmt, fs, io,
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use proto::env::Seed;
@@ -13,7 +13,10 @@ use rand::RngExt as _;
 use rand_chacha::ChaCha12Rng;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
-use super::state::{Change, Named};
+use super::{
+    files_below,
+    state::{Change, Named},
+};
 
 /// What a disk writes whole or not at all.
 const SECTOR_BYTES: u64 = 512;
@@ -63,7 +66,10 @@ pub(super) fn cut(
     lost.names = undone.len() as u64;
     undone.into_iter().rev().for_each(undo);
     let mut files = vec![];
-    walk(folder, &mut files)?;
+    for path in files_below(folder)? {
+        let inode = fs::metadata(&path)?.ino();
+        files.push((path, inode));
+    }
     // By path: the numbers of inodes differ from run to run.
     files.sort();
     for (path, inode) in files {
@@ -113,21 +119,6 @@ fn forget(named: Named) {
     if let Named::Moved { over: Some(kept), .. } | Named::Gone { kept, .. } = named {
         let _ = fs::remove_file(OsStr::from_bytes(&kept)); // one that stays disturbs nobody
     }
-}
-
-fn walk(folder: &Path, files: &mut Vec<(PathBuf, u64)>) -> io::Result<()> {
-    if !folder.exists() {
-        return Ok(());
-    }
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        match entry.file_type()? {
-            kind if kind.is_dir() => walk(&entry.path(), files)?,
-            kind if kind.is_file() => files.push((entry.path(), entry.metadata()?.ino())),
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// Takes back some of the changes of a file, the last first: a sector holds what the last write that stays

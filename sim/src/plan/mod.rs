@@ -51,6 +51,22 @@ pub struct Plan {
     pub expect: Expect,
 }
 
+impl Plan {
+    /// A fleet to which nothing happens, and which is to converge: what a plan is made from.
+    pub(crate) fn quiet(duration: Duration, sites: Vec<Site>, converge_within: Duration) -> Plan {
+        Plan {
+            name: String::new(),
+            about: String::new(),
+            duration,
+            sites,
+            releases: vec![],
+            producers: vec![],
+            timeline: vec![],
+            expect: Expect { converge_within, in_gaps: None, rollouts: BTreeMap::new(), up_without_hub_within: None },
+        }
+    }
+}
+
 /// A site and its boxes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Site {

@@ -18,7 +18,7 @@ use toml::de::{DeTable, DeValue};
 use super::{
     Curve, Expect, Peak, Plan, Producer, Release, Site,
     lines::{self, Lines},
-    table::{Table, Value, bytes, number, parsed, span, text, unlike, whole},
+    table::{Table, Value, bytes, number, one_of, parsed, span, text, unlike, whole},
     timeline,
     wrong::{PlanError, Wrong},
 };
@@ -66,21 +66,7 @@ fn plan(name: &str, file: &Table<'_>, scale: Option<u32>) -> Result<Plan, Wrong>
     let lines = Lines::read(file)?;
     let sites = sites(file, &lines, scale)?;
     let releases = releases(file)?;
-    let mut plan = Plan {
-        name: name.to_owned(),
-        about,
-        duration,
-        sites,
-        releases,
-        producers: vec![],
-        timeline: vec![],
-        expect: Expect {
-            converge_within: CONVERGE,
-            in_gaps: None,
-            rollouts: BTreeMap::new(),
-            up_without_hub_within: None,
-        },
-    };
+    let mut plan = Plan { name: name.to_owned(), about, releases, ..Plan::quiet(duration, sites, CONVERGE) };
     plan.producers = producers(file, &plan)?;
     plan.timeline = timeline::read(file, &plan, &lines)?;
     plan.expect = expect(file, &plan)?;
@@ -278,12 +264,8 @@ fn producers(file: &Table<'_>, plan: &Plan) -> Result<Vec<Producer>, Wrong> {
             return Err(Wrong::new(value.span(), problem).hint(format!("at most {MAX_RECORDS}: a run keeps them all")));
         }
         let stream = table.read("stream", parsed)?;
-        let curve = table.read("curve", |field, value| match text(field, value)? {
-            "flat" => Ok(Curve::Flat),
-            "daily" => Ok(Curve::Daily),
-            other => {
-                Err(Wrong::new(value.span(), format!("there is no curve {other:?}")).meant(other, ["flat", "daily"]))
-            }
+        let curve = table.read("curve", |field, value| {
+            one_of("curve", text(field, value)?, value, &[("flat", Curve::Flat), ("daily", Curve::Daily)])
         })?;
         let stream = stream.map_or_else(|| parsed_name("scans"), Ok)?;
         producers.push(Producer { on, stream, per_minute, curve: curve.unwrap_or(Curve::Flat), peaks });
@@ -336,16 +318,12 @@ fn expect(file: &Table<'_>, plan: &Plan) -> Result<Expect, Wrong> {
 
 fn phase(value: Value<'_>) -> Result<RolloutPhase, Wrong> {
     let all = [
-        ("Pending", RolloutPhase::Pending),
-        ("Progressing", RolloutPhase::Progressing),
-        ("Succeeded", RolloutPhase::Succeeded),
-        ("Failed", RolloutPhase::Failed),
-        ("Superseded", RolloutPhase::Superseded),
-        ("Paused", RolloutPhase::Paused),
+        RolloutPhase::Pending,
+        RolloutPhase::Progressing,
+        RolloutPhase::Succeeded,
+        RolloutPhase::Failed,
+        RolloutPhase::Superseded,
+        RolloutPhase::Paused,
     ];
-    let written = text("a phase", value)?;
-    let found = all.iter().find(|(name, _)| *name == written).map(|(_, phase)| *phase);
-    found.ok_or_else(|| {
-        Wrong::new(value.span(), format!("there is no phase {written:?}")).meant(written, all.map(|(name, _)| name))
-    })
+    one_of("phase", text("a phase", value)?, value, &all.map(|phase| (phase.as_str(), phase)))
 }

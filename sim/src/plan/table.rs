@@ -112,6 +112,20 @@ pub(super) fn text<'a>(field: &'static str, value: Value<'a>) -> Result<&'a str,
     value.get_ref().as_str().ok_or_else(|| unlike(value, field, "a text in quotes"))
 }
 
+/// What a word stands for: `written`, the text of `value`, is a `what` of `all`.
+pub(super) fn one_of<T: Copy>(
+    what: &str,
+    written: &str,
+    value: Value<'_>,
+    all: &[(&'static str, T)],
+) -> Result<T, Wrong> {
+    let found = all.iter().find(|(word, _)| *word == written).map(|(_, meaning)| *meaning);
+    found.ok_or_else(|| {
+        let known = all.iter().map(|(word, _)| *word);
+        Wrong::new(value.span(), format!("there is no {what} {written:?}")).meant(written, known)
+    })
+}
+
 /// A text that says what is wrong with it when it is read.
 pub(super) fn parsed<T: FromStr<Err: ToString>>(field: &'static str, value: Value<'_>) -> Result<T, Wrong> {
     let text = text(field, value)?;

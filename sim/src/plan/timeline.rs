@@ -12,7 +12,7 @@ use toml::de::DeValue;
 use super::{
     Action, Entry, Moment, Plan, Site,
     lines::Lines,
-    table::{Table, Value, parsed, share_ppm, span, span_or_zero, text, unlike, whole},
+    table::{Table, Value, one_of, parsed, share_ppm, span, span_or_zero, text, unlike, whole},
     wrong::Wrong,
 };
 use crate::fault::{Fault, Spot, Target, Way};
@@ -215,20 +215,16 @@ fn when(table: &Table<'_>, plan: &Plan) -> Result<Moment, Wrong> {
 
 fn update_phase(value: Value<'_>) -> Result<UpdatePhase, Wrong> {
     let all = [
-        ("Downloading", UpdatePhase::Downloading),
-        ("Staged", UpdatePhase::Staged),
-        ("Applying", UpdatePhase::Applying),
-        ("Verifying", UpdatePhase::Verifying),
-        ("Succeeded", UpdatePhase::Succeeded),
-        ("Failed", UpdatePhase::Failed),
-        ("RolledBack", UpdatePhase::RolledBack),
-        ("Blocked", UpdatePhase::Blocked),
+        UpdatePhase::Downloading,
+        UpdatePhase::Staged,
+        UpdatePhase::Applying,
+        UpdatePhase::Verifying,
+        UpdatePhase::Succeeded,
+        UpdatePhase::Failed,
+        UpdatePhase::RolledBack,
+        UpdatePhase::Blocked,
     ];
-    let written = text("phase", value)?;
-    let found = all.iter().find(|(name, _)| *name == written).map(|(_, phase)| *phase);
-    found.ok_or_else(|| {
-        Wrong::new(value.span(), format!("there is no phase {written:?}")).meant(written, all.map(|(name, _)| name))
-    })
+    one_of("phase", text("phase", value)?, value, &all.map(|phase| (phase.as_str(), phase)))
 }
 
 fn a_node(field: &'static str, value: Value<'_>, plan: &Plan) -> Result<Name, Wrong> {

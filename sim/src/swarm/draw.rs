@@ -11,7 +11,7 @@ use rand::{Rng, RngExt as _, seq::IndexedRandom as _};
 
 use crate::{
     fault::{Fault, Spot, Target, Way},
-    plan::{self, Action, Curve, Entry, Expect, Moment, Peak, Plan, Producer, Release, Site},
+    plan::{self, Action, Curve, Entry, Moment, Peak, Plan, Producer, Release, Site},
 };
 
 /// Most of each.
@@ -34,21 +34,7 @@ pub fn draw(seed: u64, minutes: Option<u64>) -> anyhow::Result<Plan> {
     let seed = Seed::from_u64(seed).child("swarm");
     let duration = duration(&mut seed.stream("duration"), minutes);
     let sites = sites(&mut seed.stream("sites"))?;
-    let mut plan = Plan {
-        name: String::new(),
-        about: String::new(),
-        duration,
-        sites,
-        releases: vec![],
-        producers: vec![],
-        timeline: vec![],
-        expect: Expect {
-            converge_within: CONVERGE,
-            in_gaps: None,
-            rollouts: BTreeMap::new(),
-            up_without_hub_within: None,
-        },
-    };
+    let mut plan = Plan::quiet(duration, sites, CONVERGE);
     releases(&mut seed.stream("releases"), &mut plan)?;
     producers(&mut seed.stream("producers"), &mut plan)?;
     faults(&mut seed.stream("faults"), &mut plan)?;

@@ -223,21 +223,9 @@ fn plainer(plan: &Plan, at: usize) -> Option<Plan> {
 
 /// The first box instead of a site or all.
 fn narrow(fault: &mut Fault, node: proto::name::Name) {
-    let (Fault::Cut { target, .. }
-    | Fault::Line { target, .. }
-    | Fault::BlockUdp { target }
-    | Fault::Rebind { target }
-    | Fault::CrashAgent { target }
-    | Fault::Reboot { target }
-    | Fault::PowerCut { target }
-    | Fault::Reinstall { target }
-    | Fault::Clock { target, .. }
-    | Fault::DiskFull { target }
-    | Fault::FlipBit { target, .. }) = fault
-    else {
-        return;
-    };
-    if matches!(target, Target::All | Target::Site(_)) {
+    if let Some(target) = fault.target_mut()
+        && matches!(target, Target::All | Target::Site(_))
+    {
         *target = Target::Node(node);
     }
 }

@@ -1,9 +1,6 @@
 //! Bits that flip at rest: in a batch of an outbox, in a copy of a state file, in a file of a release.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use anyhow::Context as _;
 use proto::digest::Digest;
@@ -11,7 +8,7 @@ use rand::{Rng, RngExt as _};
 use rand_chacha::ChaCha12Rng;
 
 use super::World;
-use crate::fault::Spot;
+use crate::{disk::files_below, fault::Spot};
 
 /// Beginning of a batch by which it is found; it lies in one piece, whatever the batch's length.
 const HEAD_BYTES: usize = 100;
@@ -72,8 +69,7 @@ fn is_artifact(path: &Path) -> bool {
 
 /// Flips one bit of one file of those that count, and returns where.
 fn in_file(folder: &Path, counts: fn(&Path) -> bool, choice: &mut impl Rng) -> anyhow::Result<Option<String>> {
-    let mut files = vec![];
-    all_files(folder, &mut files)?;
+    let mut files = files_below(folder)?;
     files.retain(|path| counts(path));
     files.sort();
     let number = choice.random_range(0..files.len().max(1));
@@ -90,21 +86,6 @@ fn in_file(folder: &Path, counts: fn(&Path) -> bool, choice: &mut impl Rng) -> a
     fs::write(path, bytes)?;
     fs::set_permissions(path, mode)?;
     Ok(Some(format!("{} at {at}", path.strip_prefix(folder).unwrap_or(path).display())))
-}
-
-fn all_files(folder: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
-    if !folder.exists() {
-        return Ok(());
-    }
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        match entry.file_type()? {
-            kind if kind.is_dir() => all_files(&entry.path(), files)?,
-            kind if kind.is_file() => files.push(entry.path()),
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// Flips one bit inside a batch that waits, and returns where in the file. Nothing where none waits.

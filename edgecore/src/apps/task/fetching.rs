@@ -1,0 +1,87 @@
+//! The fetch beside an app: begun, kept and ended as planned, tried again after a while.
+
+use std::time::Duration;
+
+use proto::{object::Progress, watch};
+use tokio::{task::JoinSet, time::Instant};
+
+use super::App;
+use crate::apps::{
+    plan::{Fetch, Wanted},
+    slot::Installed,
+    stage::{Hindrance, Order},
+};
+
+pub(super) const RETRY_BASE: Duration = Duration::from_secs(1);
+pub(super) const RETRY_CAP: Duration = Duration::from_secs(300);
+
+#[derive(Debug)]
+pub(super) enum Fetching {
+    Idle,
+    Active { fetch: Fetch, task: JoinSet<Result<Installed, Hindrance>>, progress: watch::Receiver<Progress> },
+    Hindered { fetch: Fetch, hindrance: Hindrance, retry_at: Instant },
+}
+
+impl App {
+    /// A fetch ended.
+    pub(super) fn fetched(&mut self, result: Result<Installed, Hindrance>) {
+        let Fetching::Active { fetch, .. } = std::mem::replace(&mut self.fetching, Fetching::Idle) else { return };
+        match result {
+            Ok(installed) => {
+                self.backoff.succeeded();
+                if self.damaged == Some(installed.release.digest) {
+                    self.damaged = None;
+                }
+                if matches!(fetch, Fetch::New(_)) {
+                    self.staged = Some(installed);
+                }
+            }
+            Err(hindrance) => {
+                tracing::info!(app = %self.name, reason = hindrance.reason, "not staged yet: {}", hindrance.message);
+                let retry_at = Instant::now() + RETRY_BASE + self.backoff.failed(&mut self.rng);
+                self.fetching = Fetching::Hindered { fetch, hindrance, retry_at };
+            }
+        }
+    }
+
+    /// Begins, keeps or ends the fetch as planned.
+    pub(super) fn direct_fetch(&mut self, planned: Option<Fetch>, wanted: &Wanted) {
+        let Some(planned) = planned else {
+            self.fetching = Fetching::Idle;
+            return;
+        };
+        match &self.fetching {
+            Fetching::Active { fetch, .. } if *fetch == planned => return,
+            Fetching::Hindered { fetch, retry_at, .. } if *fetch == planned && Instant::now() < *retry_at => return,
+            Fetching::Hindered { fetch, .. } if *fetch == planned => {}
+            _ => {
+                self.backoff.succeeded();
+                self.litter |= matches!(wanted, Wanted::Run(_));
+            }
+        }
+        let (sender, progress) = watch::channel(Progress { done_bytes: 0, total_bytes: 0 });
+        let order = Order {
+            app: self.name.clone(),
+            fetch: planned.clone(),
+            floor: self.slot.floor,
+            releases: self.folder.join("releases"),
+            reuse: self.slot.kept().collect(),
+        };
+        let stage = self.shared.stage.clone();
+        let mut task = JoinSet::new();
+        task.spawn(async move { stage.stage(order, sender).await });
+        self.fetching = Fetching::Active { fetch: planned, task, progress };
+    }
+}
+
+/// The result of the fetch.
+pub(super) async fn finished(task: Option<&mut JoinSet<Result<Installed, Hindrance>>>) -> Result<Installed, Hindrance> {
+    let Some(task) = task else { return std::future::pending().await };
+    match task.join_next().await {
+        Some(Ok(result)) => result,
+        Some(Err(e)) => {
+            Err(Hindrance { reason: "Interrupted", message: format!("the fetch broke off: {e}"), offline: false })
+        }
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,122 @@
+//! The workload of an app: started or adopted under a supervisor, looked at, stopped.
+
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+
+use proto::{
+    durable,
+    name::ReleaseName,
+    object::{ReleaseRef, RunState},
+    watch,
+};
+use tokio::time::Instant;
+
+use super::{App, Context, StepError};
+use crate::{
+    apps::{guard::Guard, plan::RunningView, slot::Installed},
+    driver::InstanceSpec,
+    fetch::tree,
+    supervisor::{Health, Supervisor},
+};
+
+/// Grace for an instance whose manifest nobody read.
+const LEFTOVER_GRACE: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub(super) struct Run {
+    pub(super) release: ReleaseRef,
+    pub(super) supervisor: Supervisor,
+    pub(super) health: watch::Receiver<Health>,
+    pub(super) since: Instant,
+    pub(super) soak: Duration,
+    pub(super) deadline: Duration,
+    /// Raised when a start found the tree damaged.
+    pub(super) damaged: Arc<AtomicBool>,
+}
+
+impl Run {
+    pub(super) fn view(&self) -> RunningView {
+        let health = self.health.borrow();
+        RunningView {
+            digest: self.release.digest,
+            since: self.since,
+            healthy_since: health.healthy_since,
+            ended: health.state == RunState::Exited,
+            message: health.message.clone(),
+            soak: self.soak,
+            deadline: self.deadline,
+        }
+    }
+}
+
+impl Context {
+    /// Where a workload hands in records.
+    fn streams_environment(&self) -> impl Iterator<Item = (String, String)> {
+        let at = self.endpoints.borrow().clone();
+        let variables = [
+            ("CROSSDOCK_STREAMS_URL", at.http.map(|address| format!("http://{address}"))),
+            ("CROSSDOCK_STREAMS_SOCKET", at.socket.map(|path| path.display().to_string())),
+            ("CROSSDOCK_STREAMS_MQTT", at.mqtt.map(|address| format!("mqtt://{address}"))),
+        ];
+        variables.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)))
+    }
+}
+
+impl App {
+    pub(super) async fn stop(&mut self) -> Result<(), StepError> {
+        // From here on nobody supervises it: were the stop to fail, the driver is asked again.
+        self.leftover = true;
+        match self.run.take() {
+            Some(run) => run.supervisor.stop().await?,
+            None => self.shared.driver.stop(&self.name, LEFTOVER_GRACE).await?,
+        }
+        self.leftover = false;
+        Ok(())
+    }
+
+    /// Adopts the release where it runs already, however its tree changed since; starts it otherwise,
+    /// past the [`Guard`], which verifies the tree.
+    pub(super) async fn start(&mut self, installed: &Installed) -> Result<(), StepError> {
+        let release = installed.release.clone();
+        let folder = tree::release_folder(&self.folder.join("releases"), release.digest);
+        let data = self.folder.join("data");
+        let name = ReleaseName { app: self.name.clone(), version: release.version.clone() };
+        let (at, made) = (folder.clone(), data.clone());
+        let manifest = self.shared.env.blocking.run(move || {
+            durable::create_dir_all(&made)?;
+            Ok::<_, StepError>(tree::manifest(&at, release.digest, &name))
+        });
+        let manifest = match manifest.await? {
+            Ok(manifest) => manifest,
+            Err(error) => {
+                tracing::warn!(app = %self.name, %error, "not started");
+                self.damaged = Some(installed.release.digest);
+                self.staged = None;
+                return Ok(());
+            }
+        };
+        let mut workload = manifest.workload;
+        workload.env.extend(self.shared.streams_environment());
+        let (soak, deadline) = (workload.soak.get(), workload.deadline.get());
+        let release = installed.release.clone();
+        let tree = tree::tree_folder(&folder);
+        let spec = InstanceSpec { app: self.name.clone(), release: release.clone(), tree, data, workload };
+        let damaged = Arc::new(AtomicBool::new(false));
+        let Context { driver, env, checks, .. } = &*self.shared;
+        let guard = Guard::new(driver.clone(), env.clone(), checks.clone(), damaged.clone());
+        let supervisor = Supervisor::start(self.shared.env.clone(), Arc::new(guard), spec);
+        let health = supervisor.health();
+        self.leftover = false;
+        self.run = Some(Run { release, supervisor, health, since: Instant::now(), soak, deadline, damaged });
+        Ok(())
+    }
+}
+
+pub(super) async fn health_changed(run: Option<&mut Run>) -> Result<(), watch::Closed> {
+    match run {
+        Some(run) => run.health.changed().await,
+        None => std::future::pending().await,
+    }
+}

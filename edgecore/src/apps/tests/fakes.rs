@@ -1,0 +1,172 @@
+//! A driver that runs nothing and a stage without signatures, and the versions that they know.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use proto::{
+    digest::Digest,
+    env::BoxFuture,
+    name::{Name, ReleaseName},
+    object::{LastExit, Progress},
+    release::Probe,
+    watch,
+};
+use tokio::sync::{mpsc, oneshot};
+
+use super::APP;
+use crate::{
+    apps::{
+        plan::Fetch,
+        slot::Installed,
+        stage::{Hindrance, Order, Stage},
+    },
+    driver::{Driver, DriverError, Instance, InstanceSpec, ProbeOutcome},
+    fetch::{Fetcher, Job, tests::env, tree},
+};
+
+/// How a version behaves when it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Good,
+    /// Ends at once, every time.
+    Crashes,
+    /// Runs, and its readiness probe never succeeds.
+    NeverReady,
+}
+
+/// Versions of the tests: number, counter, behaviour.
+pub(super) const VERSIONS: [(&str, u64, Kind); 5] = [
+    ("1", 1, Kind::Good),
+    ("2", 2, Kind::Good),
+    ("3", 3, Kind::Crashes),
+    ("4", 4, Kind::NeverReady),
+    ("5", 5, Kind::Good),
+];
+
+#[derive(Debug)]
+pub(super) struct Process {
+    spec: InstanceSpec,
+    exit: Option<LastExit>,
+    waiting: Vec<oneshot::Sender<()>>,
+}
+
+/// Runs nothing, remembers everything, survives the agent.
+#[derive(Debug, Default)]
+pub(super) struct FakeDriver {
+    pub(super) process: Mutex<Option<Process>>,
+    pub(super) started: Mutex<Vec<Digest>>,
+    pub(super) violations: Mutex<Vec<String>>,
+    /// It has a bug.
+    pub(super) broken: AtomicBool,
+}
+
+fn ended() -> LastExit {
+    LastExit { code: Some(1), signal: None, at: env().wall.now(), message: "it crashed".into() }
+}
+
+pub(super) fn kind(version: &str) -> Kind {
+    VERSIONS.iter().find(|v| v.0 == version).unwrap().2
+}
+
+impl FakeDriver {
+    pub(super) fn running(&self) -> Option<Digest> {
+        self.process.lock().unwrap().as_ref().filter(|p| p.exit.is_none()).map(|p| p.spec.release.digest)
+    }
+}
+
+impl Driver for FakeDriver {
+    fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), DriverError>> {
+        Box::pin(async move {
+            let name = ReleaseName { app: spec.app.clone(), version: spec.release.version.clone() };
+            if let Err(e) = tree::verify(spec.tree.parent().unwrap(), spec.release.digest, &name) {
+                self.violations.lock().unwrap().push(format!("an unverified release ran: {e}"));
+            }
+            self.started.lock().unwrap().push(spec.release.digest);
+            let exit = (kind(spec.release.version.as_str()) == Kind::Crashes).then(ended);
+            *self.process.lock().unwrap() = Some(Process { spec: spec.clone(), exit, waiting: vec![] });
+            Ok(())
+        })
+    }
+    fn inspect<'a>(&'a self, _: &'a Name) -> BoxFuture<'a, Result<Option<Instance>, DriverError>> {
+        Box::pin(async move {
+            assert!(!self.broken.load(Ordering::Relaxed), "a bug");
+            Ok(self.process.lock().unwrap().as_ref().map(|p| Instance {
+                release: p.spec.release.clone(),
+                started_at: env().wall.now(),
+                exit: p.exit.clone(),
+            }))
+        })
+    }
+    fn wait<'a>(&'a self, _: &'a Name) -> BoxFuture<'a, Result<LastExit, DriverError>> {
+        Box::pin(async move {
+            let (sender, receiver) = oneshot::channel();
+            match self.process.lock().unwrap().as_mut() {
+                Some(Process { exit: None, waiting, .. }) => waiting.push(sender),
+                Some(Process { exit: Some(exit), .. }) => return Ok(exit.clone()),
+                None => return Ok(ended()),
+            }
+            receiver.await.ok();
+            Ok(ended())
+        })
+    }
+    fn stop<'a>(&'a self, _: &'a Name, _: Duration) -> BoxFuture<'a, Result<(), DriverError>> {
+        Box::pin(async move {
+            *self.process.lock().unwrap() = None;
+            Ok(())
+        })
+    }
+    fn remove<'a>(&'a self, _: &'a Name) -> BoxFuture<'a, Result<(), DriverError>> {
+        Box::pin(async { Ok(()) })
+    }
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Name>, DriverError>> {
+        Box::pin(async { Ok(self.running().map(|_| APP.parse().unwrap()).into_iter().collect()) })
+    }
+    fn probe<'a>(&'a self, spec: &'a InstanceSpec, _: &'a Probe) -> BoxFuture<'a, ProbeOutcome> {
+        Box::pin(async move {
+            match kind(spec.release.version.as_str()) {
+                Kind::Good => ProbeOutcome::Success,
+                _ => ProbeOutcome::Failure("not ready".into()),
+            }
+        })
+    }
+    fn logs<'a>(&'a self, _: &'a Name, _: Option<u32>, _: bool) -> BoxFuture<'a, Option<mpsc::Receiver<Bytes>>> {
+        Box::pin(async { None })
+    }
+}
+
+/// The real fetcher behind a stand-in for the signatures: the counter is that of the table above.
+#[derive(Debug)]
+pub(super) struct FakeStage(pub(super) Fetcher);
+
+impl Stage for FakeStage {
+    fn stage(&self, order: Order, progress: watch::Sender<Progress>) -> BoxFuture<'_, Result<Installed, Hindrance>> {
+        Box::pin(async move {
+            let installed = match order.fetch {
+                Fetch::Repair(installed) => installed,
+                Fetch::New(release) => {
+                    let counter = VERSIONS.iter().find(|v| v.0 == release.version.as_str()).unwrap().1;
+                    if counter < order.floor {
+                        return Err(Hindrance { reason: "Rollback", message: String::new(), offline: false });
+                    }
+                    Installed { release, counter }
+                }
+            };
+            let job = Job {
+                release: ReleaseName { app: order.app, version: installed.release.version.clone() },
+                digest: installed.release.digest,
+                manifest_bytes: None,
+                releases: order.releases,
+                reuse: order.reuse,
+                hardware: vec!["x86_64".into()],
+            };
+            self.0.stage(&Arc::new(job), &progress).await?;
+            Ok(installed)
+        })
+    }
+}

@@ -1,0 +1,25 @@
+//! An app against a fake driver: cut between any two steps, rebooted, damaged, cut off, and always right.
+//!
+//! The world keeps what a crash keeps: the disk, and the workloads unless the box itself went down. A
+//! [`World::crash`](world::World::crash) drops the agent's side only. Releases are real trees, fetched and
+//! verified by the code that ships; the driver itself verifies each tree that it is told to run.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`fakes`] | driver and stage that only pretend, and the versions they know |
+//! | [`world`] | the box around one app, and what must hold between any two steps |
+//! | [`updates`] | releases that come, go back and are removed |
+//! | [`cuts`] | crashes and reboots between any two steps; the property over everything |
+//! | [`disk`] | damage, a lost slot, a full disk, litter |
+
+mod cuts;
+mod disk;
+mod fakes;
+mod updates;
+mod world;
+
+use std::time::Duration;
+
+const APP: &str = "web";
+/// Long enough for any trial, back-off and retry to end.
+const LONG: Duration = Duration::from_secs(900);

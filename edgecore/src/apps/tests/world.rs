@@ -1,0 +1,212 @@
+//! The box around one app: its disk, the hub's releases, and what must hold between any two steps.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use proto::{
+    digest::Digest,
+    durable::Record,
+    link::message::Report,
+    object::{ReleaseRef, UpdatePhase},
+    watch,
+};
+use tempfile::TempDir;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
+
+use super::{
+    APP, LONG,
+    fakes::{FakeDriver, FakeStage, Kind, VERSIONS, kind},
+};
+use crate::{
+    apps::{
+        plan::Wanted,
+        slot::{self, MAX_ATTEMPTS, Slot},
+        task::{App, Context, Turn},
+    },
+    doors::Endpoints,
+    fetch::{
+        Fetcher, Space,
+        tests::{MemorySource, env, publish},
+        tree,
+    },
+};
+
+/// It keeps what a crash keeps: the disk, and the workloads unless the box itself went down.
+pub(super) struct World {
+    pub(super) folder: TempDir,
+    pub(super) driver: Arc<FakeDriver>,
+    pub(super) source: Arc<MemorySource>,
+    pub(super) releases: BTreeMap<&'static str, ReleaseRef>,
+    pub(super) wanted: watch::Sender<Wanted>,
+    pub(super) online: watch::Sender<bool>,
+    pub(super) board: watch::Sender<Report>,
+    boot: u32,
+    pub(super) app: Option<App>,
+    floor: u64,
+    damaged: BTreeSet<Digest>,
+}
+
+impl World {
+    pub(super) fn new() -> World {
+        let source = MemorySource::new();
+        let probed = r#"{"command": "bin/run", "soak": "3s", "deadline": "20s",
+            "probes": {"readiness": {"tcp": {"port": 1}, "period": "500ms"}}}"#;
+        let releases = VERSIONS.iter().map(|(version, _, _)| {
+            let files: &[(&str, &[u8])] = &[("bin/run", version.as_bytes()), ("share/same", b"same")];
+            let (digest, _) = publish(&source, &format!("{APP}@{version}"), files, probed);
+            (*version, ReleaseRef { version: version.parse().unwrap(), digest })
+        });
+        World {
+            folder: tempfile::tempdir().unwrap(),
+            driver: Arc::default(),
+            releases: releases.collect(),
+            source,
+            wanted: watch::channel(Wanted::Keep).0,
+            online: watch::channel(true).0,
+            board: watch::channel(Report::default()).0,
+            boot: 0,
+            app: None,
+            floor: 0,
+            damaged: BTreeSet::new(),
+        }
+    }
+
+    pub(super) fn want(&self, version: &str) {
+        self.wanted.send_replace(Wanted::Run(self.releases[version].clone()));
+    }
+
+    pub(super) fn digest(&self, version: &str) -> Digest {
+        self.releases[version].digest
+    }
+
+    pub(super) fn slot(&self) -> Slot {
+        slot::load(&Record::at(self.folder.path().join("slot"))).unwrap()
+    }
+
+    pub(super) fn tree_of(&self, digest: Digest) -> PathBuf {
+        tree::release_folder(&self.folder.path().join("releases"), digest)
+    }
+
+    pub(super) fn phase(&self) -> Option<UpdatePhase> {
+        self.board.borrow().workloads.get(APP).map(|w| w.phase)
+    }
+
+    /// The agent dies; workloads go on.
+    pub(super) fn crash(&mut self) {
+        self.app = None;
+    }
+
+    /// The box dies.
+    pub(super) fn reboot(&mut self) {
+        self.app = None;
+        *self.driver.process.lock().unwrap() = None;
+        self.boot += 1;
+    }
+
+    pub(super) fn damage(&mut self, version: &str) {
+        let digest = self.digest(version);
+        let file = self.tree_of(digest).join("tree/bin/run");
+        if file.exists() {
+            fs::write(file, "damaged").unwrap();
+            self.damaged.insert(digest);
+        }
+    }
+
+    pub(super) fn context(&self) -> Arc<Context> {
+        let fetcher = Fetcher::new(env(), self.source.clone(), Space::new(|_| Ok(1 << 40)));
+        Arc::new(Context {
+            env: env(),
+            driver: self.driver.clone(),
+            stage: Arc::new(FakeStage(fetcher)),
+            boot_id: self.boot.to_string(),
+            board: self.board.clone(),
+            online: self.online.subscribe(),
+            checks: Arc::new(Semaphore::new(1)),
+            endpoints: watch::channel(Endpoints::default()).1,
+        })
+    }
+
+    /// So many turns, or until nothing changes for `patience`; whether it came to rest.
+    pub(super) async fn turns(&mut self, turns: usize, patience: Duration) -> bool {
+        let end = Instant::now() + patience;
+        if self.app.is_none() {
+            let wanted = self.wanted.subscribe();
+            let folder = self.folder.path().to_owned();
+            self.app = Some(App::open(self.context(), APP.parse().unwrap(), folder, wanted).await.unwrap());
+        }
+        for _ in 0..turns {
+            let app = self.app.as_mut().unwrap();
+            match app.turn().await.unwrap() {
+                Turn::Again => {}
+                Turn::Ended => {
+                    self.app = None;
+                    self.check();
+                    return true;
+                }
+                Turn::Wait(until) => {
+                    let left = end.saturating_duration_since(Instant::now());
+                    if left.is_zero() || timeout(left, app.changed(until)).await.is_err() {
+                        return true;
+                    }
+                }
+            }
+            self.check();
+        }
+        false
+    }
+
+    pub(super) async fn settle(&mut self) {
+        assert!(self.turns(100_000, LONG).await, "it never comes to rest");
+    }
+
+    /// What must hold between any two steps.
+    pub(super) fn check(&mut self) {
+        assert_eq!(*self.driver.violations.lock().unwrap(), Vec::<String>::new());
+        let slot = self.slot();
+        assert!(slot.floor >= self.floor, "the floor fell");
+        self.floor = slot.floor;
+        if let Some(trial) = &slot.trial {
+            let digest = trial.installed.release.digest;
+            assert!(slot.failure(digest).is_none(), "a failed release is on trial again");
+        }
+        for digest in slot.active.iter().map(|a| a.release.digest) {
+            assert!(
+                self.tree_of(digest).exists() || self.damaged.contains(&digest),
+                "the release to go back to is gone"
+            );
+        }
+    }
+
+    /// Nothing to complain about at rest.
+    pub(super) fn check_settled(&self, interruptions: u32) {
+        let slot = self.slot();
+        assert_eq!(slot.trial, None);
+        let active = slot.active.as_ref().map(|a| a.release.digest);
+        let wanted = self.wanted.borrow().clone();
+        match &wanted {
+            Wanted::Run(release) => {
+                let failure = slot.failure(release.digest);
+                let counter = VERSIONS.iter().find(|v| v.0 == release.version.as_str()).unwrap().1;
+                if let Some(failure) = failure {
+                    assert_ne!(active, Some(release.digest));
+                    let bad = kind(release.version.as_str()) != Kind::Good;
+                    let cut = failure.reason == "Interrupted" && interruptions >= MAX_ATTEMPTS;
+                    assert!(bad || cut, "a good release failed: {failure:?}");
+                } else if counter >= slot.floor {
+                    assert_eq!(active, Some(release.digest), "a good release is not active");
+                }
+            }
+            Wanted::Remove => assert_eq!(active, None),
+            Wanted::Keep => {}
+        }
+        assert_eq!(self.driver.running(), active, "what runs is the active release");
+    }
+}

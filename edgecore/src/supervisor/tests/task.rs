@@ -1,0 +1,229 @@
+//! The task with a driver that only pretends: it starts, adopts, asks again, stops.
+
+use super::*;
+
+/// Starts nothing, and does as the test says.
+#[derive(Debug, Default)]
+struct Pretend {
+    state: Mutex<PretendState>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct PretendState {
+    instance: Option<Instance>,
+    starts: u32,
+    stops: u32,
+    refuse: Option<String>,
+    unready: bool,
+    /// The driver cannot tell what runs.
+    blind: bool,
+}
+
+impl Pretend {
+    fn state(&self) -> MutexGuard<'_, PretendState> {
+        self.state.lock().unwrap()
+    }
+
+    fn starts_and_stops(&self) -> (u32, u32) {
+        let state = self.state();
+        (state.starts, state.stops)
+    }
+
+    fn set_blind(&self, blind: bool) {
+        self.state().blind = blind;
+        self.changed.notify_waiters();
+    }
+
+    fn end(&self, exit: LastExit) {
+        self.state().instance.as_mut().unwrap().exit = Some(exit);
+        self.changed.notify_waiters();
+    }
+}
+
+impl Driver for Pretend {
+    fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), DriverError>> {
+        Box::pin(async move {
+            let mut state = self.state();
+            state.starts += 1;
+            if let Some(problem) = state.refuse.clone() {
+                return Err(DriverError { attempt: "start", app: spec.app.clone(), problem });
+            }
+            let (release, started_at) = (spec.release.clone(), Timestamp::UNIX_EPOCH);
+            state.instance = Some(Instance { release, started_at, exit: None });
+            Ok(())
+        })
+    }
+
+    fn inspect<'a>(&'a self, _: &'a Name) -> BoxFuture<'a, Result<Option<Instance>, DriverError>> {
+        Box::pin(async move { if self.state().blind { Err(blind()) } else { Ok(self.state().instance.clone()) } })
+    }
+
+    fn wait<'a>(&'a self, _: &'a Name) -> BoxFuture<'a, Result<LastExit, DriverError>> {
+        Box::pin(async move {
+            loop {
+                let changed = self.changed.notified();
+                if self.state().blind {
+                    return Err(blind());
+                }
+                if let Some(exit) = self.state().instance.as_ref().and_then(|i| i.exit.clone()) {
+                    return Ok(exit);
+                }
+                changed.await;
+            }
+        })
+    }
+
+    fn stop<'a>(&'a self, _: &'a Name, _: Duration) -> BoxFuture<'a, Result<(), DriverError>> {
+        Box::pin(async move {
+            self.state().stops += 1;
+            if self.state().instance.as_ref().is_some_and(|i| i.exit.is_none()) {
+                self.end(LastExit { message: STOPPED_ON_REQUEST.into(), ..exit(0) });
+            }
+            Ok(())
+        })
+    }
+
+    fn remove<'a>(&'a self, _: &'a Name) -> BoxFuture<'a, Result<(), DriverError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Name>, DriverError>> {
+        Box::pin(async { Ok(vec![]) })
+    }
+
+    fn probe<'a>(&'a self, _: &'a InstanceSpec, _: &'a Probe) -> BoxFuture<'a, ProbeOutcome> {
+        Box::pin(async move { if self.state().unready { failure() } else { ProbeOutcome::Success } })
+    }
+
+    fn logs<'a>(&'a self, _: &'a Name, _: Option<u32>, _: bool) -> BoxFuture<'a, Option<mpsc::Receiver<Bytes>>> {
+        Box::pin(async { None })
+    }
+}
+
+fn blind() -> DriverError {
+    DriverError { attempt: "inspect", app: "web".parse().unwrap(), problem: "its records cannot be read".into() }
+}
+
+fn spec(json: &str) -> InstanceSpec {
+    InstanceSpec {
+        app: "web".parse().unwrap(),
+        release: ReleaseRef { version: "1".parse().unwrap(), digest: Digest::of(b"1") },
+        tree: "/tree".into(),
+        data: "/data".into(),
+        workload: workload(json),
+    }
+}
+
+fn supervise(driver: &Arc<Pretend>, json: &str) -> Supervisor {
+    Supervisor::start(Env::real().unwrap(), driver.clone(), spec(json))
+}
+
+async fn until(supervisor: &Supervisor, what: impl FnMut(&Health) -> bool) -> Health {
+    let mut health = supervisor.health();
+    let found = timeout(Duration::from_secs(3600), health.wait_for(what)).await;
+    found.expect("it comes about").unwrap().clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_task_restarts_and_reports() {
+    let driver = Arc::new(Pretend::default());
+    driver.state().refuse = Some("no such user".into());
+    let supervisor = supervise(&driver, r#"{"command": "run"}"#);
+    until(&supervisor, |h| h.message.contains("no such user")).await;
+    driver.state().refuse = None;
+    until(&supervisor, |h| h.healthy_since.is_some()).await;
+    driver.end(exit(7));
+    assert_eq!(until(&supervisor, |h| h.state == RunState::BackOff).await.last_exit, Some(exit(7)));
+    let again = until(&supervisor, |h| h.healthy_since.is_some()).await;
+    assert_eq!((again.restarts, driver.state().starts), (2, 3));
+    supervisor.stop().await.unwrap();
+    assert_eq!(driver.state().stops, 1);
+    assert!(driver.state().instance.as_ref().unwrap().exit.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_task_adopts_the_same_release_and_replaces_another() {
+    let driver = Arc::new(Pretend::default());
+    supervise(&driver, r#"{"command": "run"}"#).detach();
+    let first = supervise(&driver, r#"{"command": "run"}"#);
+    until(&first, |h| h.healthy_since.is_some()).await;
+    drop(first);
+    let second = supervise(&driver, r#"{"command": "run"}"#);
+    until(&second, |h| h.healthy_since.is_some()).await;
+    assert_eq!(driver.starts_and_stops(), (1, 0), "adopted, never stopped");
+    second.detach();
+    driver.state().instance.as_mut().unwrap().release.digest = Digest::of(b"2");
+    let third = supervise(&driver, r#"{"command": "run"}"#);
+    until(&third, |h| h.healthy_since.is_some()).await;
+    assert_eq!(driver.state().starts, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_driver_that_cannot_tell_is_asked_again_and_nothing_is_restarted() {
+    let driver = Arc::new(Pretend::default());
+    let first = supervise(&driver, r#"{"command": "run"}"#);
+    let mut health = first.health();
+    until(&first, |h| h.healthy_since.is_some()).await;
+    driver.set_blind(true);
+    let quiet = timeout(Duration::from_secs(60), health.wait_for(|h| h.healthy_since.is_none())).await;
+    assert!(quiet.is_err(), "an error is no end");
+    driver.set_blind(false);
+    driver.end(exit(7));
+    assert_eq!(until(&first, |h| h.state == RunState::BackOff).await.last_exit, Some(exit(7)));
+    until(&first, |h| h.healthy_since.is_some()).await;
+    first.detach();
+
+    // The same for who comes anew, and it can be stopped meanwhile.
+    driver.set_blind(true);
+    let second = supervise(&driver, r#"{"command": "run"}"#);
+    until(&second, |h| h.message.contains("cannot be read")).await;
+    driver.set_blind(false);
+    until(&second, |h| h.healthy_since.is_some()).await;
+    assert_eq!(driver.starts_and_stops(), (2, 0));
+    // Gone without a word is an end.
+    driver.set_blind(true);
+    advance(Duration::from_secs(1)).await;
+    driver.state().instance = None;
+    driver.set_blind(false);
+    until(&second, |h| h.state == RunState::BackOff).await;
+    until(&second, |h| h.healthy_since.is_some()).await;
+    second.detach();
+    driver.set_blind(true);
+    let third = supervise(&driver, r#"{"command": "run"}"#);
+    until(&third, |h| h.message.contains("cannot be read")).await;
+    third.stop().await.unwrap();
+    assert_eq!(driver.starts_and_stops(), (3, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_stopped_on_request_starts_again_and_what_finished_does_not() {
+    let driver = Arc::new(Pretend::default());
+    let once = r#"{"command": "run", "restart": "never"}"#;
+    let first = supervise(&driver, once);
+    until(&first, |h| h.state == RunState::Running).await;
+    first.stop().await.unwrap();
+    let second = supervise(&driver, once);
+    until(&second, |h| h.state == RunState::Running).await;
+    driver.end(exit(0));
+    until(&second, |h| h.state == RunState::Exited && h.healthy_since.is_some()).await;
+    second.detach();
+    let third = supervise(&driver, once);
+    until(&third, |h| h.state == RunState::Exited && h.healthy_since.is_some()).await;
+    advance(Duration::from_secs(3600)).await;
+    assert_eq!(driver.state().starts, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_task_kills_by_liveness() {
+    let driver = Arc::new(Pretend::default());
+    let probed = r#"{"command": "run", "probes": {"liveness": {"tcp": {"port": 1}, "period": "1s"}}}"#;
+    let supervisor = supervise(&driver, probed);
+    until(&supervisor, |h| h.healthy_since.is_some()).await;
+    driver.state().unready = true;
+    let down = until(&supervisor, |h| h.state == RunState::BackOff).await;
+    assert_eq!(down.last_exit.unwrap().message, "liveness probe failed: no; it is restarted");
+    driver.state().unready = false;
+    let again = until(&supervisor, |h| h.healthy_since.is_some()).await;
+    assert_eq!((again.restarts, driver.state().stops), (1, 1));
+}

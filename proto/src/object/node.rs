@@ -1,0 +1,203 @@
+//! Kind `Node`: a box with an agent, what it should run, and how its agent last reported it.
+//!
+//! What it reports of each app is in [`super::workload`].
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use super::{Object, workload::WorkloadStatus};
+use crate::{
+    digest::Digest,
+    name::{Name, Version},
+    selector::Selector,
+};
+
+kind!(Node, NodeSpec, NodeStatus, "nodes");
+
+data! {
+    /// A box with an agent, as the hub wants it.
+    pub struct NodeSpec {
+        /// The transfer center it stands in.
+        pub site: Name,
+        /// What it should run, by app. `metadata.generation` numbers this.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        pub apps: BTreeMap<Name, AssignedApp>,
+    }
+
+    /// One app of an assignment.
+    pub struct AssignedApp {
+        /// Version to run.
+        pub version: Version,
+        /// Digest of that release's manifest.
+        pub digest: Digest,
+        /// The rollout that asked for it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub rollout: Option<String>,
+    }
+
+    /// A node as its agent last reported it, with the hub's own records.
+    #[derive(Default)]
+    pub struct NodeStatus {
+        /// Whether it is heard from.
+        pub phase: NodePhase,
+        /// When the hub last heard from it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = DateTime))]
+        pub last_seen: Option<Timestamp>,
+        /// Address the agent's datagrams come from: of use to people, of no meaning to the hub.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub remote: Option<String>,
+        /// Who it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub identity: Option<NodeIdentity>,
+        /// Generation of the assignment that the agent works towards.
+        #[serde(default)]
+        pub observed_generation: u64,
+        /// Facts.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub info: Option<NodeInfo>,
+        /// Figures.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub usage: Option<Usage>,
+        /// Conditions.
+        #[serde(default)]
+        pub conditions: Vec<Condition>,
+        /// Apps.
+        #[serde(default)]
+        pub workloads: BTreeMap<Name, WorkloadStatus>,
+    }
+
+    /// Who a node is, as the hub's own records have it.
+    pub struct NodeIdentity {
+        /// SHA-256 of the public key (SubjectPublicKeyInfo) that may speak for it.
+        pub spki: Digest,
+        /// Identity of the hardware, which survives a reinstall.
+        pub machine_id: String,
+        /// When it joined with this key.
+        #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
+        pub joined_at: Timestamp,
+        /// When its certificate expires.
+        #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
+        pub not_after: Timestamp,
+    }
+
+    /// Facts that stay while a node is up.
+    pub struct NodeInfo {
+        /// Agent version.
+        pub agent_version: String,
+        /// Changes with every boot.
+        pub boot_id: String,
+        /// Such as `x86_64`.
+        pub architecture: String,
+        /// Such as `Debian GNU/Linux 12`.
+        pub os_image: String,
+        /// Kernel release.
+        pub kernel: String,
+        /// Processor cores.
+        pub cpus: u32,
+        /// Bytes of memory.
+        pub memory_bytes: u64,
+        /// Host name.
+        pub hostname: String,
+        /// Every interface that is up, loopback left out.
+        #[serde(default)]
+        pub addresses: Vec<NodeAddress>,
+        /// Hardware classes it can serve, such as `x86_64`.
+        #[serde(default)]
+        pub hardware: Vec<String>,
+    }
+
+    /// An interface of a node. Never part of its identity.
+    pub struct NodeAddress {
+        /// Such as `eth0`.
+        pub interface: String,
+        /// IP address.
+        pub address: String,
+    }
+
+    /// Figures that change all the time. Kept in the hub's memory, never written to its store.
+    #[derive(Default)]
+    pub struct Usage {
+        /// Seconds since boot.
+        pub uptime_s: u64,
+        /// Busy share of all cores since the last report, 0 to 1,000.
+        pub cpu_permille: u32,
+        /// Memory in use (total less available), bytes.
+        pub memory_used_bytes: u64,
+        /// Load average over one minute, in hundredths.
+        pub load1_centi: u32,
+        /// Disks that hold the agent's state.
+        #[serde(default)]
+        pub disks: Vec<DiskUsage>,
+        /// Highest temperature known, in thousandths of a degree Celsius.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub temperature_milli_c: Option<i32>,
+    }
+
+    /// A file system.
+    pub struct DiskUsage {
+        /// Where it is mounted or what it holds.
+        pub path: String,
+        /// Bytes.
+        pub total_bytes: u64,
+        /// Bytes that the agent may still use.
+        pub free_bytes: u64,
+    }
+
+    /// A yes-or-no fact with its reason, as in Kubernetes.
+    pub struct Condition {
+        /// `Ready`, `DiskPressure`, `MemoryPressure`, `ClockSkew`.
+        pub r#type: String,
+        /// `True`, `False` or `Unknown`.
+        pub status: ConditionStatus,
+        /// One word for programs.
+        pub reason: String,
+        /// A sentence for people.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        pub message: String,
+        /// When `status` last changed.
+        #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
+        pub last_transition_time: Timestamp,
+    }
+}
+
+words! {
+    /// Whether a node is heard from.
+    #[derive(Default)]
+    pub enum NodePhase {
+        /// Created, never heard from.
+        #[default]
+        Pending,
+        /// Heard from, and its condition `Ready` holds.
+        Ready,
+        /// Heard from, but not ready.
+        NotReady,
+        /// Silent for longer than the hub's patience.
+        #[serde(other)]
+        Unknown,
+    }
+
+    /// Status of a condition.
+    pub enum ConditionStatus {
+        /// It holds.
+        True,
+        /// It does not.
+        False,
+        /// Nobody knows, or the word is newer than this program.
+        #[serde(other)]
+        Unknown,
+    }
+}
+
+impl Object<NodeSpec> {
+    /// Whether a selector names this node: its labels, and the keys `name` and `site`.
+    #[must_use]
+    pub fn matches(&self, selector: &Selector) -> bool {
+        selector.matches_with(|key| match key {
+            "name" => Some(self.name()),
+            "site" => Some(self.spec.site.as_str()),
+            key => self.metadata.labels.get(key).map(String::as_str),
+        })
+    }
+}
