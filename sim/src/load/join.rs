@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use edgecore::{
     config::AgentConfig,
     join::{JoinError, JoinOptions, join, with_port},
@@ -57,10 +57,9 @@ fn is_there(args: &LoadArgs, data_dir: &Path) -> anyhow::Result<bool> {
     let there = AgentConfig::load(data_dir).with_context(|| format!("read the agent in {}", data_dir.display()))?;
     let hub = with_port(&args.hub).context("--hub")?;
     if !there.hubs.contains(&hub) {
+        let (folder, joined) = (data_dir.display(), there.hubs.join(" or "));
         bail!(
-            "the agent in {} joined the hub {}, not {hub}: give --hub {0}, or another folder to --data",
-            data_dir.display(),
-            there.hubs.join(" or ")
+            "the agent in {folder} joined the hub {joined}, not {hub}: give that to --hub, or another folder to --data"
         );
     }
     Ok(true)
@@ -95,7 +94,7 @@ fn advised(error: anyhow::Error, count: usize) -> anyhow::Error {
         "NameTaken" => "another machine has this name: choose another --prefix".to_owned(),
         _ => return error,
     };
-    error.context(advice)
+    anyhow!("{error:#}; {advice}")
 }
 
 #[cfg(test)]
@@ -158,7 +157,7 @@ mod tests {
             let error = JoinError::Refused { code: code.into(), message: "no".into() };
             format!("{:#}", advised(anyhow::Error::from(error).context("join load-00001"), 20))
         };
-        assert!(refused("TokenUsedUp").contains("crossdock token create --site load --uses 20"));
+        assert!(refused("TokenUsedUp").ends_with("crossdock token create --site load --uses 20"));
         assert!(refused("NameTaken").contains("--prefix"));
         assert_eq!(refused("BadRequest"), "join load-00001: the hub refused: no (BadRequest)");
     }
