@@ -59,7 +59,7 @@ fn is_there(args: &LoadArgs, data_dir: &Path) -> anyhow::Result<bool> {
     if !there.hubs.contains(&hub) {
         let (folder, joined) = (data_dir.display(), there.hubs.join(" or "));
         bail!(
-            "the agent in {folder} joined the hub {joined}, not {hub}: give that to --hub, or another folder to --data"
+            "the agent in {folder} joined the hub {joined}, not {hub}: give --hub {joined}, or --data another folder"
         );
     }
     Ok(true)
