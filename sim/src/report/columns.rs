@@ -18,6 +18,9 @@ pub(super) struct Run<T> {
     pub(super) value: Result<T, u64>,
 }
 
+/// What a column shows, from when to when, in milliseconds.
+type Cell<V> = Option<(Result<V, u64>, u64, u64)>;
+
 /// The columns of `changes` over `end_ms`; `worse` orders values, the greatest shows.
 pub(super) fn runs<T, V>(
     changes: &Changes<T>,
@@ -35,7 +38,7 @@ where
         usize::try_from(at).unwrap_or(columns).min(columns)
     };
     let worse = |value: &Result<V, u64>| value.as_ref().map_or(u16::MAX, |value| worse(value).into());
-    let mut shown: Vec<Option<(Result<V, u64>, u64, u64)>> = vec![None; columns];
+    let mut shown: Vec<Cell<V>> = vec![None; columns];
     for Span { from_ms, to_ms, value: now } in changes.spans(end_ms) {
         let (first, last) = (column(from_ms).min(columns.saturating_sub(1)), column(to_ms));
         let now = now.map(&value);
