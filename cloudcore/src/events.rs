@@ -39,7 +39,7 @@ pub async fn record(
         involved_name: involved_name.into(),
         r#type,
         reason: reason.into(),
-        message: message.chars().take(MAX_MESSAGE_CHARS).collect(),
+        message: plain(message, MAX_MESSAGE_CHARS),
         source: source.into(),
         first_at: now,
         last_at: now,
@@ -68,6 +68,13 @@ async fn write(store: &Store, spec: EventSpec) -> Result<(), StoreError> {
     }
 }
 
+/// A text in one line and of bounded length, without what could play with a terminal: any application on a box may
+/// write events, and boxes that are not admitted yet say who they are.
+fn plain(text: &str, most_chars: usize) -> String {
+    let blank = |c: char| if matches!(c, '\n' | '\r' | '\t') { ' ' } else { c };
+    text.chars().map(blank).filter(|c| !c.is_control()).take(most_chars).collect()
+}
+
 /// An event that came with a record of a node; `None` when its text makes no name.
 pub(crate) fn told_by(node: &Name, record: EventRecord, now: Timestamp) -> Option<Event> {
     // A clock that runs ahead must not keep its node's events the newest for ever.
@@ -76,8 +83,8 @@ pub(crate) fn told_by(node: &Name, record: EventRecord, now: Timestamp) -> Optio
         involved_kind: "Node".into(),
         involved_name: node.to_string(),
         r#type: record.r#type,
-        reason: record.reason.chars().take(MAX_REASON_CHARS).collect(),
-        message: record.message.chars().take(MAX_MESSAGE_CHARS).collect(),
+        reason: plain(&record.reason, MAX_REASON_CHARS),
+        message: plain(&record.message, MAX_MESSAGE_CHARS),
         source: node.to_string(),
         first_at: at,
         last_at: at,
@@ -109,6 +116,22 @@ fn name_of(spec: &EventSpec) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_record_tells_cannot_play_with_a_terminal() {
+        let now: Timestamp = "2026-03-01T06:00:00Z".parse().unwrap();
+        let record = EventRecord {
+            schema: proto::stream::event::SCHEMA.into(),
+            time: now,
+            r#type: EventType::Warning,
+            reason: "Bad\u{7}".into(),
+            message: "\u{1b}]0;owned\u{7}line one\nline\u{9b}31m two\u{7f}".into(),
+            app: None,
+            version: None,
+        };
+        let event = told_by(&"n1".parse().unwrap(), record, now).unwrap();
+        assert_eq!((event.spec.reason.as_str(), event.spec.message.as_str()), ("Bad", "]0;ownedline one line31m two"));
+    }
 
     #[tokio::test]
     async fn repeats_are_counted_not_kept() {

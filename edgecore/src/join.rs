@@ -201,8 +201,11 @@ fn wanted_name(name: Option<&str>) -> String {
     }
 }
 
-/// An address with its port; a scheme before it is cut off.
-fn with_port(given: &str) -> Result<String, JoinError> {
+/// An address of a hub as it is kept: with its port, and without a scheme before it.
+///
+/// # Errors
+/// When what stands in the place of the port is none.
+pub fn with_port(given: &str) -> Result<String, JoinError> {
     let hub = given.split_once("://").map_or(given, |(_, rest)| rest).trim_end_matches('/');
     match hub.rsplit_once(':') {
         Some((host, port)) if !host.contains(':') || host.ends_with(']') => match port.parse::<u16>() {

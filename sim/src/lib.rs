@@ -21,6 +21,7 @@
 //! | [`report`] | a run as text and as a page |
 //! | [`scenario`] | scenarios by name, `sim run`, and how to write an own scenario file |
 //! | [`swarm`] | random plans, and the smallest that fails |
+//! | [`seeds`] | seeds on the command line |
 //! | [`load`] | many light agents against a real hub |
 //! | [`produce`] | a parcel scanner that hands its scans to an agent, or replays a file |
 //! | [`bench`] | measurements of the shipped binaries over real sockets |
@@ -40,6 +41,7 @@ pub mod record;
 pub mod report;
 pub mod run;
 pub mod scenario;
+pub mod seeds;
 pub mod swarm;
 pub mod trace;
 pub mod world;

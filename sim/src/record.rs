@@ -1,8 +1,11 @@
 //! What became of a run, small enough to keep: JSON for programs, and all that a report is drawn from.
 //!
-//! A [`Recorder`] is shown every look and keeps what changed; curves are thinned to a bounded number of points
-//! that keep their maxima. A run of a hundred boxes over a day is some hundred kilobytes.
+//! A [`Recorder`] is shown every look and keeps what changed. However long a run is, its record is bounded: curves
+//! are thinned to [`curve::MAX_POINTS`] that keep their maxima, and of faults, marks and changes of a track the first
+//! ones are kept and the rest is counted. A box has a track for itself and one for each app; a full one is some
+//! 300 KB of JSON, one of a day with a dozen troubles some 2 KB; a run of a hundred boxes with lines that flap 400 KB.
 
+mod changes;
 pub mod curve;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -13,6 +16,7 @@ use proto::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use self::changes::{Changes, Rest, Span};
 use self::curve::Curve;
 use crate::{
     fault::{Fault, Target},
@@ -23,10 +27,9 @@ use crate::{
 };
 
 /// Rises when a reader of the version before could not read a record.
-pub const FORMAT: u32 = 1;
-/// Changes kept of one track; of a line that flaps for days the rest is counted.
-const MAX_CHANGES: usize = 2_000;
-/// Marks of a run.
+pub const FORMAT: u32 = 2;
+/// Faults kept of a run, and marks; the rest is counted.
+pub const MAX_BREAKS: usize = 1_000;
 const MAX_MARKS: usize = 1_000;
 
 /// What became of a run.
@@ -40,6 +43,9 @@ pub struct Record {
     pub about: String,
     /// The seed.
     pub seed: u64,
+    /// The command that asked for the run, where it was one that can be given again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Asked>,
     /// SHA-256 over the trace.
     pub trace_digest: String,
     /// Lines of the trace.
@@ -58,8 +64,11 @@ pub struct Record {
     pub faults: BTreeMap<String, u64>,
     /// How records stood in the end.
     pub books: Option<Outcome>,
-    /// Every fault, in the order in which they began.
+    /// Faults in the order in which they began, the first [`MAX_BREAKS`].
     pub breaks: Vec<Break>,
+    /// Faults that began after those, by kind.
+    #[serde(default)]
+    pub breaks_not_kept: BTreeMap<String, u64>,
     /// When the hub ran.
     pub hub: Changes<bool>,
     /// Every box.
@@ -70,6 +79,57 @@ pub struct Record {
     pub rollouts: BTreeMap<String, Changes<Progress>>,
     /// What else happened.
     pub marks: Vec<Mark>,
+    /// Marks after those.
+    #[serde(default)]
+    pub marks_not_kept: u64,
+}
+
+/// What somebody typed for a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "lowercase")]
+pub enum Asked {
+    /// `sim run`.
+    Run {
+        /// The name or the file, as it was typed.
+        scenario: String,
+        /// `--nodes`.
+        nodes: Option<u32>,
+    },
+    /// `sim replay`.
+    Replay {
+        /// `--minutes`.
+        minutes: Option<u64>,
+    },
+}
+
+impl Record {
+    /// The boxes that a fault struck; none when it was the hub.
+    pub fn struck_by<'a>(&'a self, fault: &'a Break) -> impl Iterator<Item = &'a Name> {
+        let struck = |(name, track): &(&'a Name, &'a Track)| match &fault.whom {
+            Target::All => true,
+            Target::Hub => false,
+            Target::Site(site) => *site == track.site,
+            Target::Node(node) => node == *name,
+        };
+        self.nodes.iter().filter(struck).map(|(name, _)| name)
+    }
+
+    /// Faults that began, kept or not.
+    #[must_use]
+    pub fn begun(&self) -> u64 {
+        self.breaks.len() as u64 + self.breaks_not_kept.values().sum::<u64>()
+    }
+
+    /// Changes of all tracks that were not kept.
+    #[must_use]
+    pub fn changes_not_kept(&self) -> u64 {
+        let boxes = self
+            .nodes
+            .values()
+            .map(|track| track.state.not_kept() + track.apps.values().map(Changes::not_kept).sum::<u64>());
+        let rollouts = self.rollouts.values().map(Changes::not_kept);
+        self.hub.not_kept() + boxes.chain(rollouts).sum::<u64>()
+    }
 }
 
 /// A fault that began.
@@ -79,14 +139,16 @@ pub struct Break {
     pub kind: String,
     /// All of it, in words.
     pub what: String,
-    /// Whether it is the hub that is struck.
-    pub hub: bool,
-    /// The boxes that are struck.
-    pub nodes: Vec<Name>,
+    /// Whom it struck.
+    pub whom: Target,
+    /// Whether it is of the kind that is over as soon as it has struck.
+    pub at_once: bool,
     /// When it began, in milliseconds since the run began.
     pub begin_ms: u64,
-    /// When it was healed; absent when it was over at once, or never healed.
+    /// When it was over, or the end of the run; absent when it was over in the moment in which it began.
     pub end_ms: Option<u64>,
+    /// Whether it was over before the run was.
+    pub healed: bool,
     /// How often it struck.
     pub struck: u64,
 }
@@ -98,44 +160,6 @@ pub struct Mark {
     pub at_ms: u64,
     /// What.
     pub text: String,
-}
-
-/// A value over time: only where it changed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Changes<T> {
-    /// When it changed, in milliseconds since the run began, and to what.
-    pub changes: Vec<(u64, T)>,
-    /// Changes that were not kept: there were too many.
-    #[serde(default)]
-    pub not_kept: u64,
-}
-
-impl<T> Default for Changes<T> {
-    fn default() -> Changes<T> {
-        Changes { changes: vec![], not_kept: 0 }
-    }
-}
-
-impl<T: PartialEq> Changes<T> {
-    /// The value is this from now on.
-    pub fn set(&mut self, at_ms: u64, value: T) {
-        let full = self.changes.len() > MAX_CHANGES;
-        match self.changes.last_mut() {
-            Some((_, last)) if *last == value => {}
-            // The last one is always right, whatever was left out before it.
-            Some(last) if full || last.0 == at_ms => {
-                self.not_kept += u64::from(last.0 != at_ms);
-                last.1 = value;
-            }
-            _ => self.changes.push((at_ms, value)),
-        }
-    }
-
-    /// Each value with its begin and end, up to `end_ms`.
-    pub fn spans(&self, end_ms: u64) -> impl Iterator<Item = (u64, u64, &T)> {
-        let ends = self.changes.iter().skip(1).map(|(at, _)| *at).chain([end_ms]);
-        self.changes.iter().zip(ends).map(|((from, value), to)| (*from, to.max(*from), value))
-    }
 }
 
 /// A box over time.
@@ -219,7 +243,10 @@ pub struct Recorder {
     record: Record,
     /// What every box was when it was looked at last, to see cheaply that nothing changed.
     last: BTreeMap<Name, Seen>,
-    sites: Vec<(Name, Vec<Name>)>,
+    /// Faults that began.
+    begun: usize,
+    /// Kinds of those that are not healed yet, by their number, kept or not.
+    open: BTreeMap<usize, &'static str>,
 }
 
 impl Recorder {
@@ -235,6 +262,7 @@ impl Recorder {
             scenario: plan.name.clone(),
             about: plan.about.clone(),
             seed,
+            asked: None,
             trace_digest: String::new(),
             trace_lines: 0,
             virtual_s: 0.0,
@@ -245,14 +273,15 @@ impl Recorder {
             faults: faults.collect(),
             books: None,
             breaks: vec![],
+            breaks_not_kept: BTreeMap::new(),
             hub: Changes::default(),
             nodes: BTreeMap::new(),
             backlog: Curve::default(),
             rollouts: BTreeMap::new(),
             marks: vec![],
+            marks_not_kept: 0,
         };
-        let sites = plan.sites.iter().map(|site| (site.name.clone(), site.nodes.clone())).collect();
-        Recorder { record, last: BTreeMap::new(), sites }
+        Recorder { record, last: BTreeMap::new(), begun: 0, open: BTreeMap::new() }
     }
 
     /// What was seen.
@@ -290,32 +319,35 @@ impl Recorder {
 
     /// A fault began and struck so often at once. Returns its number.
     pub fn fault_began(&mut self, fault: &Fault, at: Duration, struck: u64) -> usize {
-        let all = || self.sites.iter().flat_map(|(_, nodes)| nodes.clone());
-        let nodes = match fault.target() {
-            Target::All => all().collect(),
-            Target::Hub => vec![],
-            Target::Site(site) => self.sites.iter().filter(|(s, _)| s == site).flat_map(|(_, n)| n.clone()).collect(),
-            Target::Node(node) => vec![node.clone()],
-        };
-        self.record.breaks.push(Break {
-            kind: fault.kind().to_owned(),
-            what: fault.to_string(),
-            hub: *fault.target() == Target::Hub,
-            nodes,
-            begin_ms: millis(at),
-            end_ms: None,
-            struck,
-        });
+        let number = self.begun;
+        self.begun += 1;
+        self.open.insert(number, fault.kind());
+        if self.record.breaks.len() < MAX_BREAKS {
+            self.record.breaks.push(Break {
+                kind: fault.kind().to_owned(),
+                what: fault.to_string(),
+                whom: fault.target().clone(),
+                at_once: fault.at_once(),
+                begin_ms: millis(at),
+                end_ms: None,
+                healed: false,
+                struck,
+            });
+        } else {
+            *self.record.breaks_not_kept.entry(fault.kind().to_owned()).or_default() += 1;
+        }
         *self.record.faults.entry(fault.kind().to_owned()).or_default() += struck;
-        self.record.breaks.len() - 1
+        number
     }
 
     /// A fault was healed, and struck so often while it lasted.
     pub fn fault_healed(&mut self, number: usize, at: Duration, struck: u64) {
+        let Some(kind) = self.open.remove(&number) else { return };
+        *self.record.faults.entry(kind.to_owned()).or_default() += struck;
         if let Some(fault) = self.record.breaks.get_mut(number) {
+            fault.healed = true;
             fault.end_ms = (millis(at) > fault.begin_ms).then(|| millis(at));
             fault.struck += struck;
-            *self.record.faults.entry(fault.kind.clone()).or_default() += struck;
         }
     }
 
@@ -323,6 +355,8 @@ impl Recorder {
     pub fn mark(&mut self, at: Duration, text: &str) {
         if self.record.marks.len() < MAX_MARKS {
             self.record.marks.push(Mark { at_ms: millis(at), text: text.to_owned() });
+        } else {
+            self.record.marks_not_kept += 1;
         }
     }
 
@@ -332,10 +366,13 @@ impl Recorder {
         &self.record.faults
     }
 
-    /// The run is over.
+    /// The run is over, and with it whatever was still broken.
     #[must_use]
     pub fn finish(self, end: End) -> Record {
         let mut record = self.record;
+        for fault in record.breaks.iter_mut().filter(|fault| !fault.healed && !fault.at_once) {
+            fault.end_ms = (millis(end.at) > fault.begin_ms).then(|| millis(end.at));
+        }
         record.virtual_s = end.at.as_secs_f64();
         record.healing_at_ms = end.healing_at.map_or(record.healing_at_ms, millis);
         record.trace_digest = end.trace_digest;
@@ -367,20 +404,62 @@ fn state_of_app(now: &AppSeen) -> AppState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::sample::plan;
+
+    fn recorder() -> Recorder {
+        Recorder::new(&plan(3, ""), 7)
+    }
+
+    fn end(s: u64) -> End {
+        End { at: Duration::from_secs(s), ..End::default() }
+    }
 
     #[test]
-    fn only_changes_are_kept_and_not_too_many() {
-        let mut changes = Changes::default();
-        for at in 0..10 {
-            changes.set(at, at / 5);
+    fn a_run_that_ends_in_the_middle_of_a_fault_shows_it_up_to_the_end() {
+        let (mut recorder, s) = (recorder(), Duration::from_secs);
+        let cut = Fault::Cut { target: Target::All, way: crate::fault::Way::Both };
+        recorder.fault_began(&cut, s(10), 0);
+        recorder.fault_began(&Fault::Rebind { target: Target::All }, s(20), 3);
+        let number = recorder.fault_began(&Fault::CrashHub, s(30), 1);
+        recorder.fault_healed(number, s(40), 0);
+        let record = recorder.finish(end(100));
+        let shown: Vec<_> = record.breaks.iter().map(|b| (b.at_once, b.healed, b.end_ms)).collect();
+        assert_eq!(shown, [(false, false, Some(100_000)), (true, false, None), (false, true, Some(40_000))]);
+    }
+
+    #[test]
+    fn a_record_is_bounded_however_often_something_breaks() {
+        let mut recorder = recorder();
+        let rebind = Fault::Rebind { target: Target::All };
+        for number in 0..864_000_u64 {
+            let at = Duration::from_secs(number / 10);
+            let number = recorder.fault_began(&rebind, at, 1);
+            recorder.fault_healed(number, at, 2);
+            recorder.mark(at, "again");
         }
-        assert_eq!(changes.changes, [(0, 0), (5, 1)]);
-        assert_eq!(changes.spans(20).collect::<Vec<_>>(), [(0, 5, &0), (5, 20, &1)]);
-        let mut flaps = Changes::default();
-        for at in 0..10_000_u64 {
-            flaps.set(at, at % 2);
-        }
-        assert_eq!(flaps.changes.len(), MAX_CHANGES + 1);
-        assert_eq!((flaps.changes.last().unwrap().1, flaps.not_kept), (1, 9_999 - MAX_CHANGES as u64));
+        let record = recorder.finish(end(86_400));
+        assert_eq!(record.breaks.len(), MAX_BREAKS);
+        assert_eq!((record.begun(), record.marks_not_kept), (864_000, 863_000));
+        assert_eq!(record.faults.get("rebind"), Some(&(3 * 864_000)), "what is not kept counts too");
+        let bytes = serde_json::to_string(&record).unwrap().len();
+        assert!(bytes < 250_000, "{bytes} bytes");
+    }
+
+    #[test]
+    fn a_track_is_as_small_as_the_module_says() {
+        let track = |times: u64| {
+            let mut state = Changes::default();
+            for at in 0..times {
+                let (connected, carrier, phase) = (at % 2 == 0, "mqtt".to_owned(), NodePhase::Unknown);
+                let ready = Some(false);
+                state.set(
+                    at * 1000,
+                    NodeState { powered: true, agent: true, line: true, connected, carrier, ready, phase },
+                );
+            }
+            serde_json::to_string(&state).unwrap().len()
+        };
+        let (day, full) = (track(12), track(1_000_000));
+        assert!(day < 2_000 && full < 300_000, "{day}, {full}");
     }
 }

@@ -268,3 +268,34 @@ async fn a_power_cut_costs_no_record_and_a_full_disk_pushes_back() {
         world.end().await.unwrap();
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_box_may_have_any_name_but_the_hubs() {
+    let mut world = new_world(31).await;
+    world.start_hub().await.unwrap();
+    world.keep_backups(S(5), S(60));
+    let site = |nodes: &[&str]| plan::Site {
+        name: name("hz-01"),
+        nodes: nodes.iter().map(|node| name(node)).collect(),
+        labels: BTreeMap::new(),
+        line: Profile::edge(),
+        settings: String::new(),
+    };
+    // What the engineer and the operator have on their machines is called so, too.
+    world.add_site(&site(&["repo", "backups"])).await.unwrap();
+    for node in ["repo", "backups"] {
+        world.start_agent(node).await.unwrap();
+    }
+    until_ready(&mut world).await;
+    for node in ["repo", "backups"] {
+        assert_eq!(world.begin(&Fault::Reinstall { target: crate::node(node) }).await.unwrap(), 1);
+    }
+    until_ready(&mut world).await;
+    world.publish("scan-counter", "1.0.0", 1, 1_000, &[]).await.unwrap();
+    sleep(S(10)).await; // a backup or two
+    assert_eq!(world.begin(&Fault::RestoreHub { age: S(3) }).await.unwrap(), 1);
+    until_ready(&mut world).await;
+    let error = world.add_site(&site(&["hub"])).await.unwrap_err().to_string();
+    assert!(error.contains("hub"), "{error}");
+    world.end().await.unwrap();
+}

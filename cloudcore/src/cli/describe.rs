@@ -64,6 +64,7 @@ fn render(value: &Value, depth: usize, out: &mut String) {
     match value {
         Value::Object(map) => {
             for (key, value) in map {
+                let key = output::plain(key);
                 match value {
                     Value::Object(m) if m.is_empty() => {}
                     Value::Array(a) if a.is_empty() => {}
@@ -93,7 +94,23 @@ fn render(value: &Value, depth: usize, out: &mut String) {
 
 fn plain(value: &Value) -> String {
     match value {
-        Value::String(text) => text.clone(),
+        Value::String(text) => output::plain(text).into_owned(),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_an_object_holds_cannot_play_with_the_terminal() {
+        let object = json!({"a": "x\u{1b}[2Jy", "b": {"k\u{7}": ["\u{9b}31m", {"c": "one\ntwo"}]}, "n": 5});
+        let mut out = String::new();
+        render(&object, 0, &mut out);
+        assert!(!out.contains(|c: char| c.is_control() && c != '\n'), "{out:?}");
+        assert!(out.contains("a: x\\u{1b}[2Jy\n") && out.contains("c: one\\ntwo\n"), "{out}");
     }
 }

@@ -1,6 +1,6 @@
 //! How objects are printed: aligned columns, names, JSON, YAML.
 
-use std::io::Write as _;
+use std::{borrow::Cow, io::Write as _};
 
 use clap::ValueEnum;
 use jiff::Timestamp;
@@ -101,11 +101,28 @@ pub fn table(kind: &KindInfo, objects: &[Value], wide: bool, heads: bool, now: T
     align(&rows)
 }
 
-/// Aligns rows of cells.
+/// A text in one line that cannot play with the terminal: control characters are written out, as escapes. What
+/// an object holds may come from anybody's workload.
+#[must_use]
+pub fn plain(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let mut plain = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if c.is_control() { plain.extend(c.escape_default()) } else { plain.push(c) }
+    }
+    Cow::Owned(plain)
+}
+
+/// Aligns rows of cells. What would break a row is a blank, other control characters are written out.
 #[must_use]
 pub fn align(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let cell = |row: &Vec<String>, i: usize| row.get(i).map_or("", String::as_str).replace(['\n', '\r', '\t'], " ");
+    let cell = |row: &Vec<String>, i: usize| {
+        let text = row.get(i).map_or("", String::as_str).replace(['\n', '\r', '\t'], " ");
+        plain(&text).into_owned()
+    };
     let widths: Vec<usize> =
         (0..columns).map(|i| rows.iter().map(|r| cell(r, i).chars().count()).max().unwrap_or(0)).collect();
     let mut out = String::new();
@@ -135,5 +152,7 @@ mod tests {
     fn columns_align_and_control_characters_do_not_break_rows() {
         let rows = [vec!["NAME".into(), "X".into()], vec!["a\nb".into(), String::new()]];
         assert_eq!(align(&rows), "NAME   X\na b\n");
+        let rows = [vec!["\u{1b}[2Ja".into(), "b\u{9b}31m\u{7}".into()], vec!["é".into(), "x".into()]];
+        assert_eq!(align(&rows), "\\u{1b}[2Ja   b\\u{9b}31m\\u{7}\né            x\n");
     }
 }

@@ -15,8 +15,11 @@
 #![allow(unsafe_code)]
 
 use std::{
+    borrow::Cow,
     ffi::{CStr, c_char, c_int, c_long, c_void},
     os::fd::BorrowedFd,
+    ptr::null_mut,
+    sync::atomic::{AtomicPtr, Ordering},
 };
 
 use super::{journal, state::Refused};
@@ -56,17 +59,21 @@ unsafe fn watched_fd<'a>(fd: c_int) -> Option<BorrowedFd<'a>> {
     journal::is_watched(fd).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
-/// The path of a call, where it is one that could matter: absolute, and there is a simulated disk at all.
+/// The path of a call, where it is one that could matter: there is a simulated disk at all, and the path is
+/// absolute or begins at an open folder of a disk.
 ///
 /// # Safety
 /// `path` is null or a string that ends with zero.
-unsafe fn watched<'a>(path: *const c_char) -> Option<&'a [u8]> {
+unsafe fn watched_at<'a>(folder: c_int, path: *const c_char) -> Option<Cow<'a, [u8]>> {
     if path.is_null() || !journal::any() {
         return None;
     }
     // SAFETY: the caller's promise.
     let path = unsafe { CStr::from_ptr(path) }.to_bytes();
-    path.starts_with(b"/").then_some(path)
+    if path.starts_with(b"/") {
+        return Some(Cow::Borrowed(path));
+    }
+    journal::path_below(folder, path).map(Cow::Owned)
 }
 
 /// # Safety
@@ -75,21 +82,21 @@ unsafe fn open_at(folder: c_int, path: *const c_char, flags: c_int, mode: libc::
     // SAFETY: handed on, or the caller's promise.
     let (call, path) = unsafe {
         let call = || libc::syscall(libc::SYS_openat, folder, path, flags | libc::O_LARGEFILE, mode);
-        (call, watched(path))
+        (call, watched_at(folder, path))
     };
     let Some(path) = path else {
         let fd = int(call());
         quietly(|| journal::opened_elsewhere(fd));
         return fd;
     };
-    let before = match journal::before_open(path, flags) {
+    let before = match journal::before_open(&path, flags) {
         Ok(before) => before,
         Err(refused) => return refuse(refused),
     };
     let fd = int(call());
     // SAFETY: the kernel just opened it.
     let opened = (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) });
-    quietly(|| journal::after_open(opened, path, flags, before));
+    quietly(|| journal::after_open(opened, &path, flags, before));
     fd
 }
 
@@ -134,6 +141,32 @@ pub unsafe extern "C" fn close(fd: c_int) -> c_int {
     int(unsafe { libc::syscall(libc::SYS_close, fd) })
 }
 
+/// The folder's descriptor was opened with [`openat`] and is closed inside the C library.
+///
+/// # Safety
+/// As closedir(3).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn closedir(folder: *mut libc::DIR) -> c_int {
+    static REAL: AtomicPtr<c_void> = AtomicPtr::new(null_mut());
+    let mut real = REAL.load(Ordering::Relaxed);
+    if real.is_null() {
+        // SAFETY: the name ends with zero.
+        real = unsafe { libc::dlsym(libc::RTLD_NEXT, c"closedir".as_ptr()) };
+        REAL.store(real, Ordering::Relaxed);
+    }
+    if folder.is_null() || real.is_null() {
+        return refuse(Refused(libc::EINVAL));
+    }
+    // SAFETY: the caller has it open.
+    let fd = unsafe { libc::dirfd(folder) };
+    quietly(|| journal::closed(fd));
+    // SAFETY: the C library's function of this name has this type; the folder is handed on.
+    unsafe {
+        let real = std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut libc::DIR) -> c_int>(real);
+        real(folder)
+    }
+}
+
 /// # Safety
 /// As write(2).
 #[unsafe(no_mangle)]
@@ -152,11 +185,14 @@ pub unsafe extern "C" fn write(fd: c_int, bytes: *const c_void, count: usize) ->
 /// As writev(2).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn writev(fd: c_int, parts: *const libc::iovec, count: c_int) -> isize {
+    // Nothing is written of no parts, and the kernel refuses what is none.
+    let parts_there = usize::try_from(count).ok().filter(|count| *count > 0 && !parts.is_null());
     // SAFETY: the caller has it open.
-    if let Some(file) = unsafe { watched_fd(fd) } {
+    if let (Some(count), Some(file)) = (parts_there, unsafe { watched_fd(fd) }) {
         // SAFETY: the caller's promise: so many parts stand there.
-        let all = unsafe { std::slice::from_raw_parts(parts, usize::try_from(count).unwrap_or(0)) };
-        if let Err(refused) = journal::before_write(file, None, all.iter().map(|part| part.iov_len).sum()) {
+        let all = unsafe { std::slice::from_raw_parts(parts, count) };
+        let bytes = all.iter().fold(0_usize, |bytes, part| bytes.saturating_add(part.iov_len));
+        if let Err(refused) = journal::before_write(file, None, bytes) {
             return refuse(refused) as isize;
         }
     }
@@ -274,8 +310,8 @@ pub unsafe extern "C" fn fdatasync(fd: c_int) -> c_int {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn rename(from: *const c_char, to: *const c_char) -> c_int {
     // SAFETY: the caller's promise.
-    let (source, target) = unsafe { (watched(from), watched(to)) };
-    if let (Some(source), Some(target)) = (source, target)
+    let (source, target) = unsafe { (watched_at(libc::AT_FDCWD, from), watched_at(libc::AT_FDCWD, to)) };
+    if let (Some(source), Some(target)) = (&source, &target)
         && let Err(refused) = journal::before_rename(source, target)
     {
         return refuse(refused);
@@ -283,7 +319,7 @@ pub unsafe extern "C" fn rename(from: *const c_char, to: *const c_char) -> c_int
     // SAFETY: handed on.
     let done = unsafe { libc::syscall(libc::SYS_renameat2, libc::AT_FDCWD, from, libc::AT_FDCWD, to, 0) };
     if let Some(target) = target {
-        quietly(|| journal::after(target, done == 0));
+        quietly(|| journal::after(&target, done == 0));
     }
     int(done)
 }
@@ -292,21 +328,51 @@ pub unsafe extern "C" fn rename(from: *const c_char, to: *const c_char) -> c_int
 /// As unlink(2).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn unlink(path: *const c_char) -> c_int {
-    // SAFETY: the caller's promise; the path is handed on.
-    unsafe {
-        let call = || libc::syscall(libc::SYS_unlinkat, libc::AT_FDCWD, path, 0);
-        named(path, journal::before_unlink, call)
-    }
+    // SAFETY: the caller's promise.
+    unsafe { unlinkat(libc::AT_FDCWD, path, 0) }
 }
 
 /// # Safety
 /// As rmdir(2).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn rmdir(path: *const c_char) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { unlinkat(libc::AT_FDCWD, path, libc::AT_REMOVEDIR) }
+}
+
+/// How whole trees are removed, too.
+///
+/// # Safety
+/// As unlinkat(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unlinkat(folder: c_int, path: *const c_char, flags: c_int) -> c_int {
+    let before = if flags & libc::AT_REMOVEDIR == 0 { journal::before_unlink } else { journal::before_rmdir };
     // SAFETY: the caller's promise; the path is handed on.
+    unsafe { named(folder, path, before, || libc::syscall(libc::SYS_unlinkat, folder, path, flags)) }
+}
+
+/// # Safety
+/// As link(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn link(from: *const c_char, to: *const c_char) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { linkat(libc::AT_FDCWD, from, libc::AT_FDCWD, to, 0) }
+}
+
+/// # Safety
+/// As linkat(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn linkat(
+    from_folder: c_int,
+    from: *const c_char,
+    to_folder: c_int,
+    to: *const c_char,
+    flags: c_int,
+) -> c_int {
+    // SAFETY: the caller's promise; the paths are handed on.
     unsafe {
-        let call = || libc::syscall(libc::SYS_unlinkat, libc::AT_FDCWD, path, libc::AT_REMOVEDIR);
-        named(path, journal::before_rmdir, call)
+        let call = || libc::syscall(libc::SYS_linkat, from_folder, from, to_folder, to, flags);
+        named(to_folder, to, journal::before_make, call)
     }
 }
 
@@ -317,7 +383,7 @@ pub unsafe extern "C" fn mkdir(path: *const c_char, mode: libc::mode_t) -> c_int
     // SAFETY: the caller's promise; the path is handed on.
     unsafe {
         let call = || libc::syscall(libc::SYS_mkdirat, libc::AT_FDCWD, path, mode);
-        named(path, journal::before_mkdir, call)
+        named(libc::AT_FDCWD, path, journal::before_mkdir, call)
     }
 }
 
@@ -328,23 +394,28 @@ pub unsafe extern "C" fn symlink(target: *const c_char, path: *const c_char) -> 
     // SAFETY: the caller's promise; the paths are handed on.
     unsafe {
         let call = || libc::syscall(libc::SYS_symlinkat, target, libc::AT_FDCWD, path);
-        named(path, journal::before_make, call)
+        named(libc::AT_FDCWD, path, journal::before_make, call)
     }
 }
 
 /// # Safety
 /// `path` is null or a string that ends with zero.
-unsafe fn named(path: *const c_char, before: fn(&[u8]) -> Result<(), Refused>, call: impl FnOnce() -> c_long) -> c_int {
+unsafe fn named(
+    folder: c_int,
+    path: *const c_char,
+    before: fn(&[u8]) -> Result<(), Refused>,
+    call: impl FnOnce() -> c_long,
+) -> c_int {
     // SAFETY: the caller's promise.
-    let watched = unsafe { watched(path) };
-    if let Some(path) = watched
+    let watched = unsafe { watched_at(folder, path) };
+    if let Some(path) = &watched
         && let Err(refused) = before(path)
     {
         return refuse(refused);
     }
     let done = call();
     if let Some(path) = watched {
-        quietly(|| journal::after(path, done == 0));
+        quietly(|| journal::after(&path, done == 0));
     }
     int(done)
 }

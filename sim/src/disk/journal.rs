@@ -2,12 +2,13 @@
 //!
 //! Asked by [`super::hook`] before and after each call; so nothing here may go through the C library's
 //! file calls: what it needs of the kernel it asks for with rustix, which makes system calls itself. One
-//! lock guards all disks of the process; each world is one thread's, so it is rarely waited for.
+//! lock guards all disks of the process; each world is one thread's, so it is rarely waited for. Descriptors that
+//! are opened here are closed after the lock is given back: closing goes through the hook, which may want it.
 
 use std::{
     collections::BTreeMap,
     ops::Bound::{Included, Unbounded},
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     path::Path,
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -108,14 +109,15 @@ fn is_shared_memory(path: &[u8]) -> bool {
     path.ends_with(b"-shm")
 }
 
-/// What stands in a file from `offset` to `end`.
-fn read(fd: BorrowedFd<'_>, offset: u64, end: u64) -> Vec<u8> {
+/// What stands in a file from `offset` to `end`. What had to be opened for that is to be closed without the lock.
+fn read(fd: BorrowedFd<'_>, offset: u64, end: u64, late: &mut Vec<OwnedFd>) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(end.saturating_sub(offset)).unwrap_or(0)];
     if !bytes.is_empty() && rustix::io::pread(fd, &mut bytes[..], offset).is_err() {
         // It was opened for writing alone.
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
         if let Ok(again) = rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
-            let _ = rustix::io::pread(again, &mut bytes[..], offset); // nothing to come back, then
+            let _ = rustix::io::pread(&again, &mut bytes[..], offset); // nothing to come back, then
+            late.push(again);
         }
     }
     bytes
@@ -137,6 +139,7 @@ pub(super) struct Before {
 }
 
 pub(super) fn before_open(path: &[u8], flags: i32) -> Result<Option<Before>, Refused> {
+    let mut late = vec![];
     let mut lock = lock();
     let Some((_, state)) = lock.as_mut().and_then(|registry| registry.disk_of(path)) else { return Ok(None) };
     if is_shared_memory(path) {
@@ -153,7 +156,8 @@ pub(super) fn before_open(path: &[u8], flags: i32) -> Result<Option<Before>, Ref
         && let Ok(file) = rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
     {
         let before = length(found);
-        let tail = read(file.as_fd(), 0, before);
+        let tail = read(file.as_fd(), 0, before, &mut late);
+        late.push(file);
         state.shrink(before);
         state.change(found.st_ino, Change::Length { before, after: 0, tail });
     }
@@ -195,6 +199,17 @@ pub(super) fn closed(fd: i32) {
     }
 }
 
+/// The path of a name in an open folder of a disk.
+pub(super) fn path_below(folder: i32, name: &[u8]) -> Option<Vec<u8>> {
+    if !is_watched(folder) {
+        return None;
+    }
+    let mut lock = lock();
+    let open = lock.as_mut()?.open.get(&folder)?;
+    let path = open.path.strip_suffix(b"/").unwrap_or(&open.path);
+    Some([path, b"/", name].concat())
+}
+
 /// Does something with the disk of an open file.
 fn of<T>(fd: BorrowedFd<'_>, work: impl FnOnce(&mut State, &Open) -> T) -> Option<T> {
     let mut lock = lock();
@@ -205,6 +220,7 @@ fn of<T>(fd: BorrowedFd<'_>, work: impl FnOnce(&mut State, &Open) -> T) -> Optio
 
 /// `count` bytes are about to be written at `offset`, or where the file stands.
 pub(super) fn before_write(fd: BorrowedFd<'_>, offset: Option<i64>, count: usize) -> Result<(), Refused> {
+    let mut late = vec![];
     of(fd, |state, open| {
         state.alive()?;
         if state.refuses.as_ref().is_some_and(|prefix| file_name(&open.path).starts_with(prefix)) {
@@ -220,7 +236,7 @@ pub(super) fn before_write(fd: BorrowedFd<'_>, offset: Option<i64>, count: usize
         };
         let end = offset.saturating_add(count as u64);
         state.grow(end.saturating_sub(length_before))?;
-        let old = read(fd, offset, end.min(length_before));
+        let old = read(fd, offset, end.min(length_before), &mut late);
         state.change(open.inode, Change::Write { offset, end, old, length_before });
         Ok(())
     })
@@ -233,13 +249,14 @@ fn file_name(path: &[u8]) -> &[u8] {
 
 /// The length of a file is about to be changed.
 pub(super) fn before_truncate(fd: BorrowedFd<'_>, after: i64) -> Result<(), Refused> {
+    let mut late = vec![];
     of(fd, |state, open| {
         state.alive()?;
         let Ok(stat) = rustix::fs::fstat(fd) else { return Ok(()) };
         let (before, after) = (length(&stat), u64::try_from(after).unwrap_or(0));
         state.grow(after.saturating_sub(before))?;
         state.shrink(before.saturating_sub(after));
-        let tail = read(fd, after, before);
+        let tail = read(fd, after, before, &mut late);
         state.change(open.inode, Change::Length { before, after, tail });
         Ok(())
     })

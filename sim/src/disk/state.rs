@@ -102,15 +102,26 @@ impl State {
         self.under_way = true;
     }
 
-    /// The names of a folder are synced.
+    /// The names of a folder are synced, and with one that is gone all that was in it.
     pub fn sync_folder(&mut self, folder: &[u8]) {
-        self.names.retain(|named| {
-            let synced = parent(named.path()) == folder;
-            if synced && let Some(kept) = named.kept() {
+        let mut gone: Vec<Vec<u8>> = vec![];
+        let mut left = vec![];
+        // From the last on: what was made in a new folder of the same name is no part of the old one.
+        for named in std::mem::take(&mut self.names).into_iter().rev() {
+            let synced = parent(named.path()) == folder || gone.iter().any(|gone| named.path().starts_with(gone));
+            if !synced {
+                left.push(named);
+                continue;
+            }
+            if let Some(kept) = named.kept() {
                 remove(kept);
             }
-            !synced
-        });
+            if let Named::FolderGone { path } = &named {
+                gone.push(with_slash(path));
+            }
+        }
+        left.reverse();
+        self.names = left;
     }
 
     pub fn change(&mut self, inode: u64, change: Change) {

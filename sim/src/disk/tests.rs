@@ -163,3 +163,111 @@ fn a_process_that_was_killed_writes_nothing_any_more() {
     disk.freeze(false);
     assert_eq!(fs::read(path.join("file")).unwrap(), b"before");
 }
+
+/// A tree of folders with files, all of it synced.
+fn tree(path: &Path) -> PathBuf {
+    let tree = path.join("tree");
+    for folder in ["tree", "tree/a", "tree/a/b"] {
+        fs::create_dir(path.join(folder)).unwrap();
+        for file in ["one", "two"] {
+            proto::durable::write(&path.join(folder).join(file), &[7; 1_000], 0o600).unwrap();
+        }
+    }
+    for folder in ["tree/a/b", "tree/a", "tree", ""] {
+        sync_folder(&path.join(folder));
+    }
+    tree
+}
+
+/// Files of a tree; each is whole.
+fn files(tree: &Path) -> usize {
+    let Ok(entries) = fs::read_dir(tree) else { return 0 };
+    let count = |entry: fs::DirEntry| {
+        if entry.file_type().unwrap().is_dir() {
+            return files(&entry.path());
+        }
+        assert_eq!(fs::read(entry.path()).unwrap(), [7; 1_000]);
+        1
+    };
+    entries.map(|entry| count(entry.unwrap())).sum()
+}
+
+#[test]
+fn a_removed_tree_comes_back_unless_its_parent_was_synced() {
+    let remove = |sync: bool| {
+        move |path: &Path| {
+            fs::remove_dir_all(tree(path)).unwrap();
+            if sync {
+                sync_folder(path);
+            }
+        }
+    };
+    assert_eq!(losses(remove(true), |path| !path.join("tree").exists()), 0);
+    let (back, whole) = (
+        losses(remove(false), |path| files(&path.join("tree")) == 0),
+        losses(remove(false), |path| files(&path.join("tree")) != 6),
+    );
+    assert!((20..64).contains(&back), "it came back in {back} of 64");
+    assert!((10..back).contains(&whole), "all of it in {whole}, something in {back}");
+}
+
+#[test]
+fn what_is_made_where_a_folder_was_is_no_part_of_that() {
+    let remake = |path: &Path| {
+        fs::remove_dir_all(tree(path)).unwrap();
+        fs::create_dir(path.join("tree")).unwrap();
+        fs::write(path.join("tree/new"), [7; 1_000]).unwrap();
+        sync_folder(path);
+    };
+    assert_eq!(losses(remake, |path| path.join("tree").exists() && !path.join("tree/one").exists()), 0);
+    assert!(losses(remake, |path| path.join("tree/new").exists()) > 10, "its name was not synced");
+}
+
+#[test]
+fn a_hard_link_is_a_name_like_any_other() {
+    let link = |path: &Path| {
+        proto::durable::write(&path.join("file"), b"all", 0o600).unwrap();
+        fs::hard_link(path.join("file"), path.join("link")).unwrap();
+    };
+    assert!(losses(link, |path| path.join("link").exists()) > 10);
+    assert_eq!(losses(link, |path| fs::read(path.join("file")).is_ok_and(|bytes| bytes == b"all")), 0);
+}
+
+#[test]
+fn a_removed_tree_gives_its_room_back_and_not_while_the_disk_is_frozen() {
+    let (_folder, path, disk) = disk();
+    let tree = tree(&path);
+    disk.set_room(Taker::Fault, Some(0));
+    disk.freeze(true);
+    assert!(fs::remove_dir_all(&tree).is_err());
+    assert_eq!(files(&tree), 6);
+    disk.freeze(false);
+    fs::remove_dir_all(&tree).unwrap();
+    fs::write(path.join("new"), [0; 6_000]).unwrap();
+    assert_eq!(fs::write(path.join("more"), [0; 1]).unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+}
+
+#[test]
+fn a_folder_that_was_closed_is_not_taken_for_what_has_its_number_now() {
+    use std::os::fd::AsRawFd as _;
+    let (_folder, path, _disk) = disk();
+    tree(&path);
+    fs::remove_dir_all(path.join("tree")).unwrap();
+    // Opened past the hook, they take the lowest numbers that are free.
+    let open: Vec<_> =
+        (0..8).map(|_| rustix::fs::open("/", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap()).collect();
+    assert!(open.iter().all(|fd| !journal::is_watched(fd.as_raw_fd())));
+}
+
+#[test]
+fn writes_of_many_parts_and_of_none_are_the_kernels() {
+    use std::io::IoSlice;
+    let (_folder, path, disk) = disk();
+    let mut file = File::create(path.join("file")).unwrap();
+    let all = file.write_vectored(&[IoSlice::new(b"one"), IoSlice::new(b" two")]).unwrap();
+    assert_eq!((all, file.write_vectored(&[]).unwrap()), (7, 0));
+    disk.set_room(Taker::Fault, Some(0));
+    assert_eq!(file.write_vectored(&[]).unwrap(), 0);
+    assert!(file.write_vectored(&[IoSlice::new(b"more")]).is_err());
+    assert_eq!(fs::read(path.join("file")).unwrap(), b"one two");
+}

@@ -1,11 +1,14 @@
 //! What a load measured: latencies, and the lines in the end.
 
 use std::{
-    sync::{Mutex, PoisonError, atomic::Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use super::{Counts, LoadArgs};
+use super::Counts;
 
 /// Slots of a histogram: each a fifth longer than the one before it, from 10 µs on.
 const SLOTS: usize = 110;
@@ -58,44 +61,92 @@ impl Latencies {
     }
 }
 
-/// The end of a load.
-pub(super) fn print(
-    args: &LoadArgs,
-    joined: Duration,
-    connects: &Latencies,
-    connected: usize,
-    drops: u64,
-    measured: Duration,
-    counts: &Counts,
-) -> anyhow::Result<()> {
-    let of = |number: &std::sync::atomic::AtomicU64| number.load(Ordering::Relaxed);
-    let (records, refused, late, ended) =
-        (of(&counts.records), of(&counts.refused), of(&counts.late), of(&counts.ended));
-    let per_s = records as f64 / measured.as_secs_f64().max(1e-9);
-    println!("{connected} of {} connected in the end, {drops} sessions lost, {ended} agents ended", args.nodes);
-    if args.per_minute > 0.0 {
-        println!("{records} records, {per_s:.1} a second; {refused} refused, {late} not at the hub within a minute");
+/// What a load came to, beside what all agents counted.
+#[derive(Debug)]
+pub(super) struct Ended {
+    /// Agents.
+    pub nodes: usize,
+    /// Time in which those that were new joined.
+    pub joined: Duration,
+    /// Time until each had its first session.
+    pub connects: Latencies,
+    /// Agents with a session in the end.
+    pub connected: usize,
+    /// Sessions that ended meanwhile.
+    pub drops: u64,
+    /// Time in which records were handed in.
+    pub measured: Duration,
+    /// Records a minute that were asked of each agent.
+    pub per_minute: f64,
+}
+
+/// What was not as it must be; nothing: all was.
+pub(super) fn wrong(ended: &Ended, counts: &Counts) -> Option<String> {
+    let mut wrong = vec![];
+    let agents = of(&counts.ended);
+    if agents > 0 {
+        wrong.push(format!("{agents} of {} agents ended", ended.nodes));
+    }
+    if ended.connected < ended.nodes {
+        wrong.push(format!("{} of {} agents had no session in the end", ended.nodes - ended.connected, ended.nodes));
+    }
+    let (late, waiting) = (of(&counts.late), waiting(counts));
+    if late > 0 {
+        wrong.push(format!("{late} records were not at the hub within a minute"));
+    }
+    if waiting > 0 {
+        wrong.push(format!("{waiting} records were not at the hub when it was over"));
+    }
+    (!wrong.is_empty()).then(|| wrong.join("; "))
+}
+
+fn of(number: &AtomicU64) -> u64 {
+    number.load(Ordering::Relaxed)
+}
+
+/// Records of which nothing is known: neither at the hub nor late.
+fn waiting(counts: &Counts) -> u64 {
+    of(&counts.records).saturating_sub(of(&counts.at_hub) + of(&counts.late))
+}
+
+/// Prints the end of a load.
+pub(super) fn print(ended: &Ended, counts: &Counts, json: bool) {
+    let (records, refused, late, waiting, agents) =
+        (of(&counts.records), of(&counts.refused), of(&counts.late), waiting(counts), of(&counts.ended));
+    let per_s = records as f64 / ended.measured.as_secs_f64().max(1e-9);
+    let asked_per_s = ended.per_minute / 60.0 * ended.nodes as f64;
+    println!(
+        "{} of {} connected in the end, {} sessions lost, {agents} agents ended",
+        ended.connected, ended.nodes, ended.drops
+    );
+    if ended.per_minute > 0.0 {
+        println!(
+            "{records} records, {per_s:.1} a second of {asked_per_s:.1} asked for; {refused} refused, {late} not at the \
+             hub within a minute, {waiting} not when it was over"
+        );
         println!("on the agent's disk: {}", counts.appended.text());
         println!("at the hub:          {}", counts.kept.text());
     }
     for error in counts.errors.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         println!("error: {error}");
     }
-    if args.json {
+    if json {
         let figures = serde_json::json!({
-            "nodes": args.nodes,
-            "join_s": joined.as_secs_f64(),
-            "connect_p50_s": connects.quantile(0.5),
-            "connect_p99_s": connects.quantile(0.99),
-            "connect_max_s": connects.quantile(1.0),
-            "measured_s": measured.as_secs_f64(),
-            "connected": connected,
-            "sessions_lost": drops,
-            "agents_ended": ended,
+            "nodes": ended.nodes,
+            "join_s": ended.joined.as_secs_f64(),
+            "connect_p50_s": ended.connects.quantile(0.5),
+            "connect_p99_s": ended.connects.quantile(0.99),
+            "connect_max_s": ended.connects.quantile(1.0),
+            "measured_s": ended.measured.as_secs_f64(),
+            "connected": ended.connected,
+            "sessions_lost": ended.drops,
+            "agents_ended": agents,
             "records": records,
             "records_per_s": per_s,
+            "asked_per_s": asked_per_s,
             "refused": refused,
             "late": late,
+            "waiting": waiting,
             "append_p50_s": counts.appended.quantile(0.5),
             "append_p99_s": counts.appended.quantile(0.99),
             "kept_p50_s": counts.kept.quantile(0.5),
@@ -103,12 +154,38 @@ pub(super) fn print(
         });
         println!("{figures}");
     }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_load_that_lost_agents_or_records_has_failed() {
+        let ended = |connected| Ended {
+            nodes: 3,
+            joined: Duration::ZERO,
+            connects: Latencies::default(),
+            connected,
+            drops: 1,
+            measured: Duration::from_secs(1),
+            per_minute: 60.0,
+        };
+        let counts = Counts::default();
+        counts.records.store(5, Ordering::Relaxed);
+        counts.at_hub.store(5, Ordering::Relaxed);
+        assert_eq!(wrong(&ended(3), &counts), None);
+        assert_eq!(wrong(&ended(1), &counts).unwrap(), "2 of 3 agents had no session in the end");
+        counts.ended.store(1, Ordering::Relaxed);
+        counts.at_hub.store(2, Ordering::Relaxed);
+        counts.late.store(2, Ordering::Relaxed);
+        let text = wrong(&ended(3), &counts).unwrap();
+        for part in
+            ["1 of 3 agents ended", "2 records were not at the hub within", "1 records were not at the hub when"]
+        {
+            assert!(text.contains(part), "{text}");
+        }
+    }
 
     #[test]
     fn quantiles_are_right_to_a_fifth() {

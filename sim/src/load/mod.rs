@@ -9,10 +9,11 @@
 
 mod driver;
 mod figures;
+mod join;
+mod records;
 
 use std::{
-    fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -21,24 +22,19 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use edgecore::{
-    agent::Agent,
-    facts::Facts,
-    join::{JoinOptions, join},
-    outbox::{AppendError, Outbox},
-    status::StatusView,
-};
-use futures_util::StreamExt as _;
+use edgecore::{agent::Agent, facts::Facts, outbox::Outbox, status::StatusView};
 use proto::{env::Env, name::Name, object::NodeInfo, token::Token, watch};
 use tokio::{
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, interval, sleep, timeout},
 };
 
-use self::{driver::Pretend, figures::Latencies};
+use self::{
+    driver::Pretend,
+    figures::{Ended, Latencies},
+    records::{KEPT, Scanners},
+};
 
-/// Joins that run at the same time.
-const JOINS_AT_ONCE: usize = 16;
 /// Open files of one agent: database, its log, lock, sockets, folders.
 const FILES_EACH: u64 = 16;
 /// How often connections are looked at, and the hub's having a record.
@@ -49,10 +45,12 @@ const CONNECT: Duration = Duration::from_secs(300);
 const DRAIN: Duration = Duration::from_secs(20);
 /// Most agents of one process.
 const MAX_NODES: usize = 10_000;
-/// The hub has what was handed in, or the wait for it is given up and counted.
-const KEPT: Duration = Duration::from_secs(60);
+/// Longest load, and bounds of the rate of an agent: a record a day, and a thousand a second.
+const MAX_MINUTES: f64 = 365.0 * 24.0 * 60.0;
+const MIN_PER_MINUTE: f64 = 1.0 / (24.0 * 60.0);
+const MAX_PER_MINUTE: f64 = 60_000.0;
 
-/// `sim load`.
+/// `sim load`. Exit code 1 when an agent ended or had no session in the end, or a record was late.
 #[derive(Debug, clap::Args)]
 pub struct LoadArgs {
     /// Address of the hub for agents, HOST or HOST:PORT.
@@ -72,7 +70,7 @@ pub struct LoadArgs {
     per_minute: f64,
     /// Names of the agents: PREFIX-00001 and on.
     #[arg(long, default_value = "load")]
-    prefix: String,
+    prefix: Name,
     /// Keep the agents' folders here, and use those that are there. Default: a temporary folder.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -85,6 +83,7 @@ pub struct LoadArgs {
 #[derive(Debug, Default)]
 struct Counts {
     records: AtomicU64,
+    at_hub: AtomicU64,
     refused: AtomicU64,
     late: AtomicU64,
     ended: AtomicU64,
@@ -112,11 +111,10 @@ struct Running {
 /// Runs the load.
 ///
 /// # Errors
-/// When the arguments cannot be, an agent cannot join, or the agents do not connect.
+/// When the arguments cannot be, an agent cannot join or does not connect, or in the end not all was as it must be.
 pub async fn run(args: LoadArgs) -> anyhow::Result<()> {
-    ensure!((1..=MAX_NODES).contains(&args.nodes), "--nodes must be 1 to {MAX_NODES}");
-    ensure!(args.per_minute >= 0.0 && args.per_minute <= 60_000.0, "--per-minute must be 0 to 60000");
-    ensure!(args.minutes.is_none_or(|minutes| minutes > 0.0), "--minutes must be more than 0");
+    checked(&args)?;
+    let names = join::names(&args)?;
     enough_files(args.nodes)?;
     let token: Token = args.token.parse().context("--token")?;
     let temporary = tempfile::Builder::new().prefix("sim-load-").tempdir().context("make a folder for the agents")?;
@@ -133,7 +131,7 @@ pub async fn run(args: LoadArgs) -> anyhow::Result<()> {
             stop // dropped when the load is over
         })
     };
-    let result = drive(&args, &token, &folder, stopped).await;
+    let result = drive(&args, &token, &folder, &names, stopped).await;
     watcher.abort();
     match result {
         // Whoever interrupts wants an end, whatever it was doing.
@@ -145,16 +143,17 @@ pub async fn run(args: LoadArgs) -> anyhow::Result<()> {
 async fn drive(
     args: &LoadArgs,
     token: &Token,
-    folder: &std::path::Path,
+    folder: &Path,
+    names: &[Name],
     mut stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let begun = Instant::now();
-    tokio::select! { biased;
+    let fresh = tokio::select! { biased;
         _ = stopped.wait_for(|stop| *stop) => bail!("nothing was measured yet"),
-        joined = join_all(args, token, folder) => joined?,
-    }
+        fresh = join::join_all(args, token, folder, names) => fresh?,
+    };
     let joined = begun.elapsed();
-    println!("{} agents joined in {:.1} s", args.nodes, joined.as_secs_f64());
+    println!("{fresh} agents joined in {:.1} s, {} had before", joined.as_secs_f64(), names.len() - fresh);
 
     let counts = Arc::new(Counts::default());
     let (end, ending) = watch::channel(false);
@@ -162,26 +161,27 @@ async fn drive(
     let begun = Instant::now();
     let running = tokio::select! { biased;
         _ = stopped.wait_for(|stop| *stop) => bail!("nothing was measured yet"),
-        running = start_all(args, folder, &mut agents, &ending, &counts) => running?,
+        running = start_all(names, folder, &mut agents, &ending, &counts) => running?,
     };
     println!("{} agents started in {:.1} s", running.len(), begun.elapsed().as_secs_f64());
     let connects = connect_all(&running, begun, &mut stopped).await?;
     println!("all connected: {}", connects.text());
 
     let measured = Instant::now();
-    let mut producers = JoinSet::new();
+    let mut scanners = Scanners::default();
     if args.per_minute > 0.0 {
         let every = Duration::from_secs_f64(60.0 / args.per_minute);
         for (number, agent) in running.iter().enumerate() {
             // Spread over the interval, as scanners are.
             let offset = every.mul_f64(number as f64 / running.len() as f64);
-            producers.spawn(produce(agent.outbox.clone(), number, offset, every, Arc::clone(&counts)));
+            scanners.add(agent.outbox.clone(), number, offset, every, &counts);
         }
     }
     let most = args.minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0));
     let drops = stay(&running, most, &mut stopped, &counts).await;
-    producers.shutdown().await;
     let measured = measured.elapsed();
+    // Whoever interrupts does not want to wait for a hub that is gone.
+    scanners.end(if *stopped.borrow() { DRAIN } else { KEPT }).await;
     let connected = running.iter().filter(|agent| agent.status.is_connected()).count();
     drop(running);
     end.send_replace(true);
@@ -190,7 +190,29 @@ async fn drive(
         eprintln!("some agents did not end within {DRAIN:?}");
         agents.shutdown().await;
     }
-    figures::print(args, joined, &connects, connected, drops, measured, &counts)
+    let ended = Ended { nodes: args.nodes, joined, connects, connected, drops, measured, per_minute: args.per_minute };
+    figures::print(&ended, &counts, args.json);
+    match figures::wrong(&ended, &counts) {
+        Some(wrong) => bail!("{wrong}"),
+        None => Ok(()),
+    }
+}
+
+/// Refuses what no load can be.
+fn checked(args: &LoadArgs) -> anyhow::Result<()> {
+    ensure!((1..=MAX_NODES).contains(&args.nodes), "--nodes is {}: it must be 1 to {MAX_NODES}", args.nodes);
+    let rate = args.per_minute;
+    ensure!(
+        rate == 0.0 || (MIN_PER_MINUTE..=MAX_PER_MINUTE).contains(&rate),
+        "--per-minute is {rate}: it must be 0, or {MIN_PER_MINUTE:.4} (a record a day) to {MAX_PER_MINUTE}"
+    );
+    if let Some(minutes) = args.minutes {
+        ensure!(
+            minutes > 0.0 && minutes <= MAX_MINUTES,
+            "--minutes is {minutes}: it must be more than 0 and at most {MAX_MINUTES} (a year)"
+        );
+    }
+    Ok(())
 }
 
 /// Whether this process may open enough files.
@@ -203,56 +225,16 @@ fn enough_files(nodes: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn name(args: &LoadArgs, number: usize) -> String {
-    format!("{}-{:05}", args.prefix, number + 1)
-}
-
-async fn join_all(args: &LoadArgs, token: &Token, folder: &std::path::Path) -> anyhow::Result<()> {
-    let env = Env::real()?;
-    let joins = futures_util::stream::iter(0..args.nodes).map(|number| {
-        let (name, env) = (name(args, number), env.clone());
-        async move {
-            let data_dir = folder.join(&name);
-            if data_dir.join("agent.json").exists() {
-                return Ok(());
-            }
-            fs::create_dir_all(&data_dir).with_context(|| format!("make {}", data_dir.display()))?;
-            // No doors: records are handed in here. No metrics: their load is not what is asked for.
-            let settings = "[streams]\nhttp = \"off\"\nsocket = \"off\"\nmqtt = \"off\"\nmetrics-interval = \"off\"\n";
-            fs::write(data_dir.join("agent.toml"), settings).context("write agent.toml")?;
-            let machine_id = format!("load agent {name}");
-            let options = JoinOptions {
-                data_dir,
-                hub: vec![args.hub.clone()],
-                token: token.clone(),
-                name: Some(name.clone()),
-                machine_id,
-            };
-            join(options, &env).await.map(drop).with_context(|| {
-                format!(
-                    "join {name}; the token must allow {} joins: crossdock token create --uses {}",
-                    args.nodes, args.nodes
-                )
-            })
-        }
-    });
-    let mut joins = joins.buffer_unordered(JOINS_AT_ONCE);
-    while let Some(joined) = joins.next().await {
-        joined?;
-    }
-    Ok(())
-}
-
 async fn start_all(
-    args: &LoadArgs,
-    folder: &std::path::Path,
+    names: &[Name],
+    folder: &Path,
     agents: &mut JoinSet<()>,
     ending: &watch::Receiver<bool>,
     counts: &Arc<Counts>,
 ) -> anyhow::Result<Vec<Running>> {
     let mut running = vec![];
-    for number in 0..args.nodes {
-        let (name, env) = (name(args, number), Env::real()?);
+    for name in names {
+        let (name, env) = (name.to_string(), Env::real()?);
         let driver = Arc::new(Pretend::new(Arc::clone(&env.wall)));
         let facts = Facts::fixed(NodeInfo {
             agent_version: proto::VERSION.into(),
@@ -337,44 +319,62 @@ async fn stay(
     drops
 }
 
-/// A scanner: one record every so often, and the time until the hub has it.
-async fn produce(outbox: Outbox, node: usize, offset: Duration, every: Duration, counts: Arc<Counts>) {
-    let Ok(stream) = "scans".parse::<Name>() else { return };
-    sleep(offset).await; // its own moment
-    let mut due = interval(every);
-    due.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    for number in 0_u64.. {
-        due.tick().await;
-        let begun = Instant::now();
-        let record = format!("{{\"barcode\":\"LOAD{node:05}{number:010}\",\"node\":{node},\"number\":{number}}}");
-        match outbox.append(&stream, vec![record.into()]).await {
-            Ok(_) => {
-                counts.records.fetch_add(1, Ordering::Relaxed);
-                counts.appended.add(begun.elapsed());
-            }
-            Err(AppendError::Full { .. } | AppendError::Busy) => {
-                counts.refused.fetch_add(1, Ordering::Relaxed);
-                continue;
-            }
-            Err(error) => {
-                counts.refused.fetch_add(1, Ordering::Relaxed);
-                counts.error(format!("agent {node}: {error}"));
-                continue;
-            }
-        }
-        // Empty again: the hub acknowledged all of it, this record too.
-        let mut state = outbox.state();
-        let empty = timeout(KEPT, state.wait_for(|state| state.records == 0)).await;
-        match empty {
-            Ok(Ok(_)) => counts.kept.add(begun.elapsed()),
-            _ => drop(counts.late.fetch_add(1, Ordering::Relaxed)),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: LoadArgs,
+    }
+
+    pub(super) fn parse(args: &[&str]) -> Result<LoadArgs, clap::Error> {
+        Cli::try_parse_from(["load", "--token", "t"].iter().chain(args)).map(|cli| cli.args)
+    }
+
+    pub(super) fn args(args: &[&str]) -> LoadArgs {
+        parse(args).unwrap()
+    }
+
+    #[test]
+    fn what_no_load_can_be_is_refused_before_anything_is_done() {
+        let refusal = |flag: &str, value: &str| {
+            let given = format!("{flag}={value}");
+            checked(&args(&["--hub", "h", "--nodes=3", &given])).map_err(|error| error.to_string())
+        };
+        for (flag, value) in [
+            ("--minutes", "1e30"),
+            ("--minutes", "inf"),
+            ("--minutes", "nan"),
+            ("--minutes", "0"),
+            ("--minutes", "-1"),
+            ("--per-minute", "1e-20"),
+            ("--per-minute", "nan"),
+            ("--per-minute", "-1"),
+            ("--per-minute", "1e9"),
+        ] {
+            let error = refusal(flag, value).unwrap_err();
+            assert!(error.contains(flag) && error.contains("must be"), "{error}");
+        }
+        for (flag, value) in [("--minutes", "0.001"), ("--minutes", "525600"), ("--per-minute", "0.001")] {
+            refusal(flag, value).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_a_name_and_no_way_out_of_the_folder() {
+        for bad in ["../../x", "a/b", "", ".."] {
+            assert!(parse(&["--hub", "h", "--nodes=1", &format!("--prefix={bad}")]).is_err(), "{bad}");
+        }
+        let long = "x".repeat(60);
+        let error = join::names(&args(&["--hub", "h", "--nodes=1", "--prefix", &long])).unwrap_err();
+        assert!(error.to_string().contains("--prefix"), "{error}");
+        let two: Vec<_> = join::names(&args(&["--hub", "h", "--nodes=2"])).unwrap();
+        assert_eq!(two.iter().map(Name::as_str).collect::<Vec<_>>(), ["load-00001", "load-00002"]);
+    }
 
     #[test]
     fn more_agents_than_files_is_said_with_what_to_do() {

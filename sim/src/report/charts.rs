@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use super::{
     escape, figure, time,
-    timeline::{ALL, LEFT, WIDTH, axis, x},
+    timeline::{ALL, LEFT, WIDTH, axis, not_kept_title, x},
 };
-use crate::record::{Record, curve::Curve};
+use crate::record::{Record, Span, curve::Curve};
 
 /// Height of the fleet's curve, of that of a box, and of a rollout.
 const FLEET: usize = 110;
@@ -75,9 +75,22 @@ pub(super) fn rollouts(record: &Record, end_ms: u64) -> String {
     let mut top = AXIS;
     for (key, changes) in &record.rollouts {
         let base = top + ROLLOUT;
-        for (from, to, now) in changes.spans(end_ms) {
-            let tall = |nodes: u32| ROLLOUT * nodes as usize / (now.total.max(1) as usize);
+        for Span { from_ms: from, to_ms: to, value } in changes.spans(end_ms) {
             let (x0, width) = (x(from, end_ms), x(to, end_ms).saturating_sub(x(from, end_ms)).max(1));
+            let now = match value {
+                Ok(now) => now,
+                Err(not_kept) => {
+                    let title = escape(&not_kept_title(key, not_kept, from, to));
+                    let _ = write!(
+                        svg,
+                        "<g class='c unkept'><title>{title}</title>\
+                         <rect x='{x0}' y='{top}' width='{width}' height='{ROLLOUT}'/>\
+                         <rect class='over' x='{x0}' y='{top}' width='{width}' height='{ROLLOUT}'/></g>"
+                    );
+                    continue;
+                }
+            };
+            let tall = |nodes: u32| ROLLOUT * nodes as usize / (now.total.max(1) as usize);
             let (healthy, failed) = (tall(now.done), tall(now.failed));
             let title = escape(&format!(
                 "{key} {}: {} of {} healthy, {} failed, {} to {}",
@@ -99,7 +112,6 @@ pub(super) fn rollouts(record: &Record, end_ms: u64) -> String {
             );
         }
         let end = changes
-            .changes
             .last()
             .map(|(at, now)| (format!("{}, {}/{}", now.phase, now.done, now.total), format!("since {}", time(*at))));
         let (stands, since) = end.unwrap_or_default();

@@ -1,7 +1,7 @@
 //! A track as the columns of a picture. Where several values fall into one column the worst shows, so that a
-//! picture of a week is bounded and still has the crash of a second.
+//! picture of a week is bounded and still has the crash of a second. Where changes were not kept, that shows.
 
-use crate::record::Changes;
+use crate::record::{Changes, Span};
 
 /// A run of columns that show the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,9 +14,12 @@ pub(super) struct Run<T> {
     pub(super) from_ms: u64,
     /// End.
     pub(super) to_ms: u64,
-    /// What it shows.
-    pub(super) value: T,
+    /// What it shows, or how many changes there were that were not kept.
+    pub(super) value: Result<T, u64>,
 }
+
+/// What a column shows, from when to when, in milliseconds.
+type Cell<V> = Option<(Result<V, u64>, u64, u64)>;
 
 /// The columns of `changes` over `end_ms`; `worse` orders values, the greatest shows.
 pub(super) fn runs<T, V>(
@@ -34,10 +37,11 @@ where
         let at = u128::from(ms) * columns as u128 / u128::from(end_ms.max(1));
         usize::try_from(at).unwrap_or(columns).min(columns)
     };
-    let mut shown: Vec<Option<(V, u64, u64)>> = vec![None; columns];
-    for (from_ms, to_ms, now) in changes.spans(end_ms) {
+    let worse = |value: &Result<V, u64>| value.as_ref().map_or(u16::MAX, |value| worse(value).into());
+    let mut shown: Vec<Cell<V>> = vec![None; columns];
+    for Span { from_ms, to_ms, value: now } in changes.spans(end_ms) {
         let (first, last) = (column(from_ms).min(columns.saturating_sub(1)), column(to_ms));
-        let now = value(now);
+        let now = now.map(&value);
         for cell in shown.iter_mut().take(last.max(first + 1)).skip(first) {
             if cell.as_ref().is_none_or(|(before, ..)| worse(before) < worse(&now)) {
                 *cell = Some((now.clone(), from_ms, to_ms));
@@ -67,7 +71,7 @@ mod tests {
         changes.set(500_001, 0);
         let runs = runs(&changes, 1_000_000, 10, |v| *v, |v| *v);
         let shape: Vec<_> = runs.iter().map(|run| (run.from, run.to, run.value)).collect();
-        assert_eq!(shape, [(0, 5, 0), (5, 6, 3), (6, 10, 0)]);
+        assert_eq!(shape, [(0, 5, Ok(0)), (5, 6, Ok(3)), (6, 10, Ok(0))]);
     }
 
     #[test]
@@ -75,6 +79,17 @@ mod tests {
         let mut changes = Changes::default();
         changes.set(50, 1_u8);
         let runs = runs(&changes, 100, 10, |v| *v, |v| *v);
-        assert_eq!(runs, [Run { from: 5, to: 10, from_ms: 50, to_ms: 100, value: 1 }]);
+        assert_eq!(runs, [Run { from: 5, to: 10, from_ms: 50, to_ms: 100, value: Ok(1) }]);
+    }
+
+    #[test]
+    fn changes_that_were_not_kept_show_as_such() {
+        let mut changes = Changes::default();
+        for at in 0..8_000 {
+            changes.set(at, (at % 2) as u8);
+        }
+        let runs = runs(&changes, 10_000, 10, |v| *v, |v| *v);
+        let shape: Vec<_> = runs.iter().map(|run| (run.from, run.to, run.value)).collect();
+        assert_eq!(shape, [(0, 2, Ok(1)), (2, 7, Err(5_999)), (7, 10, Ok(1))]);
     }
 }

@@ -22,16 +22,70 @@ pub(crate) mod sample;
 #[cfg(test)]
 mod tests;
 
-use std::fmt::Write as _;
+use std::{borrow::Cow, fmt::Write as _};
 
-use crate::record::Record;
+use crate::{
+    record::{Asked, Break, Record},
+    run::RunError,
+};
+
+/// Writes down what was typed for a run, however that ended.
+///
+/// # Errors
+/// Those of the run.
+pub fn asked(played: anyhow::Result<Record>, asked: Asked) -> anyhow::Result<Record> {
+    match played {
+        Ok(record) => Ok(Record { asked: Some(asked), ..record }),
+        Err(error) => Err(match error.downcast::<RunError>() {
+            Ok(mut error) => {
+                error.record.asked = Some(asked);
+                error.into()
+            }
+            Err(error) => error,
+        }),
+    }
+}
 
 /// The command that plays a run again.
 #[must_use]
 pub fn replay(record: &Record) -> String {
-    match record.scenario.strip_prefix("swarm ") {
-        Some(seed) => format!("sim replay {seed}"),
-        None => format!("sim run {} --seed {}", record.scenario, record.seed),
+    match (&record.asked, record.scenario.strip_prefix("swarm ")) {
+        (Some(asked), _) => again(asked, record.seed),
+        (None, Some(seed)) => format!("sim replay {seed}"),
+        (None, None) => format!("sim run {} --seed {}", quoted(&record.scenario), record.seed),
+    }
+}
+
+/// The command that asks for the same.
+#[must_use]
+pub fn again(asked: &Asked, seed: u64) -> String {
+    let option = |name: &str, value: Option<u64>| value.map_or_else(String::new, |value| format!(" --{name} {value}"));
+    match asked {
+        Asked::Run { scenario, nodes } => {
+            format!("sim run {} --seed {seed}{}", quoted(scenario), option("nodes", nodes.map(u64::from)))
+        }
+        Asked::Replay { minutes } => format!("sim replay {seed}{}", option("minutes", *minutes)),
+    }
+}
+
+/// An argument as a shell takes it.
+fn quoted(argument: &str) -> Cow<'_, str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./+@,=".contains(c);
+    if !argument.is_empty() && argument.chars().all(plain) {
+        return Cow::Borrowed(argument);
+    }
+    Cow::Owned(format!("'{}'", argument.replace('\'', "'\\''")))
+}
+
+/// How long a fault lasted.
+fn lasted(fault: &Break) -> String {
+    match fault.end_ms {
+        None if fault.at_once => "at once".to_owned(),
+        None => time(0),
+        Some(end) => {
+            let length = time(end.saturating_sub(fault.begin_ms));
+            if fault.healed || fault.at_once { length } else { format!("{length}, to the end of the run") }
+        }
     }
 }
 

@@ -3,10 +3,10 @@
 use std::{collections::BTreeSet, fmt::Write as _};
 
 use super::{
-    charts, counted, escape, figure, replay, time,
+    charts, counted, escape, figure, lasted, replay, time,
     timeline::{self, Health},
 };
-use crate::record::Record;
+use crate::{fault::Target, record::Record};
 
 /// Rows of the table of faults, and of marks.
 const MAX_ROWS: usize = 500;
@@ -78,7 +78,7 @@ fn cards(page: &mut String, record: &Record, end_ms: u64) {
     } else {
         format!("never fired: {}", never.join(", "))
     };
-    cards.push(("faults", record.breaks.len().to_string(), note));
+    cards.push(("faults", figure(record.begun()), note));
     if let Some(books) = record.books.filter(|books| books.acknowledged > 0) {
         let note = format!(
             "{} at the hub + {} in gaps + {} missing",
@@ -120,6 +120,10 @@ fn legend(record: &Record) -> String {
     }
     key("r0 trial", "on trial or not ready (?)");
     key("nothing", "nothing runs");
+    let not_kept = record.changes_not_kept();
+    if not_kept > 0 {
+        key("unkept", &format!("{} changes that were only counted: too many to keep", figure(not_kept)));
+    }
     format!(
         "upper bar: the box; lower bar: what it runs. {legend}<span class='key'><svg class='swatch' viewBox='0 0 24 12'>\
          <rect class='band' x='1' y='1' width='22' height='10'/></svg> a fault, numbered as below</span> \
@@ -137,8 +141,9 @@ fn faults(page: &mut String, record: &Record) {
          <th>lasted</th><th>struck</th></tr>",
     );
     for (number, fault) in record.breaks.iter().enumerate().take(MAX_ROWS) {
-        let lasted = fault.end_ms.map_or("at once".to_owned(), |end| time(end.saturating_sub(fault.begin_ms)));
-        let whom = if fault.hub { "hub".to_owned() } else { fault.nodes.len().to_string() };
+        let lasted = lasted(fault);
+        let whom =
+            if fault.whom == Target::Hub { "hub".to_owned() } else { record.struck_by(fault).count().to_string() };
         let _ = write!(
             page,
             "<tr><td>{}</td><td>{}</td><td>{whom}</td><td>{}</td><td>{lasted}</td><td>{}</td></tr>",
@@ -149,7 +154,7 @@ fn faults(page: &mut String, record: &Record) {
         );
     }
     page.push_str("</table></div>");
-    left_out(page, record.breaks.len());
+    left_out(page, record.breaks.len(), record.begun() - record.breaks.len() as u64);
     page.push_str("</section>");
 }
 
@@ -162,12 +167,15 @@ fn marks(page: &mut String, record: &Record) {
         let _ = write!(page, "<tr><td>{}</td><td>{}</td></tr>", time(mark.at_ms), escape(&mark.text));
     }
     page.push_str("</table></div>");
-    left_out(page, record.marks.len());
+    left_out(page, record.marks.len(), record.marks_not_kept);
     page.push_str("</section>");
 }
 
-fn left_out(page: &mut String, rows: usize) {
+fn left_out(page: &mut String, rows: usize, not_kept: u64) {
     if rows > MAX_ROWS {
         let _ = write!(page, "<p class='note'>and {} more, in the JSON</p>", rows - MAX_ROWS);
+    }
+    if not_kept > 0 {
+        let _ = write!(page, "<p class='note'>and {} after those, which were only counted</p>", figure(not_kept));
     }
 }

@@ -17,7 +17,8 @@ use crate::{
     world::{AppSeen, Observation, RolloutSeen, Seen},
 };
 
-fn plan(boxes: usize, about: &str) -> Plan {
+/// A plan that only says which boxes there are.
+pub(crate) fn plan(boxes: usize, about: &str) -> Plan {
     let mut sites: Vec<Site> = vec![];
     for number in 0..boxes {
         let name: Name = format!("hz-{:02}", number / 10 + 1).parse().unwrap();

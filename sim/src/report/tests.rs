@@ -29,6 +29,60 @@ fn the_text_tells_faults_books_and_verdict() {
 }
 
 #[test]
+fn the_command_that_plays_it_again_is_the_one_that_was_typed() {
+    let mut record = record(3, "", true);
+    let mut shown = |asked: Asked| {
+        record.asked = Some(asked);
+        let again = replay(&record);
+        assert!(text(&record).contains(&format!("again: {again}\n")) && page(&record).contains(&escape(&again)));
+        again
+    };
+    let run = |scenario: &str, nodes| Asked::Run { scenario: scenario.into(), nodes };
+    assert_eq!(shown(run("dir/mine.toml", None)), "sim run dir/mine.toml --seed 42");
+    assert_eq!(shown(run("line_flaps", Some(20))), "sim run line_flaps --seed 42 --nodes 20");
+    assert_eq!(shown(run("it's mine.toml", None)), r"sim run 'it'\''s mine.toml' --seed 42");
+    assert_eq!(shown(Asked::Replay { minutes: Some(3) }), "sim replay 42 --minutes 3");
+    assert_eq!(shown(Asked::Replay { minutes: None }), "sim replay 42");
+}
+
+#[test]
+fn a_fault_that_lasts_to_the_end_says_so_everywhere() {
+    let mut record = record(3, "", true);
+    let cut = record.breaks.first_mut().unwrap();
+    (cut.healed, cut.end_ms) = (false, Some(7_500_000));
+    assert!(text(&record).contains("cut site hz-01 for 1:31:40 h, to the end of the run, struck"), "{}", text(&record));
+    let page = page(&record);
+    assert!(page.contains("<td>1:31:40 h, to the end of the run</td>"));
+    assert!(page.contains("1 cut site hz-01: 33:20 min, 1:31:40 h, to the end of the run, struck 12345"));
+    assert!(text(&record).contains("rebind all at once, struck 3"));
+}
+
+#[test]
+fn what_was_only_counted_is_said_and_drawn() {
+    let mut record = record(3, "", false);
+    record.breaks_not_kept.insert("rebind".into(), 5_000);
+    record.marks_not_kept = 7;
+    let track = record.nodes.values_mut().next().unwrap();
+    let (_, mut state) = track.state.changes.first().unwrap().clone();
+    for at in 0..6_000 {
+        state.connected = !state.connected;
+        track.state.set(7_400_000 + at, state.clone());
+    }
+    let not_kept = figure(record.changes_not_kept());
+    let text = text(&record);
+    for line in [
+        "rebind       5001 begun".to_owned(),
+        "and 5\u{202f}000 after those, which were only counted".to_owned(),
+        format!("{not_kept} changes of boxes, apps and rollouts were only counted"),
+    ] {
+        assert!(text.contains(&line), "{line} is not in {text}");
+    }
+    let page = page(&record);
+    assert!(page.contains(&format!("{not_kept} changes that were only counted")), "{not_kept}");
+    assert!(page.contains("class='c unkept'") && page.contains("and 7 after those"));
+}
+
+#[test]
 fn a_fault_that_never_fired_is_named() {
     let mut record = record(3, "", false);
     record.faults.insert("disk-full".into(), 0);

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{counted, figure, replay, time};
+use super::{counted, figure, lasted, replay, time};
 use crate::record::{Break, Record};
 
 /// Faults that are listed one by one.
@@ -29,7 +29,8 @@ pub fn text(record: &Record) -> String {
     if !record.breaks.is_empty() {
         line("faults".into());
         for (kind, struck) in &record.faults {
-            let times = record.breaks.iter().filter(|fault| &fault.kind == kind).count();
+            let kept = record.breaks.iter().filter(|fault| &fault.kind == kind).count() as u64;
+            let times = kept + record.breaks_not_kept.get(kind).unwrap_or(&0);
             let never = if *struck == 0 { "  NEVER FIRED" } else { "" };
             line(format!("  {kind:<12} {:>3} begun, struck {}{never}", times, figure(*struck)));
         }
@@ -40,11 +41,19 @@ pub fn text(record: &Record) -> String {
         if record.breaks.len() > MAX_LISTED {
             line(format!("  and {} more, in the JSON and on the page", record.breaks.len() - MAX_LISTED));
         }
+        let not_kept = record.begun() - record.breaks.len() as u64;
+        if not_kept > 0 {
+            line(format!("  and {} after those, which were only counted", figure(not_kept)));
+        }
+    }
+    let not_kept = record.changes_not_kept();
+    if not_kept > 0 {
+        line(format!("{} changes of boxes, apps and rollouts were only counted: too many to keep", figure(not_kept)));
     }
     if !record.rollouts.is_empty() {
         line("rollouts".into());
         for (key, progress) in &record.rollouts {
-            if let Some((at, end)) = progress.changes.last() {
+            if let Some((at, end)) = progress.last() {
                 line(format!(
                     "  {key:<24} {} after {}: {} of {} healthy, {} failed",
                     end.phase,
@@ -79,9 +88,7 @@ pub fn text(record: &Record) -> String {
 }
 
 fn one(fault: &Break) -> String {
-    let until = match fault.end_ms {
-        Some(end) => format!("for {}", time(end.saturating_sub(fault.begin_ms))),
-        None => "at once".to_owned(),
-    };
-    format!("{:>12}  {} {until}, struck {}", time(fault.begin_ms), fault.what, figure(fault.struck))
+    let lasted = lasted(fault);
+    let lasted = if fault.at_once && fault.end_ms.is_none() { lasted } else { format!("for {lasted}") };
+    format!("{:>12}  {} {lasted}, struck {}", time(fault.begin_ms), fault.what, figure(fault.struck))
 }

@@ -10,8 +10,11 @@ use std::{
 
 use proto::name::Name;
 
-use super::{columns, escape, time};
-use crate::record::{AppState, Break, NodeState, Record, Track};
+use super::{columns, escape, figure, lasted, time};
+use crate::{
+    fault::Target,
+    record::{AppState, Break, NodeState, Record, Track},
+};
 
 /// Width of the names, of the picture of time, and of all.
 pub(super) const LEFT: usize = 132;
@@ -98,7 +101,7 @@ pub(super) fn releases(record: &Record) -> BTreeMap<String, usize> {
     let mut versions = BTreeSet::new();
     for track in record.nodes.values() {
         for (app, changes) in &track.apps {
-            for (_, state) in &changes.changes {
+            for (_, state) in changes.changes.iter().chain(changes.last()) {
                 versions.extend(state.running.as_ref().map(|version| (app.clone(), version.clone())));
             }
         }
@@ -170,7 +173,11 @@ pub(super) fn svg(record: &Record, end_ms: u64) -> String {
     svg.push_str(&body);
     for (number, (fault, lane)) in record.breaks.iter().zip(&lanes).enumerate() {
         let top = faults_top + lane * FAULT_ROW;
-        band(&mut svg, number + 1, fault, top, (hub_top, heights.health), &tops, row - heights.gap, end_ms);
+        let across = match fault.whom {
+            Target::Hub => vec![(hub_top, heights.health)],
+            _ => blocks(record.struck_by(fault).filter_map(|node| tops.get(node).copied()), row, row - heights.gap),
+        };
+        band(&mut svg, number + 1, fault, top, &across, end_ms);
     }
     violation(&mut svg, record, &tops, bottom, end_ms);
     svg.push_str("</svg>");
@@ -188,9 +195,16 @@ fn counting(name: &Name) -> (&str, u64) {
 fn hub(svg: &mut String, record: &Record, top: usize, height: usize, end_ms: u64) {
     let _ = write!(svg, "<text class='name' x='2' y='{}'>hub</text>", top + height.max(10));
     for run in columns::runs(&record.hub, end_ms, WIDTH, |runs| *runs, |runs| u8::from(!runs)) {
-        let (class, word) = if run.value { ("ready", "runs") } else { ("off", "hub down") };
-        let title = format!("hub {word}, {} to {}", time(run.from_ms), time(run.to_ms));
-        cell(svg, class, (run.from, run.to), top, height, if run.value { "" } else { word }, &title);
+        let (class, word, title) = match run.value {
+            Ok(true) => ("ready", "", "hub runs".to_owned()),
+            Ok(false) => ("off", "hub down", "hub down".to_owned()),
+            Err(not_kept) => {
+                unkept(svg, "hub", not_kept, &run, top, height);
+                continue;
+            }
+        };
+        let title = format!("{title}, {} to {}", time(run.from_ms), time(run.to_ms));
+        cell(svg, class, (run.from, run.to), top, height, word, &title);
     }
 }
 
@@ -211,7 +225,13 @@ fn node(
     let _ = write!(svg, "<text class='{small}' x='10' y='{middle}'>{}</text>", escape(name.as_str()));
     let health = |state: &NodeState| (Health::of(state), state.carrier.clone());
     for run in columns::runs(&track.state, end_ms, WIDTH, health, |(health, _)| *health as u8) {
-        let (health, carrier) = &run.value;
+        let (health, carrier) = match &run.value {
+            Ok(value) => value,
+            Err(not_kept) => {
+                unkept(svg, name.as_str(), *not_kept, &run, top, heights.health);
+                continue;
+            }
+        };
         let by = if *health <= Health::NotReady { format!(" over {carrier}") } else { String::new() };
         let title = format!("{name}: {}{by}, {} to {}", health.word(), time(run.from_ms), time(run.to_ms));
         let word = if *health == Health::Ready && carrier != "udp" { carrier.as_str() } else { health.word() };
@@ -223,7 +243,13 @@ fn node(
         let shown = |state: &AppState| (state.running.clone(), state.ready);
         let worse = |(running, ready): &(Option<_>, bool)| if running.is_none() { 2 } else { u8::from(!ready) };
         for run in columns::runs(changes, end_ms, WIDTH, shown, worse) {
-            let (running, ready) = &run.value;
+            let (running, ready) = match &run.value {
+                Ok(value) => value,
+                Err(not_kept) => {
+                    unkept(svg, &format!("{name}: {app}"), *not_kept, &run, top, heights.app);
+                    continue;
+                }
+            };
             let span = format!("{} to {}", time(run.from_ms), time(run.to_ms));
             let Some(version) = running else {
                 let title = format!("{name}: nothing of {app} runs, {span}");
@@ -241,7 +267,31 @@ fn node(
 }
 
 /// Classes with a hatching of their own.
-pub(super) const PATTERNED: [&str; 5] = ["away", "cut", "agentdown", "notready", "trial"];
+pub(super) const PATTERNED: [&str; 6] = ["away", "cut", "agentdown", "notready", "trial", "unkept"];
+
+/// A time of which only the number of changes is known.
+fn unkept<T>(svg: &mut String, whose: &str, not_kept: u64, run: &columns::Run<T>, top: usize, height: usize) {
+    let title = not_kept_title(whose, not_kept, run.from_ms, run.to_ms);
+    cell(svg, "unkept", (run.from, run.to), top, height, &format!("{} changes", figure(not_kept)), &title);
+}
+
+/// What stands at a time of which only the number of changes is known.
+pub(super) fn not_kept_title(whose: &str, not_kept: u64, from_ms: u64, to_ms: u64) -> String {
+    format!("{whose}: {} changes that were only counted, {} to {}", figure(not_kept), time(from_ms), time(to_ms))
+}
+
+/// Rows that stand together as one block each, from its top on: a fault of many boxes is drawn in few pieces.
+fn blocks(tops: impl Iterator<Item = usize>, row: usize, height: usize) -> Vec<(usize, usize)> {
+    let mut blocks: Vec<(usize, usize)> = vec![];
+    let tops: BTreeSet<usize> = tops.collect();
+    for top in tops {
+        match blocks.last_mut() {
+            Some((first, tall)) if *first + *tall + row - height == top => *tall = top + height - *first,
+            _ => blocks.push((top, height)),
+        }
+    }
+    blocks
+}
 
 /// A rectangle with a title, and a word where there is room.
 fn cell(svg: &mut String, class: &str, span: (usize, usize), top: usize, height: usize, word: &str, title: &str) {
@@ -284,21 +334,12 @@ fn label(number: usize, fault: &Break) -> String {
 }
 
 /// A fault: its bar in the strip, and a band across everybody whom it struck.
-#[expect(clippy::too_many_arguments, reason = "all of one picture")]
-fn band(
-    svg: &mut String,
-    number: usize,
-    fault: &Break,
-    top: usize,
-    hub: (usize, usize),
-    tops: &BTreeMap<&Name, usize>,
-    height: usize,
-    end_ms: u64,
-) {
+fn band(svg: &mut String, number: usize, fault: &Break, top: usize, across: &[(usize, usize)], end_ms: u64) {
     let begin = x(fault.begin_ms, end_ms);
     let width = x(fault.end_ms.unwrap_or(fault.begin_ms), end_ms).saturating_sub(begin).max(2);
-    let until = fault.end_ms.map_or("at once".to_owned(), |end| format!("to {}", time(end)));
-    let title = escape(&format!("{number} {}: {} {until}, struck {}", fault.what, time(fault.begin_ms), fault.struck));
+    let title =
+        format!("{number} {}: {}, {}, struck {}", fault.what, time(fault.begin_ms), lasted(fault), fault.struck);
+    let title = escape(&title);
     let _ = write!(
         svg,
         "<g class='fault'><title>{title}</title><rect class='bar' x='{begin}' y='{}' width='{width}' height='3'/>",
@@ -308,21 +349,13 @@ fn band(
     let room = text.chars().count() * LETTER;
     let at = if begin + room > ALL { ALL.saturating_sub(room + 4) } else { begin };
     let _ = write!(svg, "<text class='small' x='{at}' y='{}'>{}</text>", top + 9, escape(&text));
-    let mut across = |top: usize, height: usize| {
+    for (top, height) in across {
         let _ = write!(
             svg,
             "<rect class='band' x='{begin}' y='{}' width='{width}' height='{}'/>",
             top.saturating_sub(1),
             height + 2
         );
-    };
-    if fault.hub {
-        across(hub.0, hub.1);
-    }
-    for node in &fault.nodes {
-        if let Some(top) = tops.get(node) {
-            across(*top, height);
-        }
     }
     svg.push_str("</g>");
 }
@@ -345,6 +378,7 @@ pub(super) fn patterns() -> &'static str {
      <pattern id='p-cut' width='6' height='6' patternUnits='userSpaceOnUse'><path d='M0 0L6 6M0 6L6 0' class='hatch'/></pattern>\
      <pattern id='p-agent' width='5' height='5' patternUnits='userSpaceOnUse'><path d='M0 2.5H5' class='hatch'/></pattern>\
      <pattern id='p-notready' width='5' height='5' patternUnits='userSpaceOnUse'><circle cx='2.5' cy='2.5' r='1' class='dot'/></pattern>\
+     <pattern id='p-unkept' width='8' height='4' patternUnits='userSpaceOnUse'><path d='M0 4L4 0L8 4' class='hatch'/></pattern>\
      <pattern id='p-trial' width='5' height='5' patternUnits='userSpaceOnUse'><path d='M0 5L5 0' class='lighthatch'/></pattern>\
      </defs>"
 }

@@ -6,14 +6,14 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, bail};
-use proto::env::Seed;
 use serde::Serialize;
 
 use super::{Found, Report, all, find, run_seed};
 use crate::{
-    record::Record,
+    record::{Asked, Record},
     report,
     run::{Options, RunError, play},
+    seeds::Seeds,
 };
 
 /// `sim run`.
@@ -26,8 +26,8 @@ pub struct RunArgs {
     #[arg(long, conflicts_with = "seeds")]
     seed: Option<u64>,
     /// Several seeds, `FIRST..LAST`, both included.
-    #[arg(long, value_parser = parse_seeds)]
-    seeds: Option<(u64, u64)>,
+    #[arg(long)]
+    seeds: Option<Seeds>,
     /// Run each seed twice and compare the traces.
     #[arg(long)]
     twice: bool,
@@ -43,16 +43,6 @@ pub struct RunArgs {
     /// Write a page about the run to this file; of several seeds, about the last.
     #[arg(long)]
     html: Option<PathBuf>,
-}
-
-fn parse_seeds(text: &str) -> Result<(u64, u64), String> {
-    let wrong = || format!("{text:?} is not FIRST..LAST, such as 1..20");
-    let (first, last) = text.split_once("..").ok_or_else(wrong)?;
-    let parse = |number: &str| number.parse::<u64>().map_err(|_| wrong());
-    match (parse(first)?, parse(last)?) {
-        (first, last) if first <= last => Ok((first, last)),
-        _ => Err(format!("{text:?} is empty: the last seed is below the first")),
-    }
 }
 
 /// Prints all scenarios.
@@ -105,15 +95,12 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     if args.html.is_some() && matches!(found, Found::Function(_)) {
         bail!("--html draws what a scenario file did; {} is none", args.scenario);
     }
-    let (first, last) = match (args.seeds, args.seed) {
+    let seeds = match (args.seeds, args.seed) {
         (Some(seeds), _) => seeds,
-        (None, Some(seed)) => (seed, seed),
-        (None, None) => {
-            let seed = u64::from(u32::from_be_bytes(Seed::from_os()?.bytes("number")));
-            (seed, seed)
-        }
+        (None, Some(seed)) => Seeds::one(seed),
+        (None, None) => Seeds::fresh(1)?,
     };
-    for seed in first..=last {
+    for seed in seeds.iter() {
         if !args.json {
             println!("seed {seed}");
         }
@@ -146,15 +133,19 @@ fn failed(args: &RunArgs, seed: u64, error: anyhow::Error) -> anyhow::Error {
             _ => print!("{}", report::text::text(record)),
         }
     }
-    let nodes = args.nodes.map_or_else(String::new, |nodes| format!(" --nodes {nodes}"));
-    anyhow!("seed {seed} failed: {error:#}\nrepeat it: sim run {} --seed {seed}{nodes} --trace FILE", args.scenario)
+    anyhow!("seed {seed} failed: {error:#}\nrepeat it: {} --trace FILE", report::again(&asked(args), seed))
+}
+
+/// What was typed.
+fn asked(args: &RunArgs) -> Asked {
+    Asked::Run { scenario: args.scenario.clone(), nodes: args.nodes }
 }
 
 fn twice(args: &RunArgs, found: &Found, seed: u64) -> anyhow::Result<Ran> {
-    let ran = once(found, seed, args.trace.as_deref())?;
+    let ran = once(args, found, seed, args.trace.as_deref())?;
     if args.twice {
         let second = args.trace.as_ref().map(|path| PathBuf::from(format!("{}.2", path.display())));
-        let again = once(found, seed, second.as_deref())?;
+        let again = once(args, found, seed, second.as_deref())?;
         if again != ran {
             let ((digest, lines), (digest_2, lines_2)) = (ran.trace(), again.trace());
             bail!(
@@ -166,12 +157,13 @@ fn twice(args: &RunArgs, found: &Found, seed: u64) -> anyhow::Result<Ran> {
     Ok(ran)
 }
 
-fn once(found: &Found, seed: u64, trace: Option<&Path>) -> anyhow::Result<Ran> {
+fn once(args: &RunArgs, found: &Found, seed: u64, trace: Option<&Path>) -> anyhow::Result<Ran> {
     match found {
         Found::Function(name) => Ok(Ran::Report(run_seed(name, seed, trace)?)),
         Found::Plan(plan) => {
             let options = Options { trace: trace.map(Path::to_owned), ..Options::default() };
-            play(plan, seed, &options).map(|record| Ran::Record(Box::new(record)))
+            let record = report::asked(play(plan, seed, &options), asked(args))?;
+            Ok(Ran::Record(Box::new(record)))
         }
     }
 }

@@ -27,7 +27,6 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use proto::env::Seed;
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -35,13 +34,16 @@ use crate::{
     ledger::Outcome,
     oracle::Invariant,
     plan::{self, Plan},
-    record::Record,
+    record::{Asked, Record},
     report,
     run::{Options, RunError, play},
+    seeds::Seeds,
 };
 
 /// Runs that shrinking may take.
 const SHRINK_RUNS: u32 = 80;
+/// Seeds, when none are given.
+const DEFAULT_SEEDS: u32 = 20;
 /// A seed that runs for longer is named, in real time.
 const SLOW: Duration = Duration::from_secs(60);
 
@@ -49,8 +51,8 @@ const SLOW: Duration = Duration::from_secs(60);
 #[derive(Debug, clap::Args)]
 pub struct SwarmArgs {
     /// Seeds, `FIRST..LAST`, both included. Default: 20 from a fresh one on.
-    #[arg(long, value_parser = parse_seeds)]
-    seeds: Option<(u64, u64)>,
+    #[arg(long)]
+    seeds: Option<Seeds>,
     /// Length of each run in virtual minutes. Default: drawn, mostly minutes, sometimes hours.
     #[arg(long)]
     minutes: Option<u64>,
@@ -88,16 +90,6 @@ pub struct ReplayArgs {
     /// One JSON object.
     #[arg(long)]
     json: bool,
-}
-
-fn parse_seeds(text: &str) -> Result<(u64, u64), String> {
-    let wrong = || format!("{text:?} is not FIRST..LAST, such as 1..200");
-    let (first, last) = text.split_once("..").ok_or_else(wrong)?;
-    let parse = |number: &str| number.parse::<u64>().map_err(|_| wrong());
-    match (parse(first)?, parse(last)?) {
-        (first, last) if first <= last => Ok((first, last)),
-        _ => Err(format!("{text:?} is empty: the last seed is below the first")),
-    }
 }
 
 /// In which way a run failed: shrinking keeps to it.
@@ -147,19 +139,14 @@ pub fn plan_of(seed: u64, minutes: Option<u64>) -> anyhow::Result<Plan> {
 /// # Errors
 /// When a seed failed; all of them were played by then.
 pub fn swarm(args: &SwarmArgs) -> anyhow::Result<()> {
-    let (first, last) = match args.seeds {
-        Some(seeds) => seeds,
-        None => {
-            let first = u64::from(u32::from_be_bytes(Seed::from_os()?.bytes("number")));
-            (first, first + 19)
-        }
-    };
+    let seeds = args.seeds.map_or_else(|| Seeds::fresh(DEFAULT_SEEDS), Ok)?;
+    let ((first, last), count) = (seeds.ends(), seeds.count());
     if !args.json {
         println!("seeds {first}..{last}");
     }
     let begun = Instant::now();
     let mut failed: Vec<(u64, Way)> = vec![];
-    each(first, last, args.jobs.max(1), args.minutes, |seed, played| {
+    each(seeds, args.jobs.max(1), args.minutes, |seed, played| {
         tell(args, seed, &played)?;
         if let Some((way, error)) = &played.failure {
             failed.push((seed, way.clone()));
@@ -167,7 +154,6 @@ pub fn swarm(args: &SwarmArgs) -> anyhow::Result<()> {
         }
         Ok(())
     })?;
-    let count = last - first + 1;
     if !args.json {
         println!("{count} seeds, {} failed, {:.1} s", failed.len(), begun.elapsed().as_secs_f64());
     }
@@ -181,13 +167,12 @@ pub fn swarm(args: &SwarmArgs) -> anyhow::Result<()> {
 
 /// Plays seeds on `jobs` threads, and hands out what became of them, in the order in which they end.
 fn each(
-    first: u64,
-    last: u64,
+    seeds: Seeds,
     jobs: usize,
     minutes: Option<u64>,
     mut take: impl FnMut(u64, Played) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let next = AtomicU64::new(first);
+    let next = AtomicU64::new(0);
     let running: Mutex<BTreeMap<u64, Instant>> = Mutex::default();
     let running = || running.lock().unwrap_or_else(PoisonError::into_inner);
     let (sender, receiver) = channel();
@@ -196,10 +181,7 @@ fn each(
             let (sender, next) = (sender.clone(), &next);
             scope.spawn(move || {
                 loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed > last {
-                        return;
-                    }
+                    let Some(seed) = seeds.at(next.fetch_add(1, Ordering::Relaxed)) else { return };
                     running().insert(seed, Instant::now());
                     let played = plan_of(seed, minutes).and_then(|plan| played(plan, seed));
                     running().remove(&seed);
@@ -224,7 +206,7 @@ fn each(
                 }
             }
         };
-        next.store(last.saturating_add(1), Ordering::Relaxed);
+        next.store(seeds.count(), Ordering::Relaxed);
         result
     })
 }
@@ -343,7 +325,7 @@ pub fn replay(args: &ReplayArgs) -> anyhow::Result<()> {
         fs::write(file, plan::write(&plan)).with_context(|| format!("write {}", file.display()))?;
     }
     let options = Options { trace: args.trace.clone(), faults_may_miss: true };
-    let outcome = play(&plan, args.seed, &options);
+    let outcome = report::asked(play(&plan, args.seed, &options), Asked::Replay { minutes: args.minutes });
     let (record, error) = match outcome {
         Ok(record) => (record, None),
         Err(error) => match error.downcast::<RunError>() {

@@ -39,7 +39,8 @@ pub(super) struct Host {
 
 impl Host {
     pub fn new(net: &Net, seed: &Seed, name: &str, start: Instant, folder: &tempfile::TempDir) -> anyhow::Result<Host> {
-        let disk = folder.path().join(name);
+        // Apart from what the engineer, releases and backups have beside it: a box may have any name.
+        let disk = folder.path().join("hosts").join(name);
         let device = Arc::new(Disk::new(&disk).with_context(|| format!("make a disk for {name}"))?);
         Ok(Host {
             name: name.to_owned(),

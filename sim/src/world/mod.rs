@@ -72,7 +72,6 @@ pub struct World {
     net: Net,
     seed: Seed,
     start: Instant,
-    folder: tempfile::TempDir,
     pump: Tasks,
     hub_host: Host,
     /// The hub that runs. Boxes that are installed anew ask it for a token.
@@ -88,6 +87,8 @@ pub struct World {
     seen: BTreeMap<String, String>,
     watched: Mutex<observe::Watched>,
     ledger: Ledger,
+    /// Removed last: while there is a disk in it each file that goes would be kept, in case the power is cut.
+    folder: tempfile::TempDir,
 }
 
 impl World {

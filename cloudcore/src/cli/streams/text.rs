@@ -6,7 +6,7 @@ use data_encoding::BASE64;
 use jiff::Timestamp;
 use proto::units::Span;
 
-use super::fetch::Line;
+use super::{super::output, fetch::Line};
 
 /// A time on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,21 +42,15 @@ impl FromStr for When {
 pub fn record(line: &Line<'_>) -> String {
     let mut text = format!("{} {} {} ", line.time, line.node, line.sequence);
     match (line.is_base64(), line.bytes()) {
-        (false, _) => push_plain(&mut text, line.record.get()),
+        (false, _) => text.push_str(&output::plain(line.record.get())),
         (true, Ok(bytes)) => match std::str::from_utf8(&bytes) {
-            Ok(plain) => push_plain(&mut text, plain),
+            Ok(plain) => text.push_str(&output::plain(plain)),
             Err(_) => text.push_str(&format!("base64:{}", BASE64.encode(&bytes))),
         },
-        (true, Err(_)) => push_plain(&mut text, line.record.get()),
+        (true, Err(_)) => text.push_str(&output::plain(line.record.get())),
     }
     text.push('\n');
     text
-}
-
-fn push_plain(text: &mut String, plain: &str) {
-    for c in plain.chars() {
-        if c.is_control() { text.extend(c.escape_default()) } else { text.push(c) }
-    }
 }
 
 #[cfg(test)]
