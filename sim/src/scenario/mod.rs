@@ -211,6 +211,7 @@ const FILES: &[(&str, &str)] = files![
     "disk_full_downloading",
     "double_eleven_peak",
     "half_a_site_dies_mid_rollout",
+    "hub_killed_while_draining",
     "hub_restart_storm",
     "hub_restored_mid_rollout",
     "line_flaps",
@@ -223,6 +224,7 @@ const FILES: &[(&str, &str)] = files![
     "rolling_site_power",
     "rollout_superseded",
     "sink_down_a_day",
+    "sink_down_lines_flap",
     "state_bit_flip",
     "udp_blocked",
 ];
