@@ -219,7 +219,7 @@ pub struct Recorder {
     record: Record,
     /// What every box was when it was looked at last, to see cheaply that nothing changed.
     last: BTreeMap<Name, Seen>,
-    sites: Vec<(Name, Vec<Name>)>,
+    plan: Plan,
 }
 
 impl Recorder {
@@ -251,8 +251,7 @@ impl Recorder {
             rollouts: BTreeMap::new(),
             marks: vec![],
         };
-        let sites = plan.sites.iter().map(|site| (site.name.clone(), site.nodes.clone())).collect();
-        Recorder { record, last: BTreeMap::new(), sites }
+        Recorder { record, last: BTreeMap::new(), plan: plan.clone() }
     }
 
     /// What was seen.
@@ -290,13 +289,7 @@ impl Recorder {
 
     /// A fault began and struck so often at once. Returns its number.
     pub fn fault_began(&mut self, fault: &Fault, at: Duration, struck: u64) -> usize {
-        let all = || self.sites.iter().flat_map(|(_, nodes)| nodes.clone());
-        let nodes = match fault.target() {
-            Target::All => all().collect(),
-            Target::Hub => vec![],
-            Target::Site(site) => self.sites.iter().filter(|(s, _)| s == site).flat_map(|(_, n)| n.clone()).collect(),
-            Target::Node(node) => vec![node.clone()],
-        };
+        let nodes = self.plan.nodes_of(fault.target()).cloned().collect();
         self.record.breaks.push(Break {
             kind: fault.kind().to_owned(),
             what: fault.to_string(),

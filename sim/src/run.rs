@@ -241,7 +241,7 @@ impl<'p> Run<'p> {
                 self.queue.add(at + every * number + jitter, Step::Fire { entry: index, first: number == 0 });
             }
         }
-        self.sources = rate::sources(self.plan, &self.world, &self.seed);
+        self.sources = rate::sources(self.plan, &self.seed);
         for (index, source) in self.sources.iter().enumerate() {
             self.queue.add(source.begins(), Step::Produce { source: index });
         }

@@ -65,6 +65,11 @@ impl Plan {
             expect: Expect { converge_within, in_gaps: None, rollouts: BTreeMap::new(), up_without_hub_within: None },
         }
     }
+
+    /// The boxes that a target means, site by site. The hub is none.
+    pub fn nodes_of(&self, target: &Target) -> impl Iterator<Item = &Name> {
+        self.sites.iter().flat_map(move |site| site.nodes.iter().filter(move |node| target.means(&site.name, node)))
+    }
 }
 
 /// A site and its boxes.

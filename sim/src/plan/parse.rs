@@ -256,7 +256,7 @@ fn producers(file: &Table<'_>, plan: &Plan) -> Result<Vec<Producer>, Wrong> {
         let per_minute = number("per-minute", value, (0.0, 100_000.0))?;
         let peaks = table.tables("peaks", "a peak", PEAK)?;
         let peaks = peaks.iter().map(|table| peak(table, plan)).collect::<Result<Vec<_>, _>>()?;
-        let nodes = timeline::nodes_of(&on, plan).count() as f64;
+        let nodes = plan.nodes_of(&on).count() as f64;
         let more: f64 = peaks.iter().map(|peak| peak.lasts.as_secs_f64() * (peak.times - 1.0).max(0.0)).sum();
         records += per_minute * nodes * (plan.duration.as_secs_f64() + more) / 60.0;
         if records > MAX_RECORDS {

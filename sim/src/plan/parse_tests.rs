@@ -83,6 +83,16 @@ fn a_good_file_says_all_of_a_run() {
 }
 
 #[test]
+fn a_target_means_boxes_and_never_the_hub() {
+    let plan = read(GOOD).unwrap();
+    let of = |target: &str| plan.nodes_of(&target.parse().unwrap()).map(AsRef::as_ref).collect::<Vec<&str>>();
+    assert_eq!(of("all").len(), 5);
+    assert_eq!(of("site hz-02"), ["gpu-a", "gpu-b"]);
+    assert_eq!(of("node hz-01-2"), ["hz-01-2"]);
+    assert_eq!((of("hub"), of("node hz-03-1")), (vec![], vec![]));
+}
+
+#[test]
 fn times_may_be_put_together() {
     for (text, seconds) in [("4h30m", 16_200), ("1d1s", 86_401), ("12.5h", 45_000), ("4h 1m", 14_460)] {
         let plan =

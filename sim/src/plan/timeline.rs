@@ -285,19 +285,6 @@ pub(super) fn target(field: &'static str, value: Value<'_>, plan: &Plan, hub: bo
     Ok(target)
 }
 
-/// The boxes that a target means.
-pub(super) fn nodes_of<'p>(target: &Target, plan: &'p Plan) -> impl Iterator<Item = &'p Name> {
-    let target = target.clone();
-    let all = plan.sites.iter().flat_map(|site| site.nodes.iter().map(move |node| (site, node)));
-    all.filter(move |(site, node)| match &target {
-        Target::All => true,
-        Target::Hub => false,
-        Target::Site(name) => site.name == *name,
-        Target::Node(name) => *node == name,
-    })
-    .map(|(_, node)| node)
-}
-
 /// What the timeline rolls out, as `app@version`.
 pub(super) fn rolled_out(plan: &Plan) -> impl Iterator<Item = String> {
     plan.timeline.iter().filter_map(|entry| match &entry.action {

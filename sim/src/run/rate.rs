@@ -7,10 +7,7 @@ use std::time::Duration;
 use proto::{env::Seed, name::Name};
 use rand::RngExt as _;
 
-use crate::{
-    plan::{Curve, Peak, Plan},
-    world::World,
-};
+use crate::plan::{Curve, Peak, Plan};
 
 /// Between two requests of a producer.
 const SHORTEST: Duration = Duration::from_secs(5);
@@ -39,16 +36,16 @@ pub(super) struct Source {
 }
 
 /// The producers of a plan, one a box.
-pub(super) fn sources(plan: &Plan, world: &World, seed: &Seed) -> Vec<Source> {
+pub(super) fn sources(plan: &Plan, seed: &Seed) -> Vec<Source> {
     let interval = (plan.duration / REQUESTS).clamp(SHORTEST, LONGEST);
     let mut sources = vec![];
     for (number, producer) in plan.producers.iter().enumerate() {
-        for node in world.targets(&producer.on) {
+        for node in plan.nodes_of(&producer.on) {
             let mut chance = seed.stream(&format!("producer {number} {node}"));
             let most_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
             let begins = Duration::from_millis(chance.random_range(0..most_ms.max(1)));
             sources.push(Source {
-                node,
+                node: node.clone(),
                 stream: producer.stream.clone(),
                 per_second: producer.per_minute / 60.0,
                 curve: producer.curve,

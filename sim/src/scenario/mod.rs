@@ -223,6 +223,7 @@ const FILES: &[(&str, &str)] = files![
     "rolling_site_power",
     "rollout_superseded",
     "sink_down_a_day",
+    "sink_down_lines_flap",
     "state_bit_flip",
     "udp_blocked",
 ];
