@@ -319,12 +319,6 @@ impl Recorder {
         }
     }
 
-    /// How often faults struck so far, by kind; 0 for one that was planned and did not yet.
-    #[must_use]
-    pub fn struck(&self) -> &BTreeMap<String, u64> {
-        &self.record.faults
-    }
-
     /// The run is over.
     #[must_use]
     pub fn finish(self, end: End) -> Record {

@@ -149,7 +149,7 @@ fn a_run_that_fails_says_what_and_how_to_repeat_it() {
     fs::write(&path, format!("{MINE}{never}")).unwrap();
     let (code, text, error) = sim(&["run", path.to_str().unwrap(), "--seed", "3", "--json"]);
     assert_eq!(code, Some(1), "{text}{error}");
-    assert!(error.contains("\"crash-agent\" never fired"), "{error}");
+    assert!(error.contains("entry 3 of the timeline (line 16), crash-agent all, never fired"), "{error}");
     assert!(error.contains("mine.toml --seed 3 --trace FILE"), "{error}");
     let record: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     assert_eq!((&record["ok"], &record["faults"]["crash-agent"]), (&false.into(), &0.into()));

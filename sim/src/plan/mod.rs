@@ -150,6 +150,8 @@ pub struct Entry {
     pub repeat: Option<(Duration, u32)>,
     /// What.
     pub action: Action,
+    /// Whether a run in which it never begins, or breaks nothing, may be good all the same.
+    pub may_miss: bool,
     /// Where it stands in the file, 1-based; 0 when it was drawn.
     pub line: usize,
 }

@@ -18,7 +18,7 @@ use toml::de::{DeTable, DeValue};
 use super::{
     Curve, Expect, Peak, Plan, Producer, Release, Site,
     lines::{self, Lines},
-    table::{Table, Value, bytes, number, one_of, parsed, span, text, unlike, whole},
+    table::{Table, Value, bytes, number, one_of, parsed, span, text, truth, unlike, whole},
     timeline,
     wrong::{PlanError, Wrong},
 };
@@ -204,9 +204,7 @@ fn releases(file: &Table<'_>) -> Result<Vec<Release>, Wrong> {
                 .hint("give it another version"));
         }
         let (args, fails) = table.read("behaviour", behaviour)?.unwrap_or_default();
-        let bad = table.read("bad", |field, value| {
-            value.get_ref().as_bool().ok_or_else(|| unlike(value, field, "true or false"))
-        })?;
+        let bad = table.read("bad", truth)?;
         releases.push(Release {
             app,
             version,

@@ -12,7 +12,7 @@ use toml::de::DeValue;
 use super::{
     Action, Entry, Moment, Plan, Site,
     lines::Lines,
-    table::{Table, Value, one_of, parsed, share_ppm, span, span_or_zero, text, unlike, whole},
+    table::{Table, Value, one_of, parsed, share_ppm, span, span_or_zero, text, truth, unlike, whole},
     wrong::Wrong,
 };
 use crate::fault::{Fault, Spot, Target, Way};
@@ -38,7 +38,7 @@ const ACTIONS: &[&str] = &[
     "restore-hub",
 ];
 /// Keys that say when.
-const MOMENT: &[&str] = &["at", "when", "for", "every", "times", "jitter"];
+const MOMENT: &[&str] = &["at", "when", "for", "every", "times", "jitter", "may-miss"];
 /// Keys that belong to one action: which, and what to write.
 const MORE: &[(&str, &str, &str)] = &[
     ("to", "rollout", "\"all\""),
@@ -100,7 +100,8 @@ fn entry(table: &Table<'_>, plan: &Plan, lines: &Lines) -> Result<Entry, Wrong> 
     } else if let Action::Break { fault, lasts } = &mut action {
         *lasts = comes_back(fault).then_some(RESTART);
     }
-    let entry = Entry { moment, jitter, repeat, action, line: table.at().start };
+    let may_miss = table.read("may-miss", truth)?.unwrap_or(false);
+    let entry = Entry { moment, jitter, repeat, action, may_miss, line: table.at().start };
     fits(&entry, table, plan)?;
     Ok(entry)
 }

@@ -170,7 +170,7 @@ fn once(found: &Found, seed: u64, trace: Option<&Path>) -> anyhow::Result<Ran> {
     match found {
         Found::Function(name) => Ok(Ran::Report(run_seed(name, seed, trace)?)),
         Found::Plan(plan) => {
-            let options = Options { trace: trace.map(Path::to_owned), ..Options::default() };
+            let options = Options { trace: trace.map(Path::to_owned) };
             play(plan, seed, &options).map(|record| Ran::Record(Box::new(record)))
         }
     }

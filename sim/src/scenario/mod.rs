@@ -43,8 +43,8 @@
 //!
 //! `sim run mine.toml` plays it with a fresh seed, which it prints; `sim run mine.toml --seed 7 --trace t.log` again with
 //! seed 7, all of it written down. It fails when an invariant breaks, when the fleet has not converged in time
-//! after everything was healed, or when a fault that was planned never struck. What is wrong in the file is said
-//! with its line.
+//! after everything was healed, or when an entry of the timeline never fired: its moment never came, or it met
+//! nothing that it could break. What is wrong in the file is said with its line.
 //!
 //! # All of the format
 //!
@@ -63,6 +63,7 @@
 //! **When**: `at = "1h"` counts from the moment at which all boxes are Ready; with `every = "2h"`, `times = 4` it is
 //! done again. `when = { node, downloaded = "40%" }` or `when = { node, app, phase = "Verifying" }` waits from the moment at
 //! which the entry before it has begun. `jitter = "10m"` adds up to that, drawn from the seed.
+//! With `may-miss = true` the run is good even when this entry never fires.
 //!
 //! **What**, one to an entry. TARGET is `"all"`, `"site NAME"` or `"node NAME"`:
 //!
