@@ -8,6 +8,7 @@
 //! One queue by virtual time holds all that is to happen. While nothing changes for minutes and nothing is due, the
 //! looks become rarer: a month of silence is cheap. Each run has a thread, a paused runtime and a folder of its own.
 
+mod backups;
 mod queue;
 mod rate;
 mod tally;
@@ -20,6 +21,7 @@ use rand::RngExt as _;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use self::{
+    backups::Restore,
     queue::{Queue, Step},
     rate::Source,
     tally::Tally,
@@ -197,14 +199,6 @@ impl<'p> Run<'p> {
     /// Hub, sites and agents, until the hub sees all of them Ready.
     async fn raise(&mut self) -> anyhow::Result<()> {
         self.world.start_hub().await?;
-        let ages = self.plan.timeline.iter().filter_map(|entry| match &entry.action {
-            Action::Break { fault: Fault::RestoreHub { age }, .. } => Some(*age),
-            _ => None,
-        });
-        let ages: Vec<Duration> = ages.collect();
-        if let (Some(least), Some(most)) = (ages.iter().min(), ages.iter().max()) {
-            self.world.keep_backups((*least / 4).max(LOOK), *most);
-        }
         for site in &self.plan.sites {
             self.world.add_site(site).await.with_context(|| format!("raise site {}", site.name))?;
         }
@@ -225,8 +219,17 @@ impl<'p> Run<'p> {
 
     /// Puts all that is known before into the queue.
     fn fill(&mut self) {
+        let mut restores = vec![];
         for (index, entry) in self.plan.timeline.iter().enumerate() {
+            let restored = match &entry.action {
+                Action::Break { fault: Fault::RestoreHub { age }, .. } => Some(*age),
+                _ => None,
+            };
             let Moment::At(at) = entry.moment else {
+                if let Some(age) = restored {
+                    let (every, keep) = backups::unplanned(age, self.plan.duration);
+                    self.queue.add(Duration::ZERO, Step::BackUp { keep, again: Some((every, index)) });
+                }
                 if index == 0 {
                     self.queue.add(Duration::ZERO, Step::Arm { entry: index });
                 }
@@ -237,8 +240,13 @@ impl<'p> Run<'p> {
             let most_ms = u64::try_from(entry.jitter.as_millis()).unwrap_or(u64::MAX);
             for number in 0..times {
                 let jitter = Duration::from_millis(chance.random_range(0..=most_ms));
-                self.queue.add(at + every * number + jitter, Step::Fire { entry: index, first: number == 0 });
+                let at = at + every * number + jitter;
+                restores.extend(restored.map(|age| Restore { at, age }));
+                self.queue.add(at, Step::Fire { entry: index, first: number == 0 });
             }
+        }
+        for backup in backups::planned(restores) {
+            self.queue.add(backup.at, Step::BackUp { keep: backup.until - backup.at, again: None });
         }
         self.sources = rate::sources(self.plan, &self.seed);
         for (index, source) in self.sources.iter().enumerate() {
@@ -267,6 +275,7 @@ impl<'p> Run<'p> {
             }
             Step::Fire { entry, first } => self.fire(entry, first).await?,
             Step::Heal { number } => self.heal(number).await?,
+            Step::BackUp { keep, again } => self.back_up(keep, again),
             Step::Produce { source } => self.produce(source).await,
             Step::Arm { entry } => {
                 self.queue.add(self.now(), Step::Poll { entry, since: self.now() });
@@ -356,6 +365,15 @@ impl<'p> Run<'p> {
             self.queue.add(self.now() + wait, Step::Poll { entry: index, since });
         }
         Ok(())
+    }
+
+    fn back_up(&mut self, keep: Duration, again: Option<(Duration, usize)>) {
+        match again {
+            Some((_, entry)) if self.tally.has_begun(entry) => return,
+            Some((every, _)) => self.queue.add(self.now() + every, Step::BackUp { keep, again }),
+            None => {}
+        }
+        self.world.back_up(keep);
     }
 
     /// A producer hands in what has gathered. What no agent takes is not in the books.

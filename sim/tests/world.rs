@@ -133,10 +133,11 @@ async fn a_box_with_an_empty_disk_joins_again_when_it_can() {
 #[tokio::test(start_paused = true)]
 async fn a_restored_hub_gets_again_what_it_lost() {
     let mut world = fleet(5).await;
-    world.keep_backups(S(60), S(300));
     let restore = Fault::RestoreHub { age: S(300) };
     assert_eq!(world.begin(&restore).await.unwrap(), 0, "there is no backup yet");
-    sleep(S(400)).await; // backups are made
+    world.back_up(S(600));
+    sleep(S(400)).await;
+    world.back_up(S(600));
     let release = plan::Release {
         app: name("app"),
         version: "1.0.0".parse().unwrap(),
