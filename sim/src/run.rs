@@ -381,12 +381,12 @@ impl<'p> Run<'p> {
         let now = self.now();
         let Some(source) = self.sources.get_mut(index) else { return };
         let (count, next) = source.due(now);
-        let (node, stream) = (source.node.clone(), source.stream.clone());
+        let (node, stream) = (source.node.clone(), source.stream().clone());
         self.queue.add(next, Step::Produce { source: index });
         if count == 0 {
             return;
         }
-        if let Err(error) = self.world.produce(node.as_ref(), stream.as_ref(), count, count).await {
+        if let Err(error) = self.world.produce(node.as_ref(), stream.as_ref(), count, rate::MOST).await {
             self.world.trace().line(node.as_ref(), format_args!("took none of {count} records: {error}"));
         }
     }

@@ -4,6 +4,7 @@
 
 mod lines;
 mod parse;
+mod rate;
 mod table;
 mod timeline;
 mod write;

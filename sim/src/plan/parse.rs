@@ -35,6 +35,8 @@ const EXPECT: &[&str] = &["converge-within", "in-gaps", "rollouts", "up-without-
 pub const MAX_NODES: u32 = 20_000;
 /// Most records of a run: the books keep every one of them.
 const MAX_RECORDS: f64 = 5e6;
+/// Most peaks of a producer.
+const MAX_PEAKS: usize = 100;
 /// A release is tried for so long before it counts as healthy: what crashes within is bad.
 const SOAK: Duration = Duration::from_secs(3);
 const CONVERGE: Duration = Duration::from_secs(15 * 60);
@@ -253,22 +255,41 @@ fn producers(file: &Table<'_>, plan: &Plan) -> Result<Vec<Producer>, Wrong> {
         let value = table.need("per-minute", "30")?;
         let per_minute = number("per-minute", value, (0.0, 100_000.0))?;
         let peaks = table.tables("peaks", "a peak", PEAK)?;
-        let peaks = peaks.iter().map(|table| peak(table, plan)).collect::<Result<Vec<_>, _>>()?;
-        let nodes = plan.nodes_of(&on).count() as f64;
-        let more: f64 = peaks.iter().map(|peak| peak.lasts.as_secs_f64() * (peak.times - 1.0).max(0.0)).sum();
-        records += per_minute * nodes * (plan.duration.as_secs_f64() + more) / 60.0;
-        if records > MAX_RECORDS {
-            let problem = format!("producers would hand in {records:.0} records");
-            return Err(Wrong::new(value.span(), problem).hint(format!("at most {MAX_RECORDS}: a run keeps them all")));
+        if peaks.len() > MAX_PEAKS {
+            let problem = format!("there are {} peaks", peaks.len());
+            return Err(Wrong::new(table.key_at("peaks"), problem).hint(format!("at most {MAX_PEAKS}")));
         }
+        let peaks = peaks.iter().map(|table| peak(table, plan)).collect::<Result<Vec<_>, _>>()?;
         let stream = table.read("stream", parsed)?;
         let curve = table.read("curve", |field, value| {
             one_of("curve", text(field, value)?, value, &[("flat", Curve::Flat), ("daily", Curve::Daily)])
         })?;
         let stream = stream.map_or_else(|| parsed_name("scans"), Ok)?;
-        producers.push(Producer { on, stream, per_minute, curve: curve.unwrap_or(Curve::Flat), peaks });
+        let producer = Producer { on, stream, per_minute, curve: curve.unwrap_or(Curve::Flat), peaks };
+        records += bounded(&producer, records, value, plan)?;
+        producers.push(producer);
     }
     Ok(producers)
+}
+
+/// Records that a producer hands in, besides those of others: not too many for the books.
+fn bounded(producer: &Producer, others: f64, per_minute: Value<'_>, plan: &Plan) -> Result<f64, Wrong> {
+    let (boxes, minutes) = (plan.nodes_of(&producer.on).count(), plan.duration.as_secs_f64() / 60.0);
+    let of_one = producer.records(Duration::ZERO, plan.duration);
+    let (own, rate) = (of_one * boxes as f64, producer.per_minute);
+    if own + others <= MAX_RECORDS {
+        return Ok(own);
+    }
+    let times = of_one / (rate * minutes);
+    let mut problem = format!(
+        "producers would hand in {:.0} records: {rate} a minute on {boxes} boxes for {minutes:.0} minutes, times \
+         {times:.1} by curve and peaks",
+        own + others
+    );
+    if others > 0.0 {
+        problem += &format!(", and {others:.0} by those before it");
+    }
+    Err(Wrong::new(per_minute.span(), problem).hint(format!("at most {MAX_RECORDS}: a run keeps them all")))
 }
 
 fn parsed_name(name: &str) -> Result<Name, Wrong> {

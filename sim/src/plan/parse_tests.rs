@@ -164,7 +164,15 @@ const BAD: &[Bad] = &[
     ("crash-after 2s", "hang 2s", (29, 13), "nothing more", ""),
     ("per-minute = 30", "per-minute = -30", (32, 14), "negative", "0 to"),
     ("per-minute = 30", "per-minute = nan", (32, 14), "out of range", ""),
-    ("per-minute = 30", "per-minute = 90000", (32, 14), "records", "at most 5000000"),
+    ("per-minute = 30", "per-minute = 90000", (32, 14), "90000 a minute on 5 boxes for 240 minutes", "at most 5000000"),
+    (
+        "peaks = [",
+        "peaks = [{ at = \"1h\", for = \"1h\", times = 30 }, { at = \"1h\", for = \"1h\", times = 30 }, { at = \"1h\", \
+         for = \"1h\", times = 30 }, ",
+        (32, 14),
+        "by curve and peaks",
+        "at most",
+    ),
     ("\"daily\"", "\"dialy\"", (33, 9), "no curve", "\"daily\""),
     ("at = \"1h\", for", "at = \"5h\", for", (34, 17), "after the end", "duration"),
     ("times = 10", "times = \"many\"", (34, 44), "a text", ""),
