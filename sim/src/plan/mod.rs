@@ -12,6 +12,7 @@ mod wrong;
 
 use std::{collections::BTreeMap, time::Duration};
 
+use edgecore::settings::{Settings, Streams};
 use proto::{
     name::{Name, Version},
     selector::Selector,
@@ -86,6 +87,15 @@ pub struct Site {
     pub line: Profile,
     /// Sections of `agent.toml` of its boxes, as text.
     pub settings: String,
+}
+
+impl Site {
+    /// What its agents make of section `streams` of their settings. What they could not read, and would not start
+    /// with, counts as the defaults here; in a plan that was read it is right.
+    #[must_use]
+    pub fn streams(&self) -> Streams {
+        Settings::parse(&self.settings).map(|settings| settings.streams).unwrap_or_default()
+    }
 }
 
 /// A release that is built, signed and published before its first rollout.

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use edgecore::settings::Settings;
 use proto::{
     name::{Name, ReleaseName},
     object::RolloutPhase,
@@ -169,30 +170,42 @@ fn labels(field: &'static str, value: Value<'_>) -> Result<BTreeMap<String, Stri
     Ok(labels)
 }
 
-/// What goes into section `streams` of `agent.toml`.
+/// What goes into section `streams` of `agent.toml`: read by the agent's own rules.
 fn settings(_: &'static str, value: Value<'_>) -> Result<String, Wrong> {
     let table = Table::of("settings", value, SETTINGS)?;
-    let mut lines = "[streams]\n".to_owned();
-    if let Some(quota) = table.read("quota", |field, value| bytes(field, value, (2 << 20, 1 << 40)))? {
-        lines += &format!("quota = \"{quota}\"\n");
+    // Each line of it, and what of the scenario file it comes from.
+    let mut lines = vec![("[streams]".to_owned(), value.span())];
+    if let Some(value) = table.get("quota") {
+        let quota = bytes("quota", value, (2 << 20, 1 << 40))?;
+        lines.push((format!("quota = \"{quota}\""), value.span()));
     }
-    if let Some(share) = table.read("disk-share-percent", |field, value| whole(field, value, (1, 100)))? {
-        lines += &format!("disk-share-percent = {share}\n");
+    if let Some(value) = table.get("disk-share-percent") {
+        let share = whole("disk-share-percent", value, (1, 100))?;
+        lines.push((format!("disk-share-percent = {share}"), value.span()));
     }
-    if let Some(interval) = table.read("metrics-interval", span)? {
-        lines += &format!("metrics-interval = \"{}ms\"\n", interval.as_millis());
+    if let Some(value) = table.get("metrics-interval") {
+        let interval = toml::Value::String(text("metrics-interval", value)?.to_owned());
+        lines.push((format!("metrics-interval = {interval}"), value.span()));
     }
     for stream in table.tables("stream", "settings.stream", &["name", "class"])? {
-        let name: Name = parsed("name", stream.need("name", "\"scans\"")?)?;
-        let value = stream.need("class", "\"scans\"")?;
-        let class = text("class", value)?;
-        let known = ["scans", "events", "metrics", "logs"];
-        if !known.contains(&class) {
-            return Err(Wrong::new(value.span(), format!("there is no class {class:?}")).meant(class, known));
+        lines.push(("[[streams.stream]]".to_owned(), stream.at()));
+        let value = stream.need("name", "\"scans\"")?;
+        let name: Name = parsed("name", value)?;
+        lines.push((format!("name = \"{name}\""), value.span()));
+        if let Some(value) = stream.get("class") {
+            let all = ["scans", "events", "metrics", "logs"].map(|class| (class, class));
+            let class = one_of("class", text("class", value)?, value, &all)?;
+            lines.push((format!("class = \"{class}\""), value.span()));
         }
-        lines += &format!("[[streams.stream]]\nname = \"{name}\"\nclass = \"{class}\"\n");
     }
-    Ok(lines)
+    let text: String = lines.iter().map(|(line, _)| format!("{line}\n")).collect();
+    match Settings::parse(&text) {
+        Ok(_) => Ok(text),
+        Err((line, problem)) => {
+            let at = lines.get(line.saturating_sub(1)).map_or_else(|| value.span(), |(_, at)| at.clone());
+            Err(Wrong::new(at, problem))
+        }
+    }
 }
 
 fn releases(file: &Table<'_>) -> Result<Vec<Release>, Wrong> {

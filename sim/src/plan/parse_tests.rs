@@ -124,6 +124,17 @@ fn the_number_of_nodes_can_be_set_for_a_run() {
     assert!(scaled(20_001).is_err());
 }
 
+#[test]
+fn settings_are_read_as_the_agent_reads_them() {
+    let of = |settings: &str| read(&GOOD.replace("quota = \"4Mi\"", settings)).map(|plan| plan.sites[0].streams());
+    let streams = of("quota = \"4Mi\", metrics-interval = \"off\"").unwrap();
+    assert_eq!((streams.quota.get(), streams.metrics_interval), (4 << 20, None));
+    let streams = of("metrics-interval = \"1d\", stream = [{ name = \"scans\" }, { name = \"a\", class = \"logs\" }]");
+    let streams = streams.unwrap();
+    assert_eq!(streams.metrics_interval, Some(Duration::from_secs(86_400)));
+    assert_eq!(streams.streams.iter().map(|s| s.name.as_ref()).collect::<Vec<_>>(), ["scans", "a"]);
+}
+
 /// A change of the good file, where the error must stand, and what it must say.
 type Bad = (&'static str, &'static str, (usize, usize), &'static str, &'static str);
 
@@ -151,6 +162,12 @@ const BAD: &[Bad] = &[
     ("ring = \"early\" }", "ring = \"too early\" }", (8, 19), "no label", "letters"),
     ("quota = \"4Mi\"", "quota = \"1Ki\"", (9, 22), "out of range", "2Mi"),
     ("quota = \"4Mi\"", "qouta = \"4Mi\"", (9, 14), "no field \"qouta\"", "\"quota\""),
+    ("quota = \"4Mi\"", "metrics-interval = \"2d\"", (9, 33), "out of range", ""),
+    ("quota = \"4Mi\"", "metrics-interval = \"250ms\"", (9, 33), "write 1s to 1d", ""),
+    ("quota = \"4Mi\"", "metrics-interval = 30", (9, 33), "must be a text", ""),
+    ("quota = \"4Mi\"", "stream = [{ name = \"a\", class = \"scan\" }]", (9, 46), "no class \"scan\"", "\"scans\""),
+    ("quota = \"4Mi\"", "stream = [{ name = \"cameras\" }]", (9, 24), "has no class", ""),
+    ("quota = \"4Mi\"", "stream = [{ name = \"scans\" }, { name = \"scans\" }]", (9, 54), "named twice", ""),
     ("name = \"bad\"", "name = \"fiber\"", (16, 8), "already is a line", ""),
     ("\"8%\"", "\"108%\"", (18, 8), "out of range", "100%"),
     ("\"8%\"", "0.08", (18, 8), "no share", "%"),
