@@ -276,7 +276,7 @@ impl<'p> Run<'p> {
             Step::Fire { entry, first } => self.fire(entry, first).await?,
             Step::Heal { number } => self.heal(number).await?,
             Step::BackUp { keep, again } => self.back_up(keep, again),
-            Step::Produce { source } => self.produce(source).await,
+            Step::Produce { source } => self.produce(source).await?,
             Step::Arm { entry } => {
                 self.queue.add(self.now(), Step::Poll { entry, since: self.now() });
             }
@@ -376,19 +376,25 @@ impl<'p> Run<'p> {
         self.world.back_up(keep);
     }
 
-    /// A producer hands in what has gathered. What no agent takes is not in the books.
-    async fn produce(&mut self, index: usize) {
+    /// A producer hands in what has gathered. What no agent takes, because none runs or it pushes back, is not in the
+    /// books.
+    ///
+    /// # Errors
+    /// When an agent refuses for another reason.
+    async fn produce(&mut self, index: usize) -> anyhow::Result<()> {
         let now = self.now();
-        let Some(source) = self.sources.get_mut(index) else { return };
+        let Some(source) = self.sources.get_mut(index) else { return Ok(()) };
         let (count, next) = source.due(now);
         let (node, stream) = (source.node.clone(), source.stream().clone());
         self.queue.add(next, Step::Produce { source: index });
         if count == 0 {
-            return;
+            return Ok(());
         }
-        if let Err(error) = self.world.produce(node.as_ref(), stream.as_ref(), count, rate::MOST).await {
-            self.world.trace().line(node.as_ref(), format_args!("took none of {count} records: {error}"));
+        if !self.world.takes_records(node.as_ref())? {
+            self.world.trace().line(node.as_ref(), format_args!("took none of {count} records: no agent runs"));
+            return Ok(());
         }
+        self.world.produce(node.as_ref(), stream.as_ref(), count, rate::MOST).await.map(|_| ())
     }
 
     async fn heal(&mut self, number: usize) -> anyhow::Result<()> {

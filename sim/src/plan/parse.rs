@@ -36,6 +36,9 @@ const EXPECT: &[&str] = &["converge-within", "in-gaps", "rollouts", "up-without-
 pub const MAX_NODES: u32 = 20_000;
 /// Most records of a run: the books keep every one of them.
 const MAX_RECORDS: f64 = 5e6;
+/// The stream of a producer that says nothing of it, and those that a producer cannot have.
+const DEFAULT_STREAM: &str = "scans";
+const OF_THE_AGENT: [&str; 2] = ["events", "metrics"];
 /// Most peaks of a producer.
 const MAX_PEAKS: usize = 100;
 /// A release is tried for so long before it counts as healthy: what crashes within is bad.
@@ -273,11 +276,10 @@ fn producers(file: &Table<'_>, plan: &Plan) -> Result<Vec<Producer>, Wrong> {
             return Err(Wrong::new(table.key_at("peaks"), problem).hint(format!("at most {MAX_PEAKS}")));
         }
         let peaks = peaks.iter().map(|table| peak(table, plan)).collect::<Result<Vec<_>, _>>()?;
-        let stream = table.read("stream", parsed)?;
         let curve = table.read("curve", |field, value| {
             one_of("curve", text(field, value)?, value, &[("flat", Curve::Flat), ("daily", Curve::Daily)])
         })?;
-        let stream = stream.map_or_else(|| parsed_name("scans"), Ok)?;
+        let stream = stream(&table, &on, plan)?;
         let producer = Producer { on, stream, per_minute, curve: curve.unwrap_or(Curve::Flat), peaks };
         records += bounded(&producer, records, value, plan)?;
         producers.push(producer);
@@ -305,8 +307,30 @@ fn bounded(producer: &Producer, others: f64, per_minute: Value<'_>, plan: &Plan)
     Err(Wrong::new(per_minute.span(), problem).hint(format!("at most {MAX_RECORDS}: a run keeps them all")))
 }
 
-fn parsed_name(name: &str) -> Result<Name, Wrong> {
-    name.parse().map_err(|e: proto::name::NameError| Wrong::new(0..0, e.to_string()))
+/// The stream that a producer hands in to: every box of its has it.
+fn stream(table: &Table<'_>, on: &Target, plan: &Plan) -> Result<Name, Wrong> {
+    let at = table.get("stream").map_or_else(|| table.at(), |value| value.span());
+    let stream: Name = match table.read("stream", parsed)? {
+        Some(stream) => stream,
+        None => DEFAULT_STREAM.parse().map_err(|e: proto::name::NameError| Wrong::new(at.clone(), e.to_string()))?,
+    };
+    if OF_THE_AGENT.contains(&stream.as_ref()) {
+        let problem = format!("the agent itself writes to stream {:?}", stream.as_ref());
+        return Err(Wrong::new(at, problem).hint("take another: the books could not tell whose a record is"));
+    }
+    for site in &plan.sites {
+        if !site.nodes.iter().any(|node| on.means(&site.name, node)) {
+            continue;
+        }
+        let known = site.streams().streams;
+        if !known.iter().any(|known| known.name == stream) {
+            let problem = format!("site {} has no stream {:?}", site.name, stream.as_ref());
+            let known = known.iter().map(|known| known.name.as_ref());
+            let known = known.filter(|name| !OF_THE_AGENT.contains(name));
+            return Err(Wrong::new(at, problem).meant(stream.as_ref(), known));
+        }
+    }
+    Ok(stream)
 }
 
 fn peak(table: &Table<'_>, plan: &Plan) -> Result<Peak, Wrong> {
