@@ -32,6 +32,8 @@ const RELEASE: &[&str] = &["app", "version", "size", "files", "behaviour", "bad"
 const PRODUCER: &[&str] = &["on", "stream", "per-minute", "curve", "peaks"];
 const PEAK: &[&str] = &["at", "for", "times"];
 const EXPECT: &[&str] = &["converge-within", "in-gaps", "rollouts", "up-without-hub-within"];
+/// The host that is always there.
+const HUB: &str = "hub";
 /// Most boxes of a run.
 pub const MAX_NODES: u32 = 20_000;
 /// Most records of a run: the books keep every one of them.
@@ -103,9 +105,13 @@ fn sites(file: &Table<'_>, lines: &Lines, scale: Option<u32>) -> Result<Vec<Site
         let mut own = site_nodes(&name, value)?;
         if let Some(all) = scale {
             let wanted = all / count + u32::from(number < all % count);
-            own = resized(&name, own, wanted as usize)?;
+            own = resized(&name, own, wanted as usize).map_err(|problem| Wrong::new(value.span(), problem))?;
         }
         for node in &own {
+            if node.as_ref() == HUB {
+                return Err(Wrong::new(value.span(), "a node cannot be called \"hub\": that is the hub's own name")
+                    .hint("name it otherwise"));
+            }
             if !nodes.insert(node.clone()) {
                 return Err(Wrong::new(value.span(), format!("there already is a node {node}"))
                     .hint("every node of all sites has a name of its own"));
@@ -146,11 +152,11 @@ fn numbered(site: &Name, number: usize) -> Result<Name, String> {
 }
 
 /// Keeps the first ones, or adds numbered ones.
-fn resized(site: &Name, mut nodes: Vec<Name>, wanted: usize) -> Result<Vec<Name>, Wrong> {
+fn resized(site: &Name, mut nodes: Vec<Name>, wanted: usize) -> Result<Vec<Name>, String> {
     nodes.truncate(wanted);
     let mut number = 1;
     while nodes.len() < wanted {
-        let name = numbered(site, number).map_err(|problem| Wrong::new(0..0, problem))?;
+        let name = numbered(site, number)?;
         if !nodes.contains(&name) {
             nodes.push(name);
         }

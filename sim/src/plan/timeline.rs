@@ -60,7 +60,30 @@ pub(super) fn read(file: &Table<'_>, plan: &Plan, lines: &Lines) -> Result<Vec<E
     if tables.len() > MAX_ENTRIES {
         return Err(file.wrong(format!("the timeline has {} entries", tables.len())).hint("at most 1000"));
     }
-    tables.iter().map(|table| entry(table, plan, lines)).collect()
+    let mut entries: Vec<Entry> = vec![];
+    for table in &tables {
+        let entry = entry(table, plan, lines)?;
+        once(&entry, &entries, table)?;
+        entries.push(entry);
+    }
+    Ok(entries)
+}
+
+/// The hub keeps one rollout of a release: a second one would change nothing.
+fn once(entry: &Entry, before: &[Entry], table: &Table<'_>) -> Result<(), Wrong> {
+    let Action::Rollout { app, version, .. } = &entry.action else { return Ok(()) };
+    if entry.repeat.is_some() {
+        return Err(Wrong::new(table.key_at("every"), "a release is rolled out once")
+            .hint("leave \"every\" and \"times\" out, and write another [[release]] for what comes later"));
+    }
+    let is_same =
+        |entry: &Entry| matches!(&entry.action, Action::Rollout { app: a, version: v, .. } if (a, v) == (app, version));
+    if before.iter().any(is_same) {
+        let problem = format!("{app}@{version} is rolled out already, by an entry before this one");
+        return Err(Wrong::new(table.key_at("rollout"), problem)
+            .hint("a release is rolled out once: write another [[release]] of a higher version"));
+    }
+    Ok(())
 }
 
 fn entry(table: &Table<'_>, plan: &Plan, lines: &Lines) -> Result<Entry, Wrong> {
