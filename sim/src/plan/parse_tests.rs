@@ -169,7 +169,7 @@ const BAD: &[Bad] = &[
     ("quota = \"4Mi\"", "metrics-interval = 30", (9, 33), "must be a text", ""),
     ("quota = \"4Mi\"", "stream = [{ name = \"a\", class = \"scan\" }]", (9, 46), "no class \"scan\"", "\"scans\""),
     ("quota = \"4Mi\"", "stream = [{ name = \"cameras\" }]", (9, 24), "has no class", ""),
-    ("quota = \"4Mi\"", "stream = [{ name = \"scans\" }, { name = \"scans\" }]", (9, 54), "named twice", ""),
+    ("quota = \"4Mi\"", "stream = [{ name = \"scans\" }, { name = \"scans\" }]", (9, 53), "named twice", ""),
     ("name = \"bad\"", "name = \"fiber\"", (16, 8), "already is a line", ""),
     ("\"8%\"", "\"108%\"", (18, 8), "out of range", "100%"),
     ("\"8%\"", "0.08", (18, 8), "no share", "%"),
