@@ -32,6 +32,7 @@ pub mod fetch;
 pub mod join;
 pub mod link;
 pub mod outbox;
+pub mod room;
 pub mod settings;
 pub mod status;
 pub mod supervisor;

@@ -228,8 +228,11 @@ impl Settings {
         Ok(settings)
     }
 
-    /// From a text; an error is a line and what is wrong there.
-    fn parse(text: &str) -> Result<Settings, (usize, String)> {
+    /// From the text of a file.
+    ///
+    /// # Errors
+    /// The line, from 1, and what is wrong there.
+    pub fn parse(text: &str) -> Result<Settings, (usize, String)> {
         let line = |at: usize| text.bytes().take(at).filter(|b| *b == b'\n').count() + 1;
         let root = DeTable::parse(text).map_err(|e| {
             let at = e.span().map_or(0, |s| s.start);

@@ -24,6 +24,19 @@ pub enum Target {
     Node(Name),
 }
 
+impl Target {
+    /// Whether it means a box of a site.
+    #[must_use]
+    pub fn means(&self, site: &Name, node: &Name) -> bool {
+        match self {
+            Target::All => true,
+            Target::Hub => false,
+            Target::Site(name) => name == site,
+            Target::Node(name) => name == node,
+        }
+    }
+}
+
 impl FromStr for Target {
     type Err = String;
 

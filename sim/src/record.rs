@@ -360,12 +360,6 @@ impl Recorder {
         }
     }
 
-    /// How often faults struck so far, by kind; 0 for one that was planned and did not yet.
-    #[must_use]
-    pub fn struck(&self) -> &BTreeMap<String, u64> {
-        &self.record.faults
-    }
-
     /// The run is over, and with it whatever was still broken.
     #[must_use]
     pub fn finish(self, end: End) -> Record {

@@ -14,6 +14,7 @@ use std::{
 };
 
 use sim::{
+    plan::parse,
     record::Record,
     run::{Options, play},
     scenario::{Found, Report, all, find, run_seed},
@@ -149,10 +150,27 @@ fn a_run_that_fails_says_what_and_how_to_repeat_it() {
     fs::write(&path, format!("{MINE}{never}")).unwrap();
     let (code, text, error) = sim(&["run", path.to_str().unwrap(), "--seed", "3", "--json"]);
     assert_eq!(code, Some(1), "{text}{error}");
-    assert!(error.contains("\"crash-agent\" never fired"), "{error}");
+    assert!(error.contains("entry 3 of the timeline (line 16), crash-agent all, never fired"), "{error}");
     assert!(error.contains("mine.toml --seed 3 --trace FILE"), "{error}");
     let record: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     assert_eq!((&record["ok"], &record["faults"]["crash-agent"]), (&false.into(), &0.into()));
+}
+
+#[test]
+fn an_agent_that_refuses_records_ends_the_run() {
+    let mut plan = parse("mine", "mine.toml", MINE, None).unwrap();
+    plan.producers[0].stream = "scan".parse().unwrap(); // no file could say so
+    let error = play(&plan, 1, &Options::default()).unwrap_err().to_string();
+    assert!(error.contains("refused records of scan: there is no stream \"scan\""), "{error}");
+}
+
+#[test]
+fn a_restore_that_waits_for_a_moment_finds_a_backup() {
+    let when = "[[release]]\napp = \"app\"\nversion = \"1.0.0\"\n[[timeline]]\nat = \"2m10s\"\nrollout = \"app@1.0.0\"\n\
+                [[timeline]]\nwhen = { node = \"hz-01-1\", app = \"app\", phase = \"Verifying\" }\nrestore-hub = \"40s\"\n";
+    let plan = parse("mine", "mine.toml", &format!("{MINE}{when}"), None).unwrap();
+    let record = play(&plan, 1, &Options::default()).unwrap_or_else(|error| panic!("{error:#}"));
+    assert_eq!(record.faults["restore-hub"], 1, "{:?}", record.breaks);
 }
 
 #[test]

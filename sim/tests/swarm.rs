@@ -32,14 +32,15 @@ fn a_seed_is_replayed_to_the_line_with_report_trace_and_plan() {
     let record: Record = serde_json::from_str(output.lines().last().unwrap()).unwrap();
     assert!(record.ok && record.trace_lines > 100, "{output}");
 
-    let here = play(&plan_of(5, Some(3)).unwrap(), 5, &Options { faults_may_miss: true, ..Options::default() });
+    let here = play(&plan_of(5, Some(3)).unwrap(), 5, &Options::default());
     let here = report::asked(here, Asked::Replay { minutes: Some(3) });
     assert_eq!(here.unwrap(), record, "another process, the same seed, another run");
     assert!(text(Path::new(&html)).contains("all invariants held"));
     assert!(text(Path::new(&html)).contains("again: <code>sim replay 5 --minutes 3</code>"));
     assert_eq!(text(Path::new(&trace)).lines().count() as u64, record.trace_lines);
     // The plan as a file is the same run under another name.
-    let (output, _) = sim(&["run", &plan, "--seed", "5", "--json"]);
+    let (output, ok) = sim(&["run", &plan, "--seed", "5", "--json"]);
+    assert!(ok, "the swarm bears a fault that misses, its file does not: {output}");
     let again: Record = serde_json::from_str(output.lines().find(|line| line.starts_with('{')).unwrap()).unwrap();
     assert_eq!(report::replay(&again), format!("sim run {plan} --seed 5"));
     assert_eq!((again.trace_digest, again.nodes), (record.trace_digest, record.nodes));

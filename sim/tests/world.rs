@@ -133,10 +133,11 @@ async fn a_box_with_an_empty_disk_joins_again_when_it_can() {
 #[tokio::test(start_paused = true)]
 async fn a_restored_hub_gets_again_what_it_lost() {
     let mut world = fleet(5).await;
-    world.keep_backups(S(60), S(300));
     let restore = Fault::RestoreHub { age: S(300) };
     assert_eq!(world.begin(&restore).await.unwrap(), 0, "there is no backup yet");
-    sleep(S(400)).await; // backups are made
+    world.back_up(S(600));
+    sleep(S(400)).await;
+    world.back_up(S(600));
     let release = plan::Release {
         app: name("app"),
         version: "1.0.0".parse().unwrap(),
@@ -273,7 +274,6 @@ async fn a_power_cut_costs_no_record_and_a_full_disk_pushes_back() {
 async fn a_box_may_have_any_name_but_the_hubs() {
     let mut world = new_world(31).await;
     world.start_hub().await.unwrap();
-    world.keep_backups(S(5), S(60));
     let site = |nodes: &[&str]| plan::Site {
         name: name("hz-01"),
         nodes: nodes.iter().map(|node| name(node)).collect(),
@@ -292,7 +292,8 @@ async fn a_box_may_have_any_name_but_the_hubs() {
     }
     until_ready(&mut world).await;
     world.publish("scan-counter", "1.0.0", 1, 1_000, &[]).await.unwrap();
-    sleep(S(10)).await; // a backup or two
+    world.back_up(S(60));
+    sleep(S(5)).await; // it becomes so old
     assert_eq!(world.begin(&Fault::RestoreHub { age: S(3) }).await.unwrap(), 1);
     until_ready(&mut world).await;
     let error = world.add_site(&site(&["hub"])).await.unwrap_err().to_string();

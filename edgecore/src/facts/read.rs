@@ -10,7 +10,7 @@ use std::{
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrStorage};
 use proto::object::{DiskUsage, NodeAddress, NodeInfo, Usage};
 
-use crate::driver::procs;
+use crate::{driver::procs, room};
 
 /// Identities that firmware makers forgot to set.
 const NO_IDENTITY: [&str; 3] = [
@@ -98,12 +98,8 @@ fn first_number(text: &str) -> f64 {
 }
 
 fn disk(path: &Path) -> Option<DiskUsage> {
-    let stat = rustix::fs::statvfs(path).ok()?;
-    Some(DiskUsage {
-        path: path.display().to_string(),
-        total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
-        free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
-    })
+    let room = room::at(path).ok()?;
+    Some(DiskUsage { path: path.display().to_string(), total_bytes: room.total, free_bytes: room.free })
 }
 
 /// The hottest thermal zone.

@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::FetchError;
+use crate::room;
 
 /// Disk that a release never takes: the box needs some to live.
 pub const MARGIN_BYTES: u64 = 64 << 20;
@@ -33,10 +34,7 @@ impl Space {
     /// The file systems of this machine.
     #[must_use]
     pub fn of_disk() -> Space {
-        Space::new(|path| {
-            let disk = rustix::fs::statvfs(path)?;
-            Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
-        })
+        Space::new(|path| Ok(room::at(path)?.free))
     }
 
     /// As `free` says, such as in a test.

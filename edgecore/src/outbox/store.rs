@@ -26,6 +26,7 @@ use super::{
     salvage,
     space::{Limits, Use},
 };
+use crate::room;
 
 /// Paths inside the outbox's folder.
 #[derive(Debug, Clone)]
@@ -59,7 +60,7 @@ impl Files {
     }
 
     pub(super) fn limits(&self, config: &OutboxConfig) -> Limits {
-        let disk = rustix::fs::statvfs(&self.folder).ok().map(|disk| disk.f_blocks.saturating_mul(disk.f_frsize));
+        let disk = room::at(&self.folder).ok().map(|room| room.total);
         Limits::new(config.quota_bytes, config.disk_share_percent, disk)
     }
 }

@@ -24,6 +24,9 @@ use std::{
 
 use super::{journal, state::Refused};
 
+/// In which a disk's size is told.
+const BLOCK_BYTES: u64 = 4096;
+
 /// What a call returns that the disk refuses.
 fn refuse(Refused(errno): Refused) -> c_int {
     // SAFETY: the C library gives each thread its own place for the error.
@@ -40,6 +43,17 @@ fn quietly(work: impl FnOnce()) {
         work();
         *libc::__errno_location() = errno;
     }
+}
+
+/// The C library's function that one of here stands in for; looked up once.
+fn next(known: &AtomicPtr<c_void>, name: &CStr) -> Option<*mut c_void> {
+    let mut real = known.load(Ordering::Relaxed);
+    if real.is_null() {
+        // SAFETY: the name ends with zero.
+        real = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
+        known.store(real, Ordering::Relaxed);
+    }
+    (!real.is_null()).then_some(real)
 }
 
 fn int(result: c_long) -> c_int {
@@ -148,15 +162,9 @@ pub unsafe extern "C" fn close(fd: c_int) -> c_int {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn closedir(folder: *mut libc::DIR) -> c_int {
     static REAL: AtomicPtr<c_void> = AtomicPtr::new(null_mut());
-    let mut real = REAL.load(Ordering::Relaxed);
-    if real.is_null() {
-        // SAFETY: the name ends with zero.
-        real = unsafe { libc::dlsym(libc::RTLD_NEXT, c"closedir".as_ptr()) };
-        REAL.store(real, Ordering::Relaxed);
-    }
-    if folder.is_null() || real.is_null() {
+    let Some(real) = next(&REAL, c"closedir").filter(|_| !folder.is_null()) else {
         return refuse(Refused(libc::EINVAL));
-    }
+    };
     // SAFETY: the caller has it open.
     let fd = unsafe { libc::dirfd(folder) };
     quietly(|| journal::closed(fd));
@@ -164,6 +172,34 @@ pub unsafe extern "C" fn closedir(folder: *mut libc::DIR) -> c_int {
     unsafe {
         let real = std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut libc::DIR) -> c_int>(real);
         real(folder)
+    }
+}
+
+/// # Safety
+/// As statvfs(3).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn statvfs(path: *const c_char, answer: *mut libc::statvfs) -> c_int {
+    static REAL: AtomicPtr<c_void> = AtomicPtr::new(null_mut());
+    // SAFETY: the caller's promise.
+    let room = unsafe { watched_at(libc::AT_FDCWD, path) }.and_then(|path| journal::room(&path));
+    if let (Some((total, free)), false) = (room, answer.is_null()) {
+        // SAFETY: numbers only, for which zeros stand; the caller has room for the answer.
+        unsafe {
+            let mut disk: libc::statvfs = std::mem::zeroed();
+            (disk.f_bsize, disk.f_frsize) = (BLOCK_BYTES, BLOCK_BYTES);
+            disk.f_blocks = total / BLOCK_BYTES;
+            (disk.f_bfree, disk.f_bavail) = (free / BLOCK_BYTES, free / BLOCK_BYTES);
+            disk.f_namemax = 255;
+            answer.write(disk);
+        }
+        return 0;
+    }
+    let Some(real) = next(&REAL, c"statvfs") else { return refuse(Refused(libc::ENOSYS)) };
+    // SAFETY: the C library's function of this name has this type; what was given is handed on.
+    unsafe {
+        let real =
+            std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*const c_char, *mut libc::statvfs) -> c_int>(real);
+        real(path, answer)
     }
 }
 

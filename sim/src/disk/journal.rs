@@ -133,6 +133,11 @@ impl Registry {
     }
 }
 
+/// The size of the disk of a path and what it has left, where it is on one.
+pub(super) fn room(path: &[u8]) -> Option<(u64, u64)> {
+    lock().as_mut()?.disk_of(path).map(|(_, disk)| (super::TOTAL_BYTES, disk.left()))
+}
+
 /// A file that is about to be opened.
 pub(super) struct Before {
     there: bool,

@@ -27,6 +27,10 @@ use proto::env::Seed;
 
 pub use self::power::Lost;
 
+/// Size of every disk, and what is left of it while nobody takes room: the same on every machine.
+const TOTAL_BYTES: u64 = 64 << 30;
+const FREE_BYTES: u64 = 32 << 30;
+
 /// A simulated disk. Dropping it lets its folder be an ordinary one.
 #[derive(Debug)]
 pub struct Disk {

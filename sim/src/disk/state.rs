@@ -72,6 +72,11 @@ impl State {
         if self.frozen { Err(Refused(libc::EIO)) } else { Ok(()) }
     }
 
+    /// What may still be written; without anybody who takes room, what a box usually has.
+    pub fn left(&self) -> u64 {
+        self.room.values().copied().min().unwrap_or(super::FREE_BYTES)
+    }
+
     /// Takes room for so many bytes.
     pub fn grow(&mut self, bytes: u64) -> Result<(), Refused> {
         if bytes > 0 && self.room.values().any(|left| *left < bytes) {

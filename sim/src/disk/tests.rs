@@ -271,3 +271,16 @@ fn writes_of_many_parts_and_of_none_are_the_kernels() {
     assert!(file.write_vectored(&[IoSlice::new(b"more")]).is_err());
     assert_eq!(fs::read(path.join("file")).unwrap(), b"one two");
 }
+
+#[test]
+fn what_is_left_of_a_disk_is_what_a_write_meets() {
+    let (_folder, path, disk) = disk();
+    let left = |path: &Path| edgecore::room::at(path).unwrap();
+    assert_eq!((left(&path).total, left(&path).free), (TOTAL_BYTES, FREE_BYTES));
+    disk.set_room(Taker::Fault, Some(100 << 10));
+    fs::write(path.join("file"), [7; 40 << 10]).unwrap();
+    assert_eq!(left(&path.join("file")).free, 60 << 10);
+    assert!(fs::write(path.join("another"), vec![7; 61 << 10]).is_err());
+    // Elsewhere the machine answers.
+    assert_ne!(left(Path::new("/")).total, TOTAL_BYTES);
+}

@@ -31,6 +31,8 @@ pub enum Loss {
     Queue,
     /// By chance.
     Chance,
+    /// The line is down by itself, as one that flaps is.
+    Flap,
 }
 
 impl Loss {
@@ -44,6 +46,7 @@ impl Loss {
             Loss::Nat => "nat",
             Loss::Queue => "queue",
             Loss::Chance => "loss",
+            Loss::Flap => "flap",
         }
     }
 }
@@ -72,7 +75,7 @@ pub struct Counters {
     pub arrived_bytes: u64,
     /// Datagrams that were lost, for whatever reason.
     pub lost: u64,
-    /// Of these, those lost to a cut.
+    /// Of these, those lost to a cut; not those that a line lost that was down by itself.
     pub lost_cut: u64,
     /// Of these, those that a firewall held back.
     pub lost_blocked: u64,
@@ -184,8 +187,11 @@ impl Line {
             self.burst_until = Some(now + self.profile.burst);
         }
         let lost = lost || (lost_in_burst && self.burst_until.is_some_and(|until| now < until));
-        if self.cut || self.is_down(now) {
+        if self.cut {
             return Fate::Lost(Loss::Cut);
+        }
+        if self.is_down(now) {
+            return Fate::Lost(Loss::Flap);
         }
         if self.blocked {
             return Fate::Lost(Loss::Blocked);
@@ -302,9 +308,10 @@ mod tests {
         for step in 0..10_000 {
             let fates = lines.each_mut().map(|line| line.send(start + second * step, 100));
             assert_eq!(fates[0], fates[1]);
-            down += u32::from(fates[0] == Fate::Lost(Loss::Cut));
+            down += u32::from(fates[0] == Fate::Lost(Loss::Flap));
         }
         assert!((2_000..3_000).contains(&down), "{down} of 10,000 s");
+        assert_eq!(lines[0].counters.lost_cut, 0, "what a line does by itself is no cut");
 
         let mut line = line(|p| (p.burst_ppm, p.burst) = (1_000, second));
         let ms = Duration::from_millis(10);

@@ -7,10 +7,7 @@ use proto::{
     object::RolloutPhase,
 };
 
-use crate::{
-    fault::{Fault, Target},
-    plan::{Action, Plan, Release, selects},
-};
+use crate::plan::{Action, Plan, Release, selects};
 
 /// A rollout of the plan.
 #[derive(Debug)]
@@ -29,8 +26,6 @@ pub(super) struct Planned {
 /// The plan, as the oracle asks it.
 #[derive(Debug)]
 pub(super) struct Fleet {
-    /// Boxes, and their sites.
-    members: BTreeMap<Name, Name>,
     releases: BTreeMap<(Name, Version), Release>,
     /// In the order of the timeline.
     pub(super) rollouts: Vec<Planned>,
@@ -43,11 +38,10 @@ const UP_WITHIN: Duration = Duration::from_secs(30);
 impl Fleet {
     pub(super) fn new(plan: &Plan) -> Fleet {
         let boxes = || plan.sites.iter().flat_map(|site| site.nodes.iter().map(move |node| (site, node)));
-        let members = boxes().map(|(site, node)| (node.clone(), site.name.clone())).collect();
         let releases: BTreeMap<_, _> =
             plan.releases.iter().map(|r| ((r.app.clone(), r.version.clone()), r.clone())).collect();
         let up_within = plan.expect.up_without_hub_within.unwrap_or(UP_WITHIN);
-        let mut fleet = Fleet { members, releases, rollouts: vec![], up_within };
+        let mut fleet = Fleet { releases, rollouts: vec![], up_within };
         for entry in &plan.timeline {
             if let Action::Rollout { app, version, to } = &entry.action {
                 let key = format!("{app}@{version}");
@@ -125,16 +119,5 @@ impl Fleet {
         apps.sort();
         apps.dedup();
         apps
-    }
-
-    /// The boxes that a fault strikes.
-    pub(super) fn struck(&self, fault: &Fault) -> Vec<Name> {
-        let of_site = |site: &Name| self.members.iter().filter(|(_, at)| *at == site).map(|(n, _)| n.clone()).collect();
-        match fault.target() {
-            Target::All => self.members.keys().cloned().collect(),
-            Target::Hub => vec![],
-            Target::Site(site) => of_site(site),
-            Target::Node(node) => vec![node.clone()],
-        }
     }
 }

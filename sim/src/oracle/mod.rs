@@ -99,6 +99,7 @@ pub(crate) fn millis(time: Duration) -> u64 {
 /// The judge of one run.
 #[derive(Debug)]
 pub struct Oracle {
+    plan: Plan,
     fleet: Fleet,
     apps: Apps,
     rollouts: Rollouts,
@@ -110,7 +111,8 @@ impl Oracle {
     #[must_use]
     pub fn new(plan: &Plan) -> Oracle {
         let fleet = Fleet::new(plan);
-        Oracle { apps: Apps::default(), rollouts: Rollouts::default(), records: Records::new(plan), fleet }
+        let (apps, rollouts) = (Apps::default(), Rollouts::default());
+        Oracle { plan: plan.clone(), apps, rollouts, records: Records::new(plan), fleet }
     }
 
     /// A rollout begins. Call it before the hub is told.
@@ -120,7 +122,7 @@ impl Oracle {
 
     /// A fault begins. Call it before [`World::begin`], which may break and mend in one go.
     pub fn fault_began(&mut self, fault: &Fault) {
-        let struck = self.fleet.struck(fault);
+        let struck = self.plan.nodes_of(fault.target()).cloned().collect::<Vec<_>>();
         self.apps.fault_began(fault, &struck);
         self.records.fault_began(fault, &struck);
         self.rollouts.fault_began(fault);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use cloudcore::streams::sink::{Sink, StreamState};
-use proto::{name::Name, stream::StreamKey, stream::ranges::Ranges, units::Bytes};
+use proto::{name::Name, stream::StreamKey, stream::ranges::Ranges};
 
 use super::{Invariant, Violation};
 use crate::{
@@ -22,8 +22,6 @@ const AUDIT_EVERY: Duration = Duration::from_secs(60);
 const MARKS_ALWAYS: usize = 10;
 /// What an outbox may take beside its quota: the log of one transaction.
 const BESIDE_QUOTA_BYTES: u64 = 512 << 10;
-/// The quota of an outbox where `agent.toml` says nothing.
-const DEFAULT_QUOTA_BYTES: u64 = 1 << 30;
 
 /// Records, over time.
 #[derive(Debug)]
@@ -46,7 +44,7 @@ impl Records {
     pub(super) fn new(plan: &Plan) -> Records {
         let mut quotas = BTreeMap::new();
         for site in &plan.sites {
-            let quota = quota(&site.settings).unwrap_or(DEFAULT_QUOTA_BYTES);
+            let quota = site.streams().quota.get();
             quotas.extend(site.nodes.iter().map(|node| (node.clone(), quota)));
         }
         Records {
@@ -86,7 +84,7 @@ impl Records {
     /// I4: an outbox keeps within its quota.
     pub(super) fn bounds(&mut self, seen: &Observation) -> Result<(), Violation> {
         for (name, node) in &seen.nodes {
-            let quota = self.quotas.get(name).copied().unwrap_or(DEFAULT_QUOTA_BYTES);
+            let Some(&quota) = self.quotas.get(name) else { continue };
             if node.backlog_bytes > quota + BESIDE_QUOTA_BYTES {
                 let text = format!("{name}: the outbox takes {} bytes, its quota is {quota}", node.backlog_bytes);
                 return Err(Violation::new(Invariant::Bounds, seen.at, Some(name), text));
@@ -222,11 +220,4 @@ impl Records {
     pub(super) fn books(&self) -> Option<Outcome> {
         self.books
     }
-}
-
-/// The quota that a text of `agent.toml` gives the outbox.
-fn quota(settings: &str) -> Option<u64> {
-    let line = settings.lines().find_map(|line| line.trim().strip_prefix("quota"))?;
-    let value = line.trim_start().strip_prefix('=')?.split('#').next()?.trim().trim_matches('"');
-    value.parse::<Bytes>().ok().map(Bytes::get)
 }

@@ -43,6 +43,7 @@ fn rollout(at: u64, text: &str, to: &str) -> Entry {
         jitter: Duration::ZERO,
         repeat: None,
         action: Action::Rollout { app: name("app"), version: version(text), to: to.parse().unwrap() },
+        may_miss: false,
         line: 0,
     }
 }

@@ -4,6 +4,7 @@
 
 mod lines;
 mod parse;
+mod rate;
 mod table;
 mod timeline;
 mod write;
@@ -11,6 +12,7 @@ mod wrong;
 
 use std::{collections::BTreeMap, time::Duration};
 
+use edgecore::settings::{Settings, Streams};
 use proto::{
     name::{Name, Version},
     selector::Selector,
@@ -65,6 +67,11 @@ impl Plan {
             expect: Expect { converge_within, in_gaps: None, rollouts: BTreeMap::new(), up_without_hub_within: None },
         }
     }
+
+    /// The boxes that a target means, site by site. The hub is none.
+    pub fn nodes_of(&self, target: &Target) -> impl Iterator<Item = &Name> {
+        self.sites.iter().flat_map(move |site| site.nodes.iter().filter(move |node| target.means(&site.name, node)))
+    }
 }
 
 /// A site and its boxes.
@@ -80,6 +87,15 @@ pub struct Site {
     pub line: Profile,
     /// Sections of `agent.toml` of its boxes, as text.
     pub settings: String,
+}
+
+impl Site {
+    /// What its agents make of section `streams` of their settings. What they could not read, and would not start
+    /// with, counts as the defaults here; in a plan that was read it is right.
+    #[must_use]
+    pub fn streams(&self) -> Streams {
+        Settings::parse(&self.settings).map(|settings| settings.streams).unwrap_or_default()
+    }
 }
 
 /// A release that is built, signed and published before its first rollout.
@@ -145,6 +161,8 @@ pub struct Entry {
     pub repeat: Option<(Duration, u32)>,
     /// What.
     pub action: Action,
+    /// Whether a run in which it never begins, or breaks nothing, may be good all the same.
+    pub may_miss: bool,
     /// Where it stands in the file, 1-based; 0 when it was drawn.
     pub line: usize,
 }

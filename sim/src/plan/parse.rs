@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use edgecore::settings::Settings;
 use proto::{
     name::{Name, ReleaseName},
     object::RolloutPhase,
@@ -18,7 +19,7 @@ use toml::de::{DeTable, DeValue};
 use super::{
     Curve, Expect, Peak, Plan, Producer, Release, Site,
     lines::{self, Lines},
-    table::{Table, Value, bytes, number, one_of, parsed, span, text, unlike, whole},
+    table::{Table, Value, bytes, number, one_of, parsed, span, text, truth, unlike, whole},
     timeline,
     wrong::{PlanError, Wrong},
 };
@@ -31,10 +32,17 @@ const RELEASE: &[&str] = &["app", "version", "size", "files", "behaviour", "bad"
 const PRODUCER: &[&str] = &["on", "stream", "per-minute", "curve", "peaks"];
 const PEAK: &[&str] = &["at", "for", "times"];
 const EXPECT: &[&str] = &["converge-within", "in-gaps", "rollouts", "up-without-hub-within"];
+/// The host that is always there.
+const HUB: &str = "hub";
 /// Most boxes of a run.
 pub const MAX_NODES: u32 = 20_000;
 /// Most records of a run: the books keep every one of them.
 const MAX_RECORDS: f64 = 5e6;
+/// The stream of a producer that says nothing of it, and those that a producer cannot have.
+const DEFAULT_STREAM: &str = "scans";
+const OF_THE_AGENT: [&str; 2] = ["events", "metrics"];
+/// Most peaks of a producer.
+const MAX_PEAKS: usize = 100;
 /// A release is tried for so long before it counts as healthy: what crashes within is bad.
 const SOAK: Duration = Duration::from_secs(3);
 const CONVERGE: Duration = Duration::from_secs(15 * 60);
@@ -97,9 +105,13 @@ fn sites(file: &Table<'_>, lines: &Lines, scale: Option<u32>) -> Result<Vec<Site
         let mut own = site_nodes(&name, value)?;
         if let Some(all) = scale {
             let wanted = all / count + u32::from(number < all % count);
-            own = resized(&name, own, wanted as usize)?;
+            own = resized(&name, own, wanted as usize).map_err(|problem| Wrong::new(value.span(), problem))?;
         }
         for node in &own {
+            if node.as_ref() == HUB {
+                return Err(Wrong::new(value.span(), "a node cannot be called \"hub\": that is the hub's own name")
+                    .hint("name it otherwise"));
+            }
             if !nodes.insert(node.clone()) {
                 return Err(Wrong::new(value.span(), format!("there already is a node {node}"))
                     .hint("every node of all sites has a name of its own"));
@@ -140,11 +152,11 @@ fn numbered(site: &Name, number: usize) -> Result<Name, String> {
 }
 
 /// Keeps the first ones, or adds numbered ones.
-fn resized(site: &Name, mut nodes: Vec<Name>, wanted: usize) -> Result<Vec<Name>, Wrong> {
+fn resized(site: &Name, mut nodes: Vec<Name>, wanted: usize) -> Result<Vec<Name>, String> {
     nodes.truncate(wanted);
     let mut number = 1;
     while nodes.len() < wanted {
-        let name = numbered(site, number).map_err(|problem| Wrong::new(0..0, problem))?;
+        let name = numbered(site, number)?;
         if !nodes.contains(&name) {
             nodes.push(name);
         }
@@ -167,30 +179,42 @@ fn labels(field: &'static str, value: Value<'_>) -> Result<BTreeMap<String, Stri
     Ok(labels)
 }
 
-/// What goes into section `streams` of `agent.toml`.
+/// What goes into section `streams` of `agent.toml`: read by the agent's own rules.
 fn settings(_: &'static str, value: Value<'_>) -> Result<String, Wrong> {
     let table = Table::of("settings", value, SETTINGS)?;
-    let mut lines = "[streams]\n".to_owned();
-    if let Some(quota) = table.read("quota", |field, value| bytes(field, value, (2 << 20, 1 << 40)))? {
-        lines += &format!("quota = \"{quota}\"\n");
+    // Each line of it, and what of the scenario file it comes from.
+    let mut lines = vec![("[streams]".to_owned(), value.span())];
+    if let Some(value) = table.get("quota") {
+        let quota = bytes("quota", value, (2 << 20, 1 << 40))?;
+        lines.push((format!("quota = \"{quota}\""), value.span()));
     }
-    if let Some(share) = table.read("disk-share-percent", |field, value| whole(field, value, (1, 100)))? {
-        lines += &format!("disk-share-percent = {share}\n");
+    if let Some(value) = table.get("disk-share-percent") {
+        let share = whole("disk-share-percent", value, (1, 100))?;
+        lines.push((format!("disk-share-percent = {share}"), value.span()));
     }
-    if let Some(interval) = table.read("metrics-interval", span)? {
-        lines += &format!("metrics-interval = \"{}ms\"\n", interval.as_millis());
+    if let Some(value) = table.get("metrics-interval") {
+        let interval = toml::Value::String(text("metrics-interval", value)?.to_owned());
+        lines.push((format!("metrics-interval = {interval}"), value.span()));
     }
     for stream in table.tables("stream", "settings.stream", &["name", "class"])? {
-        let name: Name = parsed("name", stream.need("name", "\"scans\"")?)?;
-        let value = stream.need("class", "\"scans\"")?;
-        let class = text("class", value)?;
-        let known = ["scans", "events", "metrics", "logs"];
-        if !known.contains(&class) {
-            return Err(Wrong::new(value.span(), format!("there is no class {class:?}")).meant(class, known));
+        lines.push(("[[streams.stream]]".to_owned(), stream.at()));
+        let value = stream.need("name", "\"scans\"")?;
+        let name: Name = parsed("name", value)?;
+        lines.push((format!("name = \"{name}\""), value.span()));
+        if let Some(value) = stream.get("class") {
+            let all = ["scans", "events", "metrics", "logs"].map(|class| (class, class));
+            let class = one_of("class", text("class", value)?, value, &all)?;
+            lines.push((format!("class = \"{class}\""), value.span()));
         }
-        lines += &format!("[[streams.stream]]\nname = \"{name}\"\nclass = \"{class}\"\n");
     }
-    Ok(lines)
+    let text: String = lines.iter().map(|(line, _)| format!("{line}\n")).collect();
+    match Settings::parse(&text) {
+        Ok(_) => Ok(text),
+        Err((line, problem)) => {
+            let at = lines.get(line.saturating_sub(1)).map_or_else(|| value.span(), |(_, at)| at.clone());
+            Err(Wrong::new(at, problem))
+        }
+    }
 }
 
 fn releases(file: &Table<'_>) -> Result<Vec<Release>, Wrong> {
@@ -204,9 +228,7 @@ fn releases(file: &Table<'_>) -> Result<Vec<Release>, Wrong> {
                 .hint("give it another version"));
         }
         let (args, fails) = table.read("behaviour", behaviour)?.unwrap_or_default();
-        let bad = table.read("bad", |field, value| {
-            value.get_ref().as_bool().ok_or_else(|| unlike(value, field, "true or false"))
-        })?;
+        let bad = table.read("bad", truth)?;
         releases.push(Release {
             app,
             version,
@@ -255,26 +277,66 @@ fn producers(file: &Table<'_>, plan: &Plan) -> Result<Vec<Producer>, Wrong> {
         let value = table.need("per-minute", "30")?;
         let per_minute = number("per-minute", value, (0.0, 100_000.0))?;
         let peaks = table.tables("peaks", "a peak", PEAK)?;
-        let peaks = peaks.iter().map(|table| peak(table, plan)).collect::<Result<Vec<_>, _>>()?;
-        let nodes = timeline::nodes_of(&on, plan).count() as f64;
-        let more: f64 = peaks.iter().map(|peak| peak.lasts.as_secs_f64() * (peak.times - 1.0).max(0.0)).sum();
-        records += per_minute * nodes * (plan.duration.as_secs_f64() + more) / 60.0;
-        if records > MAX_RECORDS {
-            let problem = format!("producers would hand in {records:.0} records");
-            return Err(Wrong::new(value.span(), problem).hint(format!("at most {MAX_RECORDS}: a run keeps them all")));
+        if peaks.len() > MAX_PEAKS {
+            let problem = format!("there are {} peaks", peaks.len());
+            return Err(Wrong::new(table.key_at("peaks"), problem).hint(format!("at most {MAX_PEAKS}")));
         }
-        let stream = table.read("stream", parsed)?;
+        let peaks = peaks.iter().map(|table| peak(table, plan)).collect::<Result<Vec<_>, _>>()?;
         let curve = table.read("curve", |field, value| {
             one_of("curve", text(field, value)?, value, &[("flat", Curve::Flat), ("daily", Curve::Daily)])
         })?;
-        let stream = stream.map_or_else(|| parsed_name("scans"), Ok)?;
-        producers.push(Producer { on, stream, per_minute, curve: curve.unwrap_or(Curve::Flat), peaks });
+        let stream = stream(&table, &on, plan)?;
+        let producer = Producer { on, stream, per_minute, curve: curve.unwrap_or(Curve::Flat), peaks };
+        records += bounded(&producer, records, value, plan)?;
+        producers.push(producer);
     }
     Ok(producers)
 }
 
-fn parsed_name(name: &str) -> Result<Name, Wrong> {
-    name.parse().map_err(|e: proto::name::NameError| Wrong::new(0..0, e.to_string()))
+/// Records that a producer hands in, besides those of others: not too many for the books.
+fn bounded(producer: &Producer, others: f64, per_minute: Value<'_>, plan: &Plan) -> Result<f64, Wrong> {
+    let (boxes, minutes) = (plan.nodes_of(&producer.on).count(), plan.duration.as_secs_f64() / 60.0);
+    let of_one = producer.records(Duration::ZERO, plan.duration);
+    let (own, rate) = (of_one * boxes as f64, producer.per_minute);
+    if own + others <= MAX_RECORDS {
+        return Ok(own);
+    }
+    let times = of_one / (rate * minutes);
+    let mut problem = format!(
+        "producers would hand in {:.0} records: {rate} a minute on {boxes} boxes for {minutes:.0} minutes, times \
+         {times:.1} by curve and peaks",
+        own + others
+    );
+    if others > 0.0 {
+        problem += &format!(", and {others:.0} by those before it");
+    }
+    Err(Wrong::new(per_minute.span(), problem).hint(format!("at most {MAX_RECORDS}: a run keeps them all")))
+}
+
+/// The stream that a producer hands in to: every box of its has it.
+fn stream(table: &Table<'_>, on: &Target, plan: &Plan) -> Result<Name, Wrong> {
+    let at = table.get("stream").map_or_else(|| table.at(), |value| value.span());
+    let stream: Name = match table.read("stream", parsed)? {
+        Some(stream) => stream,
+        None => DEFAULT_STREAM.parse().map_err(|e: proto::name::NameError| Wrong::new(at.clone(), e.to_string()))?,
+    };
+    if OF_THE_AGENT.contains(&stream.as_ref()) {
+        let problem = format!("the agent itself writes to stream {:?}", stream.as_ref());
+        return Err(Wrong::new(at, problem).hint("take another: the books could not tell whose a record is"));
+    }
+    for site in &plan.sites {
+        if !site.nodes.iter().any(|node| on.means(&site.name, node)) {
+            continue;
+        }
+        let known = site.streams().streams;
+        if !known.iter().any(|known| known.name == stream) {
+            let problem = format!("site {} has no stream {:?}", site.name, stream.as_ref());
+            let known = known.iter().map(|known| known.name.as_ref());
+            let known = known.filter(|name| !OF_THE_AGENT.contains(name));
+            return Err(Wrong::new(at, problem).meant(stream.as_ref(), known));
+        }
+    }
+    Ok(stream)
 }
 
 fn peak(table: &Table<'_>, plan: &Plan) -> Result<Peak, Wrong> {

@@ -83,6 +83,16 @@ fn a_good_file_says_all_of_a_run() {
 }
 
 #[test]
+fn a_target_means_boxes_and_never_the_hub() {
+    let plan = read(GOOD).unwrap();
+    let of = |target: &str| plan.nodes_of(&target.parse().unwrap()).map(AsRef::as_ref).collect::<Vec<&str>>();
+    assert_eq!(of("all").len(), 5);
+    assert_eq!(of("site hz-02"), ["gpu-a", "gpu-b"]);
+    assert_eq!(of("node hz-01-2"), ["hz-01-2"]);
+    assert_eq!((of("hub"), of("node hz-03-1")), (vec![], vec![]));
+}
+
+#[test]
 fn times_may_be_put_together() {
     for (text, seconds) in [("4h30m", 16_200), ("1d1s", 86_401), ("12.5h", 45_000), ("4h 1m", 14_460)] {
         let plan =
@@ -114,6 +124,17 @@ fn the_number_of_nodes_can_be_set_for_a_run() {
     assert!(scaled(20_001).is_err());
 }
 
+#[test]
+fn settings_are_read_as_the_agent_reads_them() {
+    let of = |settings: &str| read(&GOOD.replace("quota = \"4Mi\"", settings)).map(|plan| plan.sites[0].streams());
+    let streams = of("quota = \"4Mi\", metrics-interval = \"off\"").unwrap();
+    assert_eq!((streams.quota.get(), streams.metrics_interval), (4 << 20, None));
+    let streams = of("metrics-interval = \"1d\", stream = [{ name = \"scans\" }, { name = \"a\", class = \"logs\" }]");
+    let streams = streams.unwrap();
+    assert_eq!(streams.metrics_interval, Some(Duration::from_secs(86_400)));
+    assert_eq!(streams.streams.iter().map(|s| s.name.as_ref()).collect::<Vec<_>>(), ["scans", "a"]);
+}
+
 /// A change of the good file, where the error must stand, and what it must say.
 type Bad = (&'static str, &'static str, (usize, usize), &'static str, &'static str);
 
@@ -134,6 +155,8 @@ const BAD: &[Bad] = &[
     ("nodes = 3", "node = 3", (6, 1), "no field \"node\" in [[site]]", "\"nodes\""),
     ("nodes = 3", "nodes = 3\nnodes = 4", (7, 1), "duplicate", ""),
     ("\"gpu-b\"", "\"gpu-a\"", (13, 9), "already is a node gpu-a", ""),
+    ("\"gpu-b\"", "\"hub\"", (13, 9), "\"hub\"", "otherwise"),
+    ("\"gpu-b\"", "\"hz-01-2\"", (13, 9), "already is a node hz-01-2", "of its own"),
     ("\"gpu-b\"", "\"GPU b\"", (13, 19), "GPU b", ""),
     ("\"hz-02\"", "\"hz-01\"", (12, 8), "already is a site hz-01", ""),
     ("line = \"bad\"", "line = \"4gg\"", (7, 8), "no line \"4gg\"", "\"4g\""),
@@ -141,6 +164,12 @@ const BAD: &[Bad] = &[
     ("ring = \"early\" }", "ring = \"too early\" }", (8, 19), "no label", "letters"),
     ("quota = \"4Mi\"", "quota = \"1Ki\"", (9, 22), "out of range", "2Mi"),
     ("quota = \"4Mi\"", "qouta = \"4Mi\"", (9, 14), "no field \"qouta\"", "\"quota\""),
+    ("quota = \"4Mi\"", "metrics-interval = \"2d\"", (9, 33), "out of range", ""),
+    ("quota = \"4Mi\"", "metrics-interval = \"250ms\"", (9, 33), "write 1s to 1d", ""),
+    ("quota = \"4Mi\"", "metrics-interval = 30", (9, 33), "must be a text", ""),
+    ("quota = \"4Mi\"", "stream = [{ name = \"a\", class = \"scan\" }]", (9, 46), "no class \"scan\"", "\"scans\""),
+    ("quota = \"4Mi\"", "stream = [{ name = \"cameras\" }]", (9, 24), "has no class", ""),
+    ("quota = \"4Mi\"", "stream = [{ name = \"scans\" }, { name = \"scans\" }]", (9, 53), "named twice", ""),
     ("name = \"bad\"", "name = \"fiber\"", (16, 8), "already is a line", ""),
     ("\"8%\"", "\"108%\"", (18, 8), "out of range", "100%"),
     ("\"8%\"", "0.08", (18, 8), "no share", "%"),
@@ -152,9 +181,20 @@ const BAD: &[Bad] = &[
     ("crash-after 2s", "crash-after", (29, 13), "crash-after what", "2s"),
     ("crash-after 2s", "crsh-after 2s", (29, 13), "no behaviour", "\"crash-after\""),
     ("crash-after 2s", "hang 2s", (29, 13), "nothing more", ""),
+    ("per-minute = 30", "stream = \"scan\"\nper-minute = 30", (32, 10), "hz-01 has no stream \"scan\"", "\"scans\""),
+    ("per-minute = 30", "stream = \"events\"\nper-minute = 30", (32, 10), "the agent itself", "another"),
+    ("quota = \"4Mi\"", "stream = [{ name = \"logs\" }]", (31, 1), "hz-01 has no stream \"scans\"", "logs"),
     ("per-minute = 30", "per-minute = -30", (32, 14), "negative", "0 to"),
     ("per-minute = 30", "per-minute = nan", (32, 14), "out of range", ""),
-    ("per-minute = 30", "per-minute = 90000", (32, 14), "records", "at most 5000000"),
+    ("per-minute = 30", "per-minute = 90000", (32, 14), "90000 a minute on 5 boxes for 240 minutes", "at most 5000000"),
+    (
+        "peaks = [",
+        "peaks = [{ at = \"1h\", for = \"1h\", times = 30 }, { at = \"1h\", for = \"1h\", times = 30 }, { at = \"1h\", \
+         for = \"1h\", times = 30 }, ",
+        (32, 14),
+        "by curve and peaks",
+        "at most",
+    ),
     ("\"daily\"", "\"dialy\"", (33, 9), "no curve", "\"daily\""),
     ("at = \"1h\", for", "at = \"5h\", for", (34, 17), "after the end", "duration"),
     ("times = 10", "times = \"many\"", (34, 44), "a text", ""),
@@ -183,6 +223,15 @@ const BAD: &[Bad] = &[
     ("cut = \"site hz-01\"", "flip-bit = \"all\"\nin = \"outbx\"", (44, 6), "no bit flips", "\"outbox\""),
     ("cut = \"site hz-01\"", "rebind = \"all\"", (44, 7), "at once", "leave"),
     ("cut = \"site hz-01\"", "line = \"bad\"", (41, 1), "no \"of\"", "site hz-01"),
+    (
+        "crash-agent = \"all\"",
+        "crash-agent = \"all\"\n\n[[timeline]]\nat = \"2h\"\nrollout = \"scan-counter@1.0.0\"",
+        (55, 1),
+        "scan-counter@1.0.0 is rolled out already",
+        "higher version",
+    ),
+    ("to = \"ring=early\"", "every = \"1h\"\ntimes = 2", (39, 1), "rolled out once", "another [[release]]"),
+    ("to = \"ring=early\"", "may-miss = \"yes\"", (39, 12), "true or false", ""),
     ("every = \"30m\"\n", "", (48, 1), "without \"every\"", "every ="),
     ("times = 4\n", "", (48, 1), "without \"times\"", "times ="),
     ("times = 4", "times = 40", (49, 1), "may begin", "duration"),

@@ -112,6 +112,11 @@ pub(super) fn text<'a>(field: &'static str, value: Value<'a>) -> Result<&'a str,
     value.get_ref().as_str().ok_or_else(|| unlike(value, field, "a text in quotes"))
 }
 
+/// `true` or `false`.
+pub(super) fn truth(field: &'static str, value: Value<'_>) -> Result<bool, Wrong> {
+    value.get_ref().as_bool().ok_or_else(|| unlike(value, field, "true or false"))
+}
+
 /// What a word stands for: `written`, the text of `value`, is a `what` of `all`.
 pub(super) fn one_of<T: Copy>(
     what: &str,

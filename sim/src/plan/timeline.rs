@@ -12,7 +12,7 @@ use toml::de::DeValue;
 use super::{
     Action, Entry, Moment, Plan, Site,
     lines::Lines,
-    table::{Table, Value, one_of, parsed, share_ppm, span, span_or_zero, text, unlike, whole},
+    table::{Table, Value, one_of, parsed, share_ppm, span, span_or_zero, text, truth, unlike, whole},
     wrong::Wrong,
 };
 use crate::fault::{Fault, Spot, Target, Way};
@@ -38,7 +38,7 @@ const ACTIONS: &[&str] = &[
     "restore-hub",
 ];
 /// Keys that say when.
-const MOMENT: &[&str] = &["at", "when", "for", "every", "times", "jitter"];
+const MOMENT: &[&str] = &["at", "when", "for", "every", "times", "jitter", "may-miss"];
 /// Keys that belong to one action: which, and what to write.
 const MORE: &[(&str, &str, &str)] = &[
     ("to", "rollout", "\"all\""),
@@ -60,7 +60,30 @@ pub(super) fn read(file: &Table<'_>, plan: &Plan, lines: &Lines) -> Result<Vec<E
     if tables.len() > MAX_ENTRIES {
         return Err(file.wrong(format!("the timeline has {} entries", tables.len())).hint("at most 1000"));
     }
-    tables.iter().map(|table| entry(table, plan, lines)).collect()
+    let mut entries: Vec<Entry> = vec![];
+    for table in &tables {
+        let entry = entry(table, plan, lines)?;
+        once(&entry, &entries, table)?;
+        entries.push(entry);
+    }
+    Ok(entries)
+}
+
+/// The hub keeps one rollout of a release: a second one would change nothing.
+fn once(entry: &Entry, before: &[Entry], table: &Table<'_>) -> Result<(), Wrong> {
+    let Action::Rollout { app, version, .. } = &entry.action else { return Ok(()) };
+    if entry.repeat.is_some() {
+        return Err(Wrong::new(table.key_at("every"), "a release is rolled out once")
+            .hint("leave \"every\" and \"times\" out, and write another [[release]] for what comes later"));
+    }
+    let is_same =
+        |entry: &Entry| matches!(&entry.action, Action::Rollout { app: a, version: v, .. } if (a, v) == (app, version));
+    if before.iter().any(is_same) {
+        let problem = format!("{app}@{version} is rolled out already, by an entry before this one");
+        return Err(Wrong::new(table.key_at("rollout"), problem)
+            .hint("a release is rolled out once: write another [[release]] of a higher version"));
+    }
+    Ok(())
 }
 
 fn entry(table: &Table<'_>, plan: &Plan, lines: &Lines) -> Result<Entry, Wrong> {
@@ -100,7 +123,8 @@ fn entry(table: &Table<'_>, plan: &Plan, lines: &Lines) -> Result<Entry, Wrong> 
     } else if let Action::Break { fault, lasts } = &mut action {
         *lasts = comes_back(fault).then_some(RESTART);
     }
-    let entry = Entry { moment, jitter, repeat, action, line: table.at().start };
+    let may_miss = table.read("may-miss", truth)?.unwrap_or(false);
+    let entry = Entry { moment, jitter, repeat, action, may_miss, line: table.at().start };
     fits(&entry, table, plan)?;
     Ok(entry)
 }
@@ -283,19 +307,6 @@ pub(super) fn target(field: &'static str, value: Value<'_>, plan: &Plan, hub: bo
         }
     }
     Ok(target)
-}
-
-/// The boxes that a target means.
-pub(super) fn nodes_of<'p>(target: &Target, plan: &'p Plan) -> impl Iterator<Item = &'p Name> {
-    let target = target.clone();
-    let all = plan.sites.iter().flat_map(|site| site.nodes.iter().map(move |node| (site, node)));
-    all.filter(move |(site, node)| match &target {
-        Target::All => true,
-        Target::Hub => false,
-        Target::Site(name) => site.name == *name,
-        Target::Node(name) => *node == name,
-    })
-    .map(|(_, node)| node)
 }
 
 /// What the timeline rolls out, as `app@version`.

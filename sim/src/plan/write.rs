@@ -191,6 +191,9 @@ impl File {
                 }
             }
         }
+        if entry.may_miss {
+            self.bare("may-miss", "true");
+        }
     }
 
     fn fault(&mut self, fault: &Fault) {

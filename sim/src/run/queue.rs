@@ -31,6 +31,13 @@ pub(super) enum Step {
         /// Its number at the recorder.
         number: usize,
     },
+    /// Back the hub up.
+    BackUp {
+        /// How long it is needed.
+        keep: Duration,
+        /// Again after this time, until that entry of the timeline has begun.
+        again: Option<(Duration, usize)>,
+    },
     /// A producer hands in.
     Produce {
         /// Which.
@@ -55,9 +62,9 @@ impl Queue {
         self.steps.pop_first().map(|((at, _), step)| (at, step))
     }
 
-    /// When the next step comes that is neither a look nor a producer's.
+    /// When the next step comes that is neither a look nor a backup nor a producer's.
     pub(super) fn next_of_timeline(&self) -> Option<Duration> {
-        let routine = |step: &Step| matches!(step, Step::Look | Step::Produce { .. });
+        let routine = |step: &Step| matches!(step, Step::Look | Step::BackUp { .. } | Step::Produce { .. });
         self.steps.iter().find(|(_, step)| !routine(step)).map(|((at, _), _)| *at)
     }
 }

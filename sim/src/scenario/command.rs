@@ -161,7 +161,7 @@ fn once(args: &RunArgs, found: &Found, seed: u64, trace: Option<&Path>) -> anyho
     match found {
         Found::Function(name) => Ok(Ran::Report(run_seed(name, seed, trace)?)),
         Found::Plan(plan) => {
-            let options = Options { trace: trace.map(Path::to_owned), ..Options::default() };
+            let options = Options { trace: trace.map(Path::to_owned) };
             let record = report::asked(play(plan, seed, &options), asked(args))?;
             Ok(Ran::Record(Box::new(record)))
         }

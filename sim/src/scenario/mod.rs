@@ -43,8 +43,8 @@
 //!
 //! `sim run mine.toml` plays it with a fresh seed, which it prints; `sim run mine.toml --seed 7 --trace t.log` again with
 //! seed 7, all of it written down. It fails when an invariant breaks, when the fleet has not converged in time
-//! after everything was healed, or when a fault that was planned never struck. What is wrong in the file is said
-//! with its line.
+//! after everything was healed, or when an entry of the timeline never fired: its moment never came, or it met
+//! nothing that it could break. What is wrong in the file is said with its line.
 //!
 //! # All of the format
 //!
@@ -53,22 +53,23 @@
 //! | where | fields |
 //! |---|---|
 //! | top | `about`, `duration` |
-//! | `[[site]]` | `name`, `nodes`, `line` (4g), `labels`, `settings` (of `agent.toml`: `quota`, `disk-share-percent`, `metrics-interval`, `stream`) |
+//! | `[[site]]` | `name`, `nodes`, `line` (4g), `labels`, `settings` (of `agent.toml`, by its rules: `quota`, `disk-share-percent`, `metrics-interval` (here "off"), `stream`) |
 //! | `[[line]]` | `name`, `like` (4g), `latency`, `jitter`, `loss`, `duplicate`, `reorder`, `reorder-delay`, `rate`, `up`, `down`, `queue`, `mtu` |
 //! | `[[release]]` | `app`, `version`, `size` (1Mi), `files` (4), `behaviour` (`runs`, `crash-after 2s`, `hang`, `refuse`, `eat-disk 100Mi`), `bad` (whether it must be taken back; otherwise by its behaviour) |
-//! | `[[producer]]` | `on` (all), `stream` (scans), `per-minute`, `curve` (`flat`, or `daily`: most at night), `peaks = [{ at, for, times }]` |
+//! | `[[producer]]` | `on` (all), `stream` (scans), `per-minute`, `curve` (`flat`, or `daily`: most at night), `peaks = [{ at, for, times }]`, which multiply |
 //! | `[[timeline]]` | when, what; see below |
 //! | `[expect]` | `converge-within` (15m), `in-gaps` (records in counted gaps, exactly), `rollouts = { "app@version" = "Succeeded" }`, `up-without-hub-within` (30s) |
 //!
 //! **When**: `at = "1h"` counts from the moment at which all boxes are Ready; with `every = "2h"`, `times = 4` it is
 //! done again. `when = { node, downloaded = "40%" }` or `when = { node, app, phase = "Verifying" }` waits from the moment at
 //! which the entry before it has begun. `jitter = "10m"` adds up to that, drawn from the seed.
+//! With `may-miss = true` the run is good even when this entry never fires.
 //!
 //! **What**, one to an entry. TARGET is `"all"`, `"site NAME"` or `"node NAME"`:
 //!
 //! | key | what happens | lasts |
 //! |---|---|---|
-//! | `rollout = "app@1.0.0"`, `to = SELECTOR` (all) | the release is published and rolled out | |
+//! | `rollout = "app@1.0.0"`, `to = SELECTOR` (all) | the release is published and rolled out; once | |
 //! | `cut`, `cut-up`, `cut-down = TARGET` | nothing passes the line, both ways or one | `for`, else to the end |
 //! | `line = "bad"`, `of = TARGET` | the line behaves like that one | `for`, else to the end |
 //! | `block-udp = TARGET` | a firewall lets no UDP out | `for`, else to the end |
@@ -80,7 +81,7 @@
 //! | `disk-full = TARGET` or `"hub"` | the disk takes no more | `for`, else to the end |
 //! | `flip-bit = TARGET`, `in = "outbox"`, `"state"` or `"artifact"` | a bit flips at rest | at once |
 //! | `sink-down = true` | the hub's sink refuses every commit | `for`, else to the end |
-//! | `restore-hub = "3h"` | the hub comes back from a backup of that age | at once |
+//! | `restore-hub = "3h"` | the hub comes back from a backup of that age, or up to a quarter older | at once |
 //!
 //! `for = "end"` leaves something broken until everything is healed.
 

@@ -122,6 +122,7 @@ fn releases(chance: &mut impl Rng, plan: &mut Plan) -> anyhow::Result<()> {
             jitter: Duration::ZERO,
             repeat: None,
             action: Action::Rollout { app: release.app.clone(), version: release.version.clone(), to },
+            may_miss: false,
             line: 0,
         });
         plan.releases.push(release);
@@ -196,6 +197,8 @@ fn faults(chance: &mut impl Rng, plan: &mut Plan) -> anyhow::Result<()> {
             jitter: Duration::ZERO,
             repeat: None,
             action: Action::Break { lasts, fault },
+            // Nobody knows whom it will meet.
+            may_miss: true,
             line: 0,
         });
     }

@@ -214,7 +214,7 @@ fn each(
 /// Plays a plan; what it did not hold is no error here.
 fn played(plan: Plan, seed: u64) -> anyhow::Result<Played> {
     let begun = Instant::now();
-    let options = Options { trace: None, faults_may_miss: true };
+    let options = Options::default();
     let (record, failure) = match play(&plan, seed, &options) {
         Ok(record) => (Some(record), None),
         Err(error) => {
@@ -324,7 +324,7 @@ pub fn replay(args: &ReplayArgs) -> anyhow::Result<()> {
     if let Some(file) = &args.plan {
         fs::write(file, plan::write(&plan)).with_context(|| format!("write {}", file.display()))?;
     }
-    let options = Options { trace: args.trace.clone(), faults_may_miss: true };
+    let options = Options { trace: args.trace.clone() };
     let outcome = report::asked(play(&plan, args.seed, &options), Asked::Replay { minutes: args.minutes });
     let (record, error) = match outcome {
         Ok(record) => (record, None),

@@ -276,7 +276,7 @@ impl World {
         let wall = Arc::new(host.clock.clone());
         let driver = SimDriver::new(name.as_ref(), wall, Arc::clone(&self.released), self.trace.clone());
         let driver = driver.on_disk(Arc::clone(&host.device));
-        let live = Live { boots: 1, powered: true, settings: agent_toml(settings), ..Live::default() };
+        let live = Live { boots: 1, powered: true, settings: agent_toml(settings)?, ..Live::default() };
         let (net, trace, live) = (self.net.clone(), self.trace.clone(), Arc::new(Mutex::new(live)));
         let edge = EdgeBox { name: name.clone(), site, host, driver, line, net, trace, labels, live };
         edge.join(&hub).await?;
@@ -290,10 +290,10 @@ impl World {
     /// Writes `agent.toml` of a box; read when its agent starts. `more` goes into section `streams`.
     ///
     /// # Errors
-    /// When there is no such box.
+    /// When there is no such box, or its agent would not take them.
     pub fn settings(&self, name: &str, more: &str) -> anyhow::Result<()> {
         let edge = self.edge(name)?;
-        edge.live().settings = agent_toml(&format!("[streams]\n{more}"));
+        edge.live().settings = agent_toml(&format!("[streams]\n{more}"))?;
         edge.write_settings()
     }
 

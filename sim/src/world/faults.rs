@@ -8,7 +8,6 @@
 //! So faults may overlap and come in any order: a box is on when nothing holds it off any more, and what
 //! does not run cannot be crashed. What a service manager or a person would try again is tried again.
 
-use proto::name::Name;
 use rand_chacha::ChaCha12Rng;
 
 use super::{World, edge::EdgeBox};
@@ -76,12 +75,7 @@ impl Broken {
 }
 
 fn strikes(target: &Target, edge: &EdgeBox) -> bool {
-    match target {
-        Target::All => true,
-        Target::Hub => false,
-        Target::Site(site) => *site == edge.site,
-        Target::Node(node) => *node == edge.name,
-    }
+    target.means(&edge.site, &edge.name)
 }
 
 /// As [`strikes`], where the line of the hub is the lines of all boxes.
@@ -90,12 +84,6 @@ fn strikes_line(fault: &Fault, edge: &EdgeBox) -> bool {
 }
 
 impl World {
-    /// The boxes that a target names, in order. The hub is none.
-    #[must_use]
-    pub fn targets(&self, target: &Target) -> Vec<Name> {
-        self.boxes.values().filter(|edge| strikes(target, edge)).map(|edge| edge.name.clone()).collect()
-    }
-
     /// Breaks something. Returns how often it struck at once: processes that ran, boxes whose clock went wrong.
     /// 0 where that shows only while it lasts, and where there was nothing to break.
     ///
@@ -202,7 +190,8 @@ impl World {
                 }
             }
             Fault::FlipBit { target, spot } => {
-                for name in self.targets(target) {
+                let struck_ones = self.boxes.values().filter(|edge| strikes(target, edge));
+                for name in struck_ones.map(|edge| edge.name.clone()).collect::<Vec<_>>() {
                     struck += u64::from(self.flip_bit(name.as_ref(), *spot, choice).await?);
                 }
             }

@@ -1,18 +1,17 @@
 //! The hub of a world: it starts, crashes, and comes back from backups that an operator makes.
 
 use std::{
-    collections::VecDeque,
     fs,
     future::pending,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use anyhow::Context as _;
 use cloudcore::{config::HubConfig, hub::Hub};
 use proto::units::Span;
-use tokio::time::{Instant, interval_at};
+use tokio::time::Instant;
 
 use super::{PORT, World, fleet};
 use crate::disk::Taker;
@@ -20,32 +19,45 @@ use crate::disk::Taker;
 /// Longer than any scenario lets pass: the books are compared with what the sink holds.
 const KEEP_RECORDS: Span = Span::from_secs(365 * 24 * 3600);
 
-/// Copies of the hub's folder, oldest first.
-#[derive(Clone, Default)]
-pub(super) struct Backups(Arc<Mutex<VecDeque<Backup>>>);
+/// A backup is kept for so long after it was needed last: whoever needs it may be late.
+const TRIM_AFTER: Duration = Duration::from_secs(60);
+
+/// Copies of the hub's folder.
+#[derive(Default)]
+pub(super) struct Backups(Mutex<Copies>);
+
+#[derive(Default)]
+struct Copies {
+    /// Oldest first.
+    kept: Vec<Backup>,
+    number: u64,
+}
 
 #[derive(Clone)]
 struct Backup {
     at: Instant,
+    /// Until when it is needed.
+    until: Instant,
     folder: PathBuf,
 }
 
 impl Backups {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Backup>> {
+    fn lock(&self) -> MutexGuard<'_, Copies> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The newest that is at least so old, or else the oldest there is.
     fn of_age(&self, age: Duration) -> Option<Backup> {
-        let backups = self.lock();
-        backups.iter().rev().find(|backup| backup.at.elapsed() >= age).or(backups.front()).cloned()
+        let kept = &self.lock().kept;
+        kept.iter().rev().find(|backup| backup.at.elapsed() >= age).or(kept.first()).cloned()
     }
+}
 
-    /// Keeps one that is at least as old as `oldest`, and all that are younger.
-    fn trim(&self, oldest: Duration) -> Vec<Backup> {
-        let mut backups = self.lock();
-        let enough = backups.iter().rposition(|backup| backup.at.elapsed() >= oldest).unwrap_or(0);
-        backups.drain(..enough).collect()
+impl Copies {
+    /// Takes out those that nobody needs any more.
+    fn trim(&mut self) -> Vec<Backup> {
+        let now = Instant::now();
+        self.kept.extract_if(.., |backup| backup.until < now).collect()
     }
 }
 
@@ -143,26 +155,23 @@ impl World {
         Ok(())
     }
 
-    /// Backs the hub's folder up now and then, as a snapshot of its disk would; what restores of at most `oldest`
-    /// need is kept. What fails is told in the trace.
-    pub fn keep_backups(&mut self, every: Duration, oldest: Duration) {
-        let (backups, from, trace) = (self.backups.clone(), self.hub_host.disk.clone(), self.trace.clone());
-        let folder = self.folder.path().join("backups");
-        let mut times = interval_at(Instant::now() + every, every.max(Duration::from_secs(1)));
-        self.pump.spawn(async move {
-            for number in 0_u32.. {
-                let at = times.tick().await;
-                let to = folder.join(number.to_string());
-                // In one piece: no task of the hub runs meanwhile.
-                match copy_folder(&from, &to) {
-                    Ok(()) => backups.lock().push_back(Backup { at, folder: to }),
-                    Err(error) => trace.line("operator", format_args!("no backup: {error:#}")),
-                }
-                for old in backups.trim(oldest) {
-                    let _ = fs::remove_dir_all(old.folder); // one more that is kept disturbs nobody
-                }
+    /// Backs the hub's folder up, as a snapshot of its disk would; it is kept for so long at least. What fails is told
+    /// in the trace.
+    pub fn back_up(&self, keep: Duration) {
+        let mut backups = self.backups.lock();
+        for old in backups.trim() {
+            let _ = fs::remove_dir_all(old.folder); // one more that is kept disturbs nobody
+        }
+        backups.number += 1;
+        let folder = self.folder.path().join("hub.backups").join(backups.number.to_string());
+        // In one piece: no task of the hub runs meanwhile.
+        match copy_folder(&self.hub_host.disk, &folder) {
+            Ok(()) => {
+                let at = Instant::now();
+                backups.kept.push(Backup { at, until: at + keep + TRIM_AFTER, folder });
             }
-        });
+            Err(error) => self.trace.line("operator", format_args!("no backup: {error:#}")),
+        }
     }
 
     /// Puts a backup in place of the hub's folder. What came after it is lost to the hub: releases and rollouts

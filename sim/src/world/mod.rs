@@ -65,6 +65,8 @@ use crate::{
 /// How often a condition is looked at, in virtual time.
 const STEP: Duration = Duration::from_millis(50);
 const PORT: u16 = proto::link::DEFAULT_PORT;
+/// The repository of releases, in the folder of the world: no name of a box has a dot.
+const REPOSITORY: &str = "engineer.repository";
 
 /// The whole simulated fleet.
 pub struct World {
@@ -135,7 +137,7 @@ impl World {
         std::fs::create_dir_all(&self.hub_host.disk)?;
         Ca::create(&self.hub_host.disk, &fleet()?, &env).context("create the CA")?;
         let setup = Setup::small_team(&self.key("root"), &self.key("targets"), &self.key("pipeline"));
-        let repository = Repository::create(&self.folder.path().join("repo"), &setup, env.wall.now())?;
+        let repository = Repository::create(&self.folder.path().join(REPOSITORY), &setup, env.wall.now())?;
         repository.sign(&[self.key("root"), self.key("targets")])?;
         self.hub_host.device.forget(); // it was set up in peace
         Ok(())

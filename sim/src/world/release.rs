@@ -19,7 +19,7 @@ use proto::{
 };
 use rand::Rng as _;
 
-use super::World;
+use super::{REPOSITORY, World};
 use crate::plan;
 
 /// What people want the hub to have.
@@ -80,7 +80,7 @@ impl World {
         std::fs::write(folder.join("release.yaml"), yaml)?;
         let built = build(&folder.join("release.yaml"))?;
         self.remember(built.digest, built.manifest.clone());
-        let repository = Repository::open(&self.folder.path().join("repo"))?;
+        let repository = Repository::open(&self.folder.path().join(REPOSITORY))?;
         repository.add(&built, self.engineers_time())?;
         repository.sign(&[self.key("targets")])?;
         Ok(())
@@ -98,7 +98,7 @@ impl World {
     /// Hands what is staged and signed to the hub, as `crossdock release publish` does.
     pub(super) async fn publish_staged(&self) -> anyhow::Result<()> {
         let hub = self.hub()?;
-        let repository = Repository::open(&self.folder.path().join("repo"))?;
+        let repository = Repository::open(&self.folder.path().join(REPOSITORY))?;
         let publication = repository.finish(&self.key("pipeline"), self.engineers_time())?;
         for (digest, path) in publication.blobs {
             if !hub.blobs().has(digest).await? {

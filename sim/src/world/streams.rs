@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
-use edgecore::outbox::{AppendError, Outbox};
+use anyhow::{Context as _, ensure};
+use edgecore::outbox::{AppendError, Outbox, OutboxError};
 use proto::name::Name;
 use tokio::time::{Instant, sleep};
 
@@ -15,10 +15,19 @@ impl World {
         self.edge(name)?.outbox().with_context(|| format!("no agent runs on {name}"))
     }
 
+    /// Whether an agent runs on a box, which is there for producers.
+    ///
+    /// # Errors
+    /// When there is no such box.
+    pub fn takes_records(&self, name: &str) -> anyhow::Result<bool> {
+        Ok(self.edge(name)?.outbox().is_some())
+    }
+
     /// A producer on a box hands in `count` records, one request for every `each`. Returns how many were taken.
     ///
     /// # Errors
-    /// When no agent runs there. Records that the agent refuses are no error: they are not in the books.
+    /// When no agent runs there, or it refuses for another reason than that it is full, busy or just ending. Those
+    /// are no error: what was not taken is not in the books.
     pub async fn produce(&mut self, name: &str, stream: &str, count: usize, each: usize) -> anyhow::Result<usize> {
         let (node, stream): (Name, Name) = (name.parse()?, stream.parse()?);
         let outbox = self.outbox(name)?;
@@ -31,11 +40,13 @@ impl World {
                     self.ledger.acknowledged(&node, &stream, first, appended.key.epoch, appended.range);
                     taken += handed_in;
                 }
-                Err(error @ (AppendError::Full { .. } | AppendError::Busy)) => {
+                Err(
+                    error @ (AppendError::Full { .. } | AppendError::Busy | AppendError::Failed(OutboxError::Closed)),
+                ) => {
                     self.trace.line(name, format_args!("refused: {error}"));
                     break;
                 }
-                Err(error) => bail!("{name} refused records: {error}"),
+                Err(error) => return Err(error).with_context(|| format!("{name} refused records of {stream}")),
             }
         }
         self.trace.line(name, format_args!("took {taken} of {count} records of {stream}"));

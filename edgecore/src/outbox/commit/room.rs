@@ -5,10 +5,13 @@ use std::{fs, io::Write as _};
 use proto::stream::Class;
 
 use super::Core;
-use crate::outbox::{
-    error::OutboxError,
-    lock, space,
-    store::{self, Store},
+use crate::{
+    outbox::{
+        error::OutboxError,
+        lock, space,
+        store::{self, Store},
+    },
+    room,
 };
 
 /// What is shed at least when the disk is full.
@@ -82,7 +85,7 @@ impl Core {
 
     /// Takes the ballast up: when the disk has plenty, or of what is left.
     fn hold_ballast(&self, only_of_plenty: bool) {
-        let free = rustix::fs::statvfs(&self.files.folder).map_or(0, |d| d.f_bavail.saturating_mul(d.f_frsize));
+        let free = room::at(&self.files.folder).map_or(0, |room| room.free);
         let wanted = self.limits.ballast_bytes();
         let held = fs::metadata(&self.files.ballast).is_ok_and(|m| m.len() == wanted);
         if held || only_of_plenty && free < wanted * PLENTY {
