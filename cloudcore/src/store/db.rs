@@ -2,13 +2,15 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use proto::{
     digest::Digest,
     env::Seed,
-    object::{Kind, Object},
+    object::{Kind, Metadata, Object},
     selector::Selector,
 };
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
@@ -91,6 +93,24 @@ pub(super) fn get<S: Kind + PartialEq>(
 }
 
 /// Reads all objects of a kind that a selector names, and the revision that this is true of.
+/// When the newest object of a kind was made.
+pub(super) fn newest(connection: &Connection, kind: &str) -> Result<Option<Timestamp>, StoreError> {
+    #[derive(Deserialize)]
+    struct Header {
+        metadata: Metadata,
+    }
+    let failed = StoreError::during("read");
+    let mut statement = connection.prepare_cached("SELECT json FROM objects WHERE kind = ?").map_err(failed)?;
+    let rows = statement.query_map([kind], |row| row.get::<_, String>(0)).map_err(failed)?;
+    let mut newest = None;
+    for json in rows {
+        // What cannot be read has another to tell of it.
+        let header = serde_json::from_str::<Header>(&json.map_err(failed)?).ok();
+        newest = newest.max(header.and_then(|header| header.metadata.creation_timestamp));
+    }
+    Ok(newest)
+}
+
 pub(super) fn list<S: Kind + PartialEq>(
     connection: &Connection,
     kind: &str,

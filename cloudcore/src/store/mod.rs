@@ -24,10 +24,11 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use jiff::SignedDuration;
 use proto::{
     durable,
     env::Env,
-    object::{Kind, Object},
+    object::{Kind, Object, RolloutSpec},
     selector::Selector,
 };
 use rusqlite::Connection;
@@ -326,7 +327,12 @@ fn add<S: Kind + PartialEq>(
     mut object: Object<S>,
 ) -> Result<Object<S>, StoreError> {
     object.metadata.generation = object.metadata.generation.max(1);
-    object.metadata.creation_timestamp = Some(env.wall.now());
+    // What is made later is newer, although the clock went back: rollouts are ordered by it.
+    let after = match S::KIND == RolloutSpec::KIND {
+        true => db::newest(writer.connection(), S::KIND)?.map(|newest| newest + SignedDuration::from_millis(1)),
+        false => None,
+    };
+    object.metadata.creation_timestamp = Some(env.wall.now()).max(after);
     object.metadata.uid = db::uid(&env.seed, writer.peek_revision());
     put(writer, object, ChangeType::Added)
 }

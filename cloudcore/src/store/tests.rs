@@ -180,3 +180,33 @@ async fn a_database_of_the_future_is_refused_and_unknown_fields_are_skipped() {
     let error = Store::open(&folder.path().join("bad.db"), &Env::real().unwrap()).await.unwrap_err();
     assert!(matches!(error, StoreError::Sqlite { .. }), "{error}");
 }
+
+/// A clock that goes back with every look.
+#[derive(Debug, Default)]
+struct Backwards(std::sync::atomic::AtomicI64);
+
+impl proto::env::WallClock for Backwards {
+    fn now(&self) -> jiff::Timestamp {
+        let looks = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        jiff::Timestamp::from_second(1_800_000_000 - looks * 60).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_later_rollout_is_newer_although_the_clock_went_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let env = Env { wall: Arc::new(Backwards::default()), ..Env::real().unwrap() };
+    let mut times = vec![];
+    for version in ["1.0.0", "2.0.0", "3.0.0"] {
+        // Opened again: what counts is what is on disk.
+        let store = Store::open(&folder.path().join("hub.db"), &env).await.unwrap();
+        let spec = RolloutSpec {
+            app: "app".parse().unwrap(),
+            version: version.parse().unwrap(),
+            selector: "all".parse().unwrap(),
+        };
+        let name: proto::name::Name = format!("r{}", version.replace('.', "-")).parse().unwrap();
+        times.push(store.create(Object::new(name, spec)).await.unwrap().metadata.creation_timestamp);
+    }
+    assert!(times.is_sorted_by(|before, after| before < after), "{times:?}");
+}

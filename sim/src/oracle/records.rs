@@ -10,7 +10,7 @@ use proto::{name::Name, stream::StreamKey, stream::ranges::Ranges};
 
 use super::{Invariant, Violation};
 use crate::{
-    fault::Fault,
+    fault::{Fault, Target},
     ledger::{Audit, Discrepancy, Ledger, Outcome},
     plan::Plan,
     world::Observation,
@@ -35,8 +35,8 @@ pub(super) struct Records {
     /// Faults that are at work and keep the sink from being read.
     sink_down: u32,
     books: Option<Outcome>,
-    /// The hub came back from a backup; the boxes that lost their outbox.
-    restored: bool,
+    /// The hub lost what it knew of epochs; the boxes that lost their outbox.
+    forgot: bool,
     reinstalled: BTreeSet<Name>,
 }
 
@@ -56,7 +56,7 @@ impl Records {
             audit_at: AUDIT_EVERY,
             sink_down: 0,
             books: None,
-            restored: false,
+            forgot: false,
             reinstalled: BTreeSet::new(),
         }
     }
@@ -65,9 +65,11 @@ impl Records {
         match fault {
             Fault::Reinstall { .. } => self.reinstalled.extend(struck.iter().cloned()),
             Fault::SinkDown => self.sink_down += 1,
+            // Of what it heard meanwhile it could keep nothing.
+            Fault::CrashHub | Fault::PowerCut { target: Target::Hub } if self.sink_down > 0 => self.forgot = true,
             // The hub goes back in time: marks and records may too.
             Fault::RestoreHub { .. } => {
-                self.restored = true;
+                self.forgot = true;
                 self.marks.clear();
                 self.audit = Audit::default();
             }
@@ -203,9 +205,9 @@ impl Records {
         }
     }
 
-    /// Records that went with a box's outbox, in an epoch of which a restored hub knows nothing: no gap can be shown.
+    /// Records that went with a box's outbox, in an epoch of which the hub forgot: no gap can be shown.
     fn unknowable(&self, audit: &Audit, ledger: &Ledger, states: &[StreamState]) -> u64 {
-        if !self.restored || self.reinstalled.is_empty() {
+        if !self.forgot || self.reinstalled.is_empty() {
             return 0;
         }
         let is_known = |node: &Name, stream: &Name, epoch| {

@@ -1,6 +1,8 @@
 //! A simulated machine: its address, its clock, its tasks and the folder that is its disk.
 
 use std::{
+    fs::{self, File},
+    io,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::{
@@ -10,7 +12,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use proto::env::{Blocking, Env, Seed};
+use proto::{
+    digest::Digest,
+    env::{Blocking, Env, Seed},
+};
 use tokio::time::Instant;
 
 use crate::{
@@ -38,7 +43,7 @@ pub(super) struct Host {
 }
 
 impl Host {
-    pub fn new(net: &Net, seed: &Seed, name: &str, start: Instant, folder: &tempfile::TempDir) -> anyhow::Result<Host> {
+    pub fn new(net: &Net, seed: &Seed, name: &str, start: Instant, folder: &Folder) -> anyhow::Result<Host> {
         // Apart from what the engineer, releases and backups have beside it: a box may have any name.
         let disk = folder.path().join("hosts").join(name);
         let device = Arc::new(Disk::new(&disk).with_context(|| format!("make a disk for {name}"))?);
@@ -91,17 +96,41 @@ impl Host {
 }
 
 /// A folder for all simulated disks: in memory where there is plenty, since every write is synced.
-pub(super) fn disk() -> anyhow::Result<tempfile::TempDir> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix("sim-");
+///
+/// Its name stands in messages of agents, which are compressed on their way: it is the same whenever a run is
+/// repeated. A run beside one that is the same has another.
+pub(super) fn disk(seed: &Seed) -> anyhow::Result<Folder> {
     let memory = Path::new("/dev/shm");
     let free = rustix::fs::statvfs(memory).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
-    if free >= ENOUGH_MEMORY_BYTES
-        && let Ok(folder) = builder.tempdir_in(memory)
-    {
-        return Ok(folder);
+    let base = if free >= ENOUGH_MEMORY_BYTES { memory.to_owned() } else { std::env::temp_dir() };
+    let thread = std::thread::current().name().unwrap_or_default().to_owned(); // says what is played
+    let own = Digest::of(format!("{thread} {:?}", seed.bytes::<8>("folder")).as_bytes()).hex();
+    let name = format!("sim-{}", own.get(..12).unwrap_or_default());
+    let lock = File::create(base.join(format!("{name}.lock")))?;
+    let mut builder = tempfile::Builder::new();
+    if lock.try_lock().is_err() {
+        return Ok(Folder { folder: builder.prefix("sim-").tempdir_in(&base)?, lock: None });
     }
-    Ok(builder.tempdir()?)
+    // A run that was killed left its own behind.
+    match fs::remove_dir_all(base.join(&name)) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).context("clear an old run away"),
+        _ => {}
+    }
+    Ok(Folder { folder: builder.prefix(&name).rand_bytes(0).tempdir_in(&base)?, lock: Some(lock) })
+}
+
+/// It goes away when this is dropped, and only then may another run take its name.
+#[derive(Debug)]
+pub(super) struct Folder {
+    folder: tempfile::TempDir,
+    #[expect(dead_code)] // held, not read
+    lock: Option<File>,
+}
+
+impl Folder {
+    pub(super) fn path(&self) -> &Path {
+        self.folder.path()
+    }
 }
 
 /// A hundred agents have more files open than a process may by default.

@@ -90,7 +90,7 @@ pub struct World {
     watched: Mutex<observe::Watched>,
     ledger: Ledger,
     /// Removed last: while there is a disk in it each file that goes would be kept, in case the power is cut.
-    folder: tempfile::TempDir,
+    folder: host::Folder,
 }
 
 impl World {
@@ -101,7 +101,7 @@ impl World {
     pub async fn new(seed: Seed, trace: Trace) -> anyhow::Result<World> {
         let start = Instant::now();
         host::allow_many_files();
-        let folder = host::disk()?;
+        let folder = host::disk(&seed)?;
         trace.hide(folder.path());
         let net = Net::new(seed.child("net"), Profile::edge(), trace.clone());
         let pump = Tasks::default();

@@ -154,11 +154,12 @@ impl Table {
         }
         if node.session.replace(session) != Some(session) {
             let named: BTreeSet<&StreamKey> = held.iter().map(|h| &h.key).collect();
-            node.streams.retain(|key, e| named.contains(key) || e.leaves_a_trace());
-            self.noted.retain(|(of, key)| of != name || node.streams.contains_key(key));
             // A stream that goes on in another epoch which the hub knew before left this one whole.
             let goes_on: BTreeSet<Name> =
                 node.streams.keys().filter(|key| named.contains(key)).map(|key| key.stream.clone()).collect();
+            // What never held anything leaves no trace, unless its outbox is gone: nobody knows what that took.
+            node.streams.retain(|key, e| named.contains(key) || !goes_on.contains(&key.stream) || e.leaves_a_trace());
+            self.noted.retain(|(of, key)| of != name || node.streams.contains_key(key));
             for (key, entry) in &mut node.streams {
                 if !entry.state.ended && !entry.ending && !named.contains(key) {
                     (entry.ending, entry.gone) = (true, entry.gone || !goes_on.contains(&key.stream));
@@ -367,9 +368,9 @@ impl Table {
 }
 
 impl Entry {
-    /// What never held anything does not.
+    /// Whether it held anything, as far as the hub was told, or may have.
     fn leaves_a_trace(&self) -> bool {
-        self.state.reported_next > 0 || self.state.ended || self.waiting > 0
+        self.state.reported_next > 0 || self.state.ended || self.waiting > 0 || self.gone
     }
 
     fn mark(&self) -> Mark {

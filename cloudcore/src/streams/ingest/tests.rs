@@ -208,6 +208,27 @@ async fn an_epoch_that_the_node_lost_ends_with_a_gap_that_says_at_least() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_outbox_that_is_gone_may_have_taken_more_than_nothing() {
+    let sink = Arc::new(Memory::default());
+    let (ingest, _writer) = start(&sink, Limits::default());
+    // It took records while the line was cut, and then the box was wiped.
+    open(&ingest, 1, &[held(7, 0, 0)]).await.unwrap();
+    open(&ingest, 2, &[held(9, 0, 0)]).await.unwrap();
+    // An epoch that another of this outbox went on from leaves no trace if it never held anything.
+    open(&ingest, 3, &[held(9, 0, 0), held(10, 0, 0)]).await.unwrap();
+    open(&ingest, 4, &[held(10, 0, 5)]).await.unwrap();
+    let written = async {
+        while !sink.states().await.unwrap().iter().any(|s| s.key == key(10) && s.reported_next == 5) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), written).await.unwrap();
+    let gaps = sink.gaps(None, None, 9).await.unwrap();
+    let gaps: Vec<_> = gaps.iter().map(|g| (g.epoch.0, g.first, g.count, g.at_least)).collect();
+    assert_eq!(gaps, [(7, 0, 0, true)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_epoch_ends_after_what_still_waits_of_it() {
     for reported in [0, 40] {
         let sink = Arc::new(Memory::default());
