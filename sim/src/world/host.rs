@@ -2,8 +2,8 @@
 
 use std::{
     fs::{self, File},
-    io,
     net::IpAddr,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -26,6 +26,9 @@ use crate::{
 
 /// Free memory from which on the simulated disks are kept there.
 const ENOUGH_MEMORY_BYTES: u64 = 2 << 30;
+
+/// Attempts to have the folder of a run, which one that ends may remove at that moment.
+const ATTEMPTS: u32 = 3;
 
 /// A simulated machine. Clones are handles of the same one.
 #[derive(Clone)]
@@ -105,31 +108,45 @@ pub(super) fn disk(seed: &Seed) -> anyhow::Result<Folder> {
     let base = if free >= ENOUGH_MEMORY_BYTES { memory.to_owned() } else { std::env::temp_dir() };
     let thread = std::thread::current().name().unwrap_or_default().to_owned(); // says what is played
     let own = Digest::of(format!("{thread} {:?}", seed.bytes::<8>("folder")).as_bytes()).hex();
-    let name = format!("sim-{}", own.get(..12).unwrap_or_default());
-    let lock = File::create(base.join(format!("{name}.lock")))?;
-    let mut builder = tempfile::Builder::new();
-    if lock.try_lock().is_err() {
-        return Ok(Folder { folder: builder.prefix("sim-").tempdir_in(&base)?, lock: None });
+    let path = base.join(format!("sim-{}", own.get(..12).unwrap_or_default()));
+    for _ in 0..ATTEMPTS {
+        fs::create_dir_all(&path)?;
+        let lock = File::open(&path)?;
+        if lock.try_lock().is_err() {
+            break; // the same is played beside this
+        }
+        // Unless it was removed meanwhile by who had it.
+        if fs::metadata(&path).is_ok_and(|there| lock.metadata().is_ok_and(|mine| mine.ino() == there.ino())) {
+            let folder = Folder { path, lock };
+            for old in fs::read_dir(&folder.path)? {
+                let old = old?.path();
+                let gone = if old.is_dir() { fs::remove_dir_all(&old) } else { fs::remove_file(&old) };
+                gone.context("clear away what a run that was killed left")?;
+            }
+            return Ok(folder);
+        }
     }
-    // A run that was killed left its own behind.
-    match fs::remove_dir_all(base.join(&name)) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).context("clear an old run away"),
-        _ => {}
-    }
-    Ok(Folder { folder: builder.prefix(&name).rand_bytes(0).tempdir_in(&base)?, lock: Some(lock) })
+    let path = tempfile::Builder::new().prefix("sim-").tempdir_in(&base)?.keep();
+    Ok(Folder { lock: File::open(&path)?, path })
 }
 
-/// It goes away when this is dropped, and only then may another run take its name.
+/// It goes away when this is dropped; until then no other run takes it.
 #[derive(Debug)]
 pub(super) struct Folder {
-    folder: tempfile::TempDir,
+    path: PathBuf,
     #[expect(dead_code)] // held, not read
-    lock: Option<File>,
+    lock: File,
 }
 
 impl Folder {
     pub(super) fn path(&self) -> &Path {
-        self.folder.path()
+        &self.path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path); // the next run of this name clears it away
     }
 }
 
