@@ -39,7 +39,7 @@ pub async fn record(
         involved_name: involved_name.into(),
         r#type,
         reason: reason.into(),
-        message: plain(message, MAX_MESSAGE_CHARS),
+        message: one_line(message, MAX_MESSAGE_CHARS),
         source: source.into(),
         first_at: now,
         last_at: now,
@@ -70,7 +70,7 @@ async fn write(store: &Store, spec: EventSpec) -> Result<(), StoreError> {
 
 /// A text in one line and of bounded length, without what could play with a terminal: any application on a box may
 /// write events, and boxes that are not admitted yet say who they are.
-fn plain(text: &str, most_chars: usize) -> String {
+fn one_line(text: &str, most_chars: usize) -> String {
     let blank = |c: char| if matches!(c, '\n' | '\r' | '\t') { ' ' } else { c };
     text.chars().map(blank).filter(|c| !c.is_control()).take(most_chars).collect()
 }
@@ -83,8 +83,8 @@ pub(crate) fn told_by(node: &Name, record: EventRecord, now: Timestamp) -> Optio
         involved_kind: "Node".into(),
         involved_name: node.to_string(),
         r#type: record.r#type,
-        reason: plain(&record.reason, MAX_REASON_CHARS),
-        message: plain(&record.message, MAX_MESSAGE_CHARS),
+        reason: one_line(&record.reason, MAX_REASON_CHARS),
+        message: one_line(&record.message, MAX_MESSAGE_CHARS),
         source: node.to_string(),
         first_at: at,
         last_at: at,

@@ -25,6 +25,7 @@
 pub mod agent;
 pub mod apps;
 pub mod config;
+pub mod disk_space;
 pub mod doors;
 pub mod driver;
 pub mod facts;
@@ -32,7 +33,6 @@ pub mod fetch;
 pub mod join;
 pub mod link;
 pub mod outbox;
-pub mod room;
 pub mod settings;
 pub mod status;
 pub mod supervisor;

@@ -327,12 +327,14 @@ fn add<S: Kind + PartialEq>(
     mut object: Object<S>,
 ) -> Result<Object<S>, StoreError> {
     object.metadata.generation = object.metadata.generation.max(1);
-    // What is made later is newer, although the clock went back: rollouts are ordered by it.
-    let after = match S::KIND == RolloutSpec::KIND {
-        true => db::newest(writer.connection(), S::KIND)?.map(|newest| newest + SignedDuration::from_millis(1)),
-        false => None,
-    };
-    object.metadata.creation_timestamp = Some(env.wall.now()).max(after);
+    let mut created = env.wall.now();
+    // Rollouts are ordered by it: one that is made later is newer, although the clock went back.
+    if S::KIND == RolloutSpec::KIND
+        && let Some(newest) = db::newest(writer.connection(), S::KIND)?
+    {
+        created = created.max(newest.checked_add(SignedDuration::from_millis(1)).unwrap_or(newest));
+    }
+    object.metadata.creation_timestamp = Some(created);
     object.metadata.uid = db::uid(&env.seed, writer.peek_revision());
     put(writer, object, ChangeType::Added)
 }

@@ -10,7 +10,7 @@ use std::{
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrStorage};
 use proto::object::{DiskUsage, NodeAddress, NodeInfo, Usage};
 
-use crate::{driver::procs, room};
+use crate::{disk_space, driver::procs};
 
 /// Identities that firmware makers forgot to set.
 const NO_IDENTITY: [&str; 3] = [
@@ -98,8 +98,8 @@ fn first_number(text: &str) -> f64 {
 }
 
 fn disk(path: &Path) -> Option<DiskUsage> {
-    let room = room::at(path).ok()?;
-    Some(DiskUsage { path: path.display().to_string(), total_bytes: room.total, free_bytes: room.free })
+    let space = disk_space::at(path).ok()?;
+    Some(DiskUsage { path: path.display().to_string(), total_bytes: space.total_bytes, free_bytes: space.free_bytes })
 }
 
 /// The hottest thermal zone.

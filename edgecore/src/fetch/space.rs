@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::FetchError;
-use crate::room;
+use crate::disk_space;
 
 /// Disk that a release never takes: the box needs some to live.
 pub const MARGIN_BYTES: u64 = 64 << 20;
@@ -34,7 +34,7 @@ impl Space {
     /// The file systems of this machine.
     #[must_use]
     pub fn of_disk() -> Space {
-        Space::new(|path| Ok(room::at(path)?.free))
+        Space::new(|path| Ok(disk_space::at(path)?.free_bytes))
     }
 
     /// As `free` says, such as in a test.

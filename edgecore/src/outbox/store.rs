@@ -26,7 +26,7 @@ use super::{
     salvage,
     space::{Limits, Use},
 };
-use crate::room;
+use crate::disk_space;
 
 /// Paths inside the outbox's folder.
 #[derive(Debug, Clone)]
@@ -60,7 +60,7 @@ impl Files {
     }
 
     pub(super) fn limits(&self, config: &OutboxConfig) -> Limits {
-        let disk = room::at(&self.folder).ok().map(|room| room.total);
+        let disk = disk_space::at(&self.folder).ok().map(|disk| disk.total_bytes);
         Limits::new(config.quota_bytes, config.disk_share_percent, disk)
     }
 }

@@ -275,12 +275,12 @@ fn writes_of_many_parts_and_of_none_are_the_kernels() {
 #[test]
 fn what_is_left_of_a_disk_is_what_a_write_meets() {
     let (_folder, path, disk) = disk();
-    let left = |path: &Path| edgecore::room::at(path).unwrap();
-    assert_eq!((left(&path).total, left(&path).free), (TOTAL_BYTES, FREE_BYTES));
+    let left = |path: &Path| edgecore::disk_space::at(path).unwrap();
+    assert_eq!((left(&path).total_bytes, left(&path).free_bytes), (TOTAL_BYTES, FREE_BYTES));
     disk.set_room(Taker::Fault, Some(100 << 10));
     fs::write(path.join("file"), [7; 40 << 10]).unwrap();
-    assert_eq!(left(&path.join("file")).free, 60 << 10);
+    assert_eq!(left(&path.join("file")).free_bytes, 60 << 10);
     assert!(fs::write(path.join("another"), vec![7; 61 << 10]).is_err());
     // Elsewhere the machine answers.
-    assert_ne!(left(Path::new("/")).total, TOTAL_BYTES);
+    assert_ne!(left(Path::new("/")).total_bytes, TOTAL_BYTES);
 }

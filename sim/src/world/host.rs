@@ -1,9 +1,10 @@
 //! A simulated machine: its address, its clock, its tasks and the folder that is its disk.
 
 use std::{
-    fs::{self, File},
+    fs::{self, DirBuilder, File},
+    io,
     net::IpAddr,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -110,32 +111,43 @@ pub(super) fn disk(seed: &Seed) -> anyhow::Result<Folder> {
     let own = Digest::of(format!("{thread} {:?}", seed.bytes::<8>("folder")).as_bytes()).hex();
     let path = base.join(format!("sim-{}", own.get(..12).unwrap_or_default()));
     for _ in 0..ATTEMPTS {
-        fs::create_dir_all(&path)?;
-        let lock = File::open(&path)?;
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error.into()),
+            _ => {}
+        }
+        let lock = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // its last owner just removed it
+            Err(_) => break,                                                   // somebody else's
+            Ok(lock) => lock,
+        };
         if lock.try_lock().is_err() {
             break; // the same is played beside this
         }
-        // Unless it was removed meanwhile by who had it.
-        if fs::metadata(&path).is_ok_and(|there| lock.metadata().is_ok_and(|mine| mine.ino() == there.ino())) {
-            let folder = Folder { path, lock };
-            for old in fs::read_dir(&folder.path)? {
-                let old = old?.path();
-                let gone = if old.is_dir() { fs::remove_dir_all(&old) } else { fs::remove_file(&old) };
-                gone.context("clear away what a run that was killed left")?;
-            }
-            return Ok(folder);
+        let (held, there) = (lock.metadata()?, fs::symlink_metadata(&path));
+        // Everybody may write where it lies: what is cleared is our own folder, not one that a link leads to.
+        if !held.is_dir() || held.uid() != rustix::process::geteuid().as_raw() {
+            break;
         }
+        if !there.is_ok_and(|there| (there.dev(), there.ino()) == (held.dev(), held.ino())) {
+            continue;
+        }
+        let folder = Folder { path, _lock: lock };
+        for old in fs::read_dir(&folder.path)? {
+            let old = old?.path();
+            let gone = if old.is_dir() { fs::remove_dir_all(&old) } else { fs::remove_file(&old) };
+            gone.context("clear away what a run that was killed left")?;
+        }
+        return Ok(folder);
     }
     let path = tempfile::Builder::new().prefix("sim-").tempdir_in(&base)?.keep();
-    Ok(Folder { lock: File::open(&path)?, path })
+    Ok(Folder { _lock: File::open(&path)?, path })
 }
 
 /// It goes away when this is dropped; until then no other run takes it.
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
-    #[expect(dead_code)] // held, not read
-    lock: File,
+    _lock: File,
 }
 
 impl Folder {

@@ -65,7 +65,7 @@ use crate::{
 /// How often a condition is looked at, in virtual time.
 const STEP: Duration = Duration::from_millis(50);
 const PORT: u16 = proto::link::DEFAULT_PORT;
-/// The repository of releases, in the folder of the world: no name of a box has a dot.
+/// The release engineer's repository, in the folder of the world.
 const REPOSITORY: &str = "engineer.repository";
 
 /// The whole simulated fleet.

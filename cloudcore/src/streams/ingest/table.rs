@@ -93,11 +93,7 @@ impl Table {
             let node = self.nodes.entry(state.node.clone()).or_default();
             match node.streams.get_mut(&state.key) {
                 None => {
-                    let key = state.key.clone();
-                    node.streams.insert(
-                        key,
-                        Entry { state, ending: false, gone: false, version: 0, waiting: 0, acked: BTreeMap::new() },
-                    );
+                    node.streams.insert(state.key.clone(), Entry::of(state));
                 }
                 Some(entry) => {
                     // Its end was kept. One that was opened again meanwhile stays open, and is noted.
@@ -189,8 +185,8 @@ impl Table {
         if !known && live >= MAX_STREAMS {
             return Err(IngestError::TooManyStreams(live + 1));
         }
-        let entry = node.streams.entry(held.key.clone()).or_insert_with(|| Entry {
-            state: StreamState {
+        let entry = node.streams.entry(held.key.clone()).or_insert_with(|| {
+            Entry::of(StreamState {
                 node: name.clone(),
                 site: site.clone(),
                 key: held.key.clone(),
@@ -201,12 +197,7 @@ impl Table {
                 lag_oldest: None,
                 heard: now,
                 ended: false,
-            },
-            ending: false,
-            gone: false,
-            version: 0,
-            waiting: 0,
-            acked: BTreeMap::new(),
+            })
         });
         let before = entry.state.clone();
         let state = &mut entry.state;
@@ -368,6 +359,10 @@ impl Table {
 }
 
 impl Entry {
+    fn of(state: StreamState) -> Entry {
+        Entry { state, ending: false, gone: false, version: 0, waiting: 0, acked: BTreeMap::new() }
+    }
+
     /// Whether it held anything, as far as the hub was told, or may have.
     fn leaves_a_trace(&self) -> bool {
         self.state.reported_next > 0 || self.state.ended || self.waiting > 0 || self.gone

@@ -6,12 +6,12 @@ use proto::stream::Class;
 
 use super::Core;
 use crate::{
+    disk_space,
     outbox::{
         error::OutboxError,
         lock, space,
         store::{self, Store},
     },
-    room,
 };
 
 /// What is shed at least when the disk is full.
@@ -85,7 +85,7 @@ impl Core {
 
     /// Takes the ballast up: when the disk has plenty, or of what is left.
     fn hold_ballast(&self, only_of_plenty: bool) {
-        let free = room::at(&self.files.folder).map_or(0, |room| room.free);
+        let free = disk_space::at(&self.files.folder).map_or(0, |disk| disk.free_bytes);
         let wanted = self.limits.ballast_bytes();
         let held = fs::metadata(&self.files.ballast).is_ok_and(|m| m.len() == wanted);
         if held || only_of_plenty && free < wanted * PLENTY {

@@ -3,21 +3,21 @@
 
 use std::{io, path::Path};
 
-/// A file system, in bytes.
+/// The space of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Room {
+pub struct DiskSpace {
     /// All of it.
-    pub total: u64,
+    pub total_bytes: u64,
     /// What may still be written by anybody.
-    pub free: u64,
+    pub free_bytes: u64,
 }
 
-/// The file system that `path` is on.
+/// The space of the file system that `path` is on.
 ///
 /// # Errors
 /// When there is nothing at `path`, or it cannot be asked.
-pub fn at(path: &Path) -> io::Result<Room> {
+pub fn at(path: &Path) -> io::Result<DiskSpace> {
     let disk = nix::sys::statvfs::statvfs(path)?;
-    let unit = disk.fragment_size();
-    Ok(Room { total: disk.blocks().saturating_mul(unit), free: disk.blocks_available().saturating_mul(unit) })
+    let bytes = |blocks: u64| blocks.saturating_mul(disk.fragment_size());
+    Ok(DiskSpace { total_bytes: bytes(disk.blocks()), free_bytes: bytes(disk.blocks_available()) })
 }
