@@ -12,8 +12,8 @@ use proto::{
     digest::Digest,
     link::message::*,
     object::{
-        Condition, ConditionStatus, DiskUsage, LastExit, NodeAddress, NodeInfo, Progress, ReleaseRef, RunState,
-        Running, UpdatePhase, Usage, WorkloadStatus,
+        AppOrder, Condition, ConditionStatus, DiskUsage, LastExit, NodeAddress, NodeInfo, Progress, ReleaseRef,
+        RunState, Running, UpdatePhase, Usage, WorkloadStatus,
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -65,6 +65,7 @@ fn report() -> Report {
         message: "2 of 3 files are here".into(),
         since: time(1),
         progress: Some(Progress { done_bytes: 10, total_bytes: 30 }),
+        restarted: None,
         running: Some(Running {
             release: ReleaseRef { version: "1.3.0".parse().unwrap(), digest: Digest::of(b"older") },
             state: RunState::Running,
@@ -99,6 +100,7 @@ fn info() -> NodeInfo {
         hostname: "box-hz-1".into(),
         addresses: vec![NodeAddress { interface: "eth0".into(), address: "10.1.2.3".into() }],
         hardware: vec!["x86_64".into()],
+        features: Default::default(),
     }
 }
 
@@ -122,8 +124,18 @@ fn hub_messages() {
     let fleet = "parcel".parse().unwrap();
     let welcome = Welcome { hub_version: "0.1.0".into(), fleet, clock: time(0), heartbeat_ms: 10_000 };
     golden("hub-welcome.json", &HubMessage::Welcome(welcome));
-    let assignment = Assignment { generation: 5, apps: [("scan-uploader".parse().unwrap(), release())].into() };
+    let name = || "scan-uploader".parse().unwrap();
+    let assignment = Assignment { generation: 5, apps: [(name(), release().into())].into(), drained: false };
     golden("hub-assignment.json", &HubMessage::Assignment(assignment.clone()));
+    let order = AppOrder {
+        hold: true,
+        max_deferral_s: 600,
+        restart: Some("restart-web.1f".into()),
+        retry: Some("web-2.3c#1".into()),
+    };
+    let ordered = OrderedApp { release: release(), order };
+    let orders = Assignment { generation: 6, apps: [(name(), ordered)].into(), drained: true };
+    golden("hub-assignment-orders.json", &HubMessage::Assignment(orders));
     assert_eq!(read::<HubMessage>("hub-assignment-newer.json"), HubMessage::Assignment(assignment));
     assert_eq!(read::<HubMessage>("hub-message-newer.json"), HubMessage::Unknown);
 }

@@ -326,7 +326,7 @@ async fn a_release_is_uploaded_published_and_rolled_out() {
     assert!(error.to_string().contains("names no node"), "{error}");
     fixture.member("n1").await;
     let made: Object<RolloutSpec> = client.post("rollouts", &rollout("2", "name=n1")).await.unwrap();
-    assert_eq!(made.spec.version.as_str(), "2");
+    assert_eq!(made.spec.what(), "app@2");
     let error = client.put("rollouts", "r1", &rollout("1", "name=n1")).await.unwrap_err();
     assert!(error.to_string().contains("start a new one"), "{error}");
     let assigned = async {

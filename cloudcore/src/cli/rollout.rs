@@ -76,7 +76,7 @@ async fn start(args: StartArgs, client: &Client) -> anyhow::Result<()> {
         bytes
     };
     let name = format!("{}.{}", args.release.object_name(), data_encoding::HEXLOWER.encode(&suffix));
-    let spec = RolloutSpec { app: args.release.app.clone(), version: args.release.version.clone(), selector: args.to };
+    let spec = RolloutSpec::new(args.release, args.to);
     let rollout = Rollout::new(name.parse::<proto::name::ObjectName>()?, spec);
     let created: Rollout = client.post("rollouts", &rollout).await?;
     match args.output {
@@ -184,7 +184,7 @@ async fn status(args: StatusArgs, client: &Client) -> anyhow::Result<()> {
     if let Some(format @ (Format::Json | Format::Yaml)) = args.output {
         return output::structured(format, &serde_json::to_value(&rollout)?);
     }
-    println!("{} of {} to {}: {}", rollout.name(), rollout.release(), rollout.spec.selector, rollout.status.phase);
+    println!("{} of {} to {}: {}", rollout.name(), rollout.spec.what(), rollout.spec.selector, rollout.status.phase);
     if !rollout.status.message.is_empty() {
         println!("{}", rollout.status.message);
     }

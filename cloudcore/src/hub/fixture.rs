@@ -240,6 +240,7 @@ impl Session {
 
 pub(crate) fn hello(hub: &Hub, report: Report) -> Hello {
     let info = NodeInfo {
+        features: Default::default(),
         agent_version: "0.1.0".into(),
         boot_id: "b".into(),
         architecture: "x86_64".into(),

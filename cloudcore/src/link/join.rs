@@ -261,7 +261,7 @@ async fn write_node(
     let node = match hub.store().modify(name.as_str(), change.clone()).await? {
         Some(node) => node,
         None => {
-            let spec = NodeSpec { site: token.spec.site.clone(), apps: Default::default() };
+            let spec = NodeSpec::new(token.spec.site.clone());
             let mut node: Node = Object::new(name.clone(), spec);
             change(&mut node);
             hub.store().create(node).await?

@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn a_repeated_report_changes_nothing_and_a_higher_generation_raises_ours() {
         let name: proto::name::Name = "n1".parse().unwrap();
-        let spec = NodeSpec { site: "s1".parse().unwrap(), apps: Default::default() };
+        let spec = NodeSpec::new("s1".parse().unwrap());
         let mut node: Node = Object::new(name, spec);
         let report = Report { observed_generation: 7, ..Report::default() };
         let at = |s| Timestamp::from_second(s).unwrap();
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn who_is_heard_again_is_as_ready_as_it_said() {
-        let spec = NodeSpec { site: "s1".parse().unwrap(), apps: Default::default() };
+        let spec = NodeSpec::new("s1".parse().unwrap());
         let mut node: Node = Object::new("n1".parse::<proto::name::Name>().unwrap(), spec);
         let at = |s| Timestamp::from_second(s).unwrap();
         let not_ready = Condition {
@@ -182,7 +182,7 @@ mod tests {
         let kept = &report.conditions[0];
         assert_eq!((kept.reason.as_str(), kept.message.as_str()), (&*"ä".repeat(64), &*"ö".repeat(1024)));
 
-        let spec = NodeSpec { site: "s1".parse().unwrap(), apps: Default::default() };
+        let spec = NodeSpec::new("s1".parse().unwrap());
         let mut node: Node = Object::new("n1".parse::<proto::name::Name>().unwrap(), spec);
         node.metadata.generation = 5;
         let absurd = Report { observed_generation: u64::MAX, ..report };

@@ -17,9 +17,12 @@ use jiff::Timestamp;
 use proto::{
     digest::Digest,
     env::{Env, WallClock},
-    link::{CloseCode, message::Assignment},
+    link::{
+        CloseCode,
+        message::{Assignment, OrderedApp},
+    },
     name::Name,
-    object::{Condition, Node, NodePhase, ReleaseRef, Usage},
+    object::{AssignedApp, Condition, Node, NodePhase, ReleaseRef, Usage},
     watch,
 };
 use tokio::time::Instant;
@@ -316,9 +319,12 @@ impl Drop for Turn {
 
 /// All that a node should run.
 pub(crate) fn assignment_of(node: &Node) -> Assignment {
-    let release = |app: &proto::object::AssignedApp| ReleaseRef { version: app.version.clone(), digest: app.digest };
-    let apps = node.spec.apps.iter().map(|(name, app)| (name.clone(), release(app))).collect();
-    Assignment { generation: node.metadata.generation, apps }
+    let ordered = |app: &AssignedApp| OrderedApp {
+        release: ReleaseRef { version: app.version.clone(), digest: app.digest },
+        order: app.order.clone(),
+    };
+    let apps = node.spec.apps.iter().map(|(name, app)| (name.clone(), ordered(app))).collect();
+    Assignment { generation: node.metadata.generation, apps, drained: node.spec.drained }
 }
 
 /// IPv4 as IPv4, whatever the socket is.

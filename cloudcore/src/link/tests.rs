@@ -267,7 +267,7 @@ async fn bad_frames_close_only_the_peer_that_sent_them() {
 }
 
 fn assigned(version: &str) -> AssignedApp {
-    AssignedApp { version: version.parse().unwrap(), digest: Digest::of(version.as_bytes()), rollout: None }
+    AssignedApp::new(version.parse().unwrap(), Digest::of(version.as_bytes()), None)
 }
 
 #[tokio::test]
@@ -362,12 +362,12 @@ async fn a_rollout_reaches_the_node_and_ends_with_its_report() {
     let machine = fixture.member("n1").await;
     let mut session = machine.session(hub, Report::default()).await;
     session.assignment().await;
-    let spec = RolloutSpec { app: name("app"), version: "1".parse().unwrap(), selector: "all".parse().unwrap() };
+    let spec = RolloutSpec::new("app@1".parse().unwrap(), "all".parse().unwrap());
     let rollout: Rollout = Object::new(name("r1"), spec);
     hub.store().create(rollout).await.unwrap();
     let assignment = session.assignment().await;
     let release = assignment.apps[&name("app")].clone();
-    let report = report(assignment.generation, &release);
+    let report = report(assignment.generation, &release.release);
     session.say(&AgentMessage::Report(Box::new(report))).await;
     let done = until(hub, "r1", |r: &Rollout| r.status.phase.is_final()).await;
     assert_eq!(done.status.phase, RolloutPhase::Succeeded, "{:?}", done.status);
@@ -385,6 +385,7 @@ fn report(observed_generation: u64, release: &ReleaseRef) -> Report {
         last_exit: None,
     };
     let status = WorkloadStatus {
+        restarted: None,
         target: Some(release.clone()),
         phase: UpdatePhase::Succeeded,
         reason: String::new(),

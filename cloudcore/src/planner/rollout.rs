@@ -7,6 +7,7 @@ use proto::{
     name::Name,
     object::{
         AssignedApp, Node, NodePhase, Rollout, RolloutCounts, RolloutNode, RolloutPhase, RolloutStatus, UpdatePhase,
+        rollout::reason,
     },
 };
 
@@ -22,14 +23,14 @@ pub(super) fn start(rollout: &Rollout, snapshot: &Snapshot, now: Timestamp) -> R
     if let Err(message) = validate(&rollout.spec, snapshot) {
         return RolloutStatus { phase: RolloutPhase::Failed, message, finished_at: Some(now), ..begun };
     }
-    let digest = snapshot.releases.get(&rollout.release()).map(|r| r.spec.digest);
+    let digest = rollout.release().and_then(|release| snapshot.releases.get(&release)).map(|r| r.spec.digest);
     let selected = snapshot.nodes.iter().filter(|(_, node)| node.matches(&rollout.spec.selector));
     let nodes = selected.map(|(name, _)| (name.clone(), waiting(UpdatePhase::Pending, "", ""))).collect();
     RolloutStatus { phase: RolloutPhase::Progressing, digest, nodes, ..begun }
 }
 
 fn waiting(phase: UpdatePhase, reason: &str, message: impl Into<String>) -> RolloutNode {
-    RolloutNode { phase, reason: reason.into(), message: message.into() }
+    RolloutNode::waiting(phase, reason, message)
 }
 
 /// Gives each node that belongs to the rollout its release.
@@ -40,10 +41,9 @@ pub(super) fn assign(
     owners: &Owners,
     steps: &mut Vec<Step>,
 ) {
-    let Some(digest) = status.digest else { return };
+    let (Some(digest), Some(version)) = (status.digest, rollout.spec.version.clone()) else { return };
     let app = &rollout.spec.app;
-    let assigned =
-        AssignedApp { version: rollout.spec.version.clone(), digest, rollout: Some(rollout.name().to_owned()) };
+    let assigned = AssignedApp::new(version, digest, Some(rollout.name().to_owned()));
     for name in status.nodes.keys().filter(|name| owner(owners, app, name) == Some(rollout.name())) {
         let Some(node) = snapshot.nodes.get(name) else { continue };
         if node.spec.apps.get(app) != Some(&assigned) {
@@ -72,8 +72,8 @@ pub(super) fn judge(
         let (Some(node), Some(digest)) = (snapshot.nodes.get(name), status.digest) else { continue };
         match owner(owners, app, name) {
             Some(newer) if newer != rollout.name() => {
-                if entry.reason != RolloutNode::SUPERSEDED {
-                    *entry = waiting(entry.phase, RolloutNode::SUPERSEDED, format!("rollout {newer} took the node"));
+                if entry.reason != reason::SUPERSEDED {
+                    *entry = waiting(entry.phase, reason::SUPERSEDED, format!("rollout {newer} took the node"));
                 }
             }
             _ => *entry = node_state(node, app, digest, rollout.name(), entry),

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proto::{
     digest::Digest,
     object::{
-        NodePhase, NodeSpec, NodeStatus, Object, ReleaseRef, ReleaseSpec, RolloutNode, RunState, Running, UpdatePhase,
+        NodePhase, NodeSpec, NodeStatus, Object, ReleaseRef, ReleaseSpec, RunState, Running, UpdatePhase,
         WorkloadStatus,
     },
 };
@@ -45,18 +45,14 @@ fn release(version: u8) -> (ReleaseName, Release) {
 }
 
 fn rollout(text: &str, version: u8, selector: &str, second: i64) -> Rollout {
-    let spec = RolloutSpec {
-        app: name("app"),
-        version: version.to_string().parse().unwrap(),
-        selector: selector.parse().unwrap(),
-    };
+    let spec = RolloutSpec::new(format!("app@{version}").parse().unwrap(), selector.parse().unwrap());
     let mut rollout: Rollout = Object::new(name(text), spec);
     rollout.metadata.creation_timestamp = Some(at(second));
     rollout
 }
 
 fn node(text: &str, phase: NodePhase) -> (Name, Node) {
-    let mut node: Node = Object::new(name(text), NodeSpec { site: name("s"), apps: BTreeMap::new() });
+    let mut node: Node = Object::new(name(text), NodeSpec::new(name("s")));
     node.status = NodeStatus { phase, ..NodeStatus::default() };
     (name(text), node)
 }
@@ -71,6 +67,7 @@ fn workload(version: u8, phase: UpdatePhase) -> WorkloadStatus {
         last_exit: None,
     };
     WorkloadStatus {
+        restarted: None,
         target: Some(release_ref(version)),
         phase,
         reason: String::new(),
@@ -275,12 +272,12 @@ fn check(before: &Snapshot, steps: &[Step]) {
         match step {
             Step::SetApp { node, app, assigned } => {
                 let asked = before.rollouts.iter().filter(|r| {
-                    let can = before.releases.contains_key(&r.release()) && !r.status.phase.is_final();
+                    let can = before.releases.contains_key(&r.release().unwrap()) && !r.status.phase.is_final();
                     can && before.nodes[node].matches(&r.spec.selector) && r.spec.app == *app
                 });
                 let newest = asked.max_by_key(|r| age(r)).unwrap();
                 assert_eq!(assigned.rollout.as_deref(), Some(newest.name()));
-                assert_eq!(before.releases[&newest.release()].spec.digest, assigned.digest);
+                assert_eq!(before.releases[&newest.release().unwrap()].spec.digest, assigned.digest);
             }
             Step::SetRolloutStatus { rollout, status, .. } => {
                 let old = before.rollouts.iter().find(|r| r.name() == rollout).unwrap();
@@ -328,7 +325,7 @@ proptest! {
             // One owner: each node runs what the newest started rollout that names it says.
             for (node, object) in &fleet.nodes {
                 let named = |r: &&Rollout| {
-                    r.status.nodes.get(node).is_some_and(|n: &RolloutNode| n.reason != RolloutNode::SUPERSEDED)
+                    r.status.nodes.get(node).is_some_and(|n| n.reason != proto::object::rollout::reason::SUPERSEDED)
                 };
                 let owners = fleet.rollouts.iter().filter(|r| !r.status.phase.is_final()).filter(named).count();
                 prop_assert!(owners <= 1, "{node} has {owners} rollouts at work");

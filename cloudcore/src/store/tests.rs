@@ -16,7 +16,7 @@ async fn open(path: &Path) -> Store {
 
 fn node(name: &str, site: &str) -> Node {
     let name: proto::name::Name = name.parse().unwrap();
-    Object::new(name, NodeSpec { site: site.parse().unwrap(), apps: Default::default() })
+    Object::new(name, NodeSpec::new(site.parse().unwrap()))
 }
 
 #[tokio::test]
@@ -200,11 +200,7 @@ async fn a_later_rollout_is_newer_although_the_clock_went_back() {
     for version in ["1.0.0", "2.0.0", "3.0.0"] {
         // Opened again: what counts is what is on disk.
         let store = Store::open(&folder.path().join("hub.db"), &env).await.unwrap();
-        let spec = RolloutSpec {
-            app: "app".parse().unwrap(),
-            version: version.parse().unwrap(),
-            selector: "all".parse().unwrap(),
-        };
+        let spec = RolloutSpec::new(format!("app@{version}").parse().unwrap(), "all".parse().unwrap());
         let name: proto::name::Name = format!("r{}", version.replace('.', "-")).parse().unwrap();
         times.push(store.create(Object::new(name, spec)).await.unwrap().metadata.creation_timestamp);
     }

@@ -119,7 +119,7 @@ impl Apps {
     fn direct(&mut self, app: &Name) {
         let wanted = match &*self.assignment.borrow() {
             None => Wanted::Keep,
-            Some(assignment) => assignment.apps.get(app).map_or(Wanted::Remove, |r| Wanted::Run(r.clone())),
+            Some(assignment) => assignment.apps.get(app).map_or(Wanted::Remove, |app| Wanted::Run(app.release.clone())),
         };
         match self.wanted.get(app) {
             Some(sender) => {
@@ -156,6 +156,7 @@ async fn work(shared: Arc<Context>, name: Name, folder: PathBuf, mut wanted: wat
                     message: error.to_string(),
                     since: shared.env.wall.now(),
                     progress: None,
+                    restarted: None,
                     running: None,
                 };
                 shared.board.send_if_modified(|report| {

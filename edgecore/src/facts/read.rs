@@ -30,6 +30,7 @@ pub(super) fn info() -> NodeInfo {
         hardware.push(format!("{architecture}+nvidia"));
     }
     NodeInfo {
+        features: Default::default(),
         agent_version: proto::VERSION.into(),
         boot_id: procs::boot_id(),
         architecture,

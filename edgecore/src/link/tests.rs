@@ -1,6 +1,6 @@
 //! Joining and sessions against a stand-in for the hub, over real QUIC on loopback.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::Path};
+use std::{net::SocketAddr, path::Path};
 
 use data_encoding::BASE64;
 use proto::{
@@ -184,7 +184,7 @@ async fn talk(connection: &Connection, manner: Manner, sender: mpsc::Sender<Agen
     sender.send(hello).await.unwrap();
     let clock = env().wall.now();
     let welcome = Welcome { hub_version: "1".into(), fleet: "f1".parse().unwrap(), clock, heartbeat_ms: 1_000 };
-    let assignment = Assignment { generation: 7, apps: BTreeMap::new() };
+    let assignment = Assignment { generation: 7, ..Assignment::default() };
     for message in [HubMessage::Welcome(welcome), HubMessage::Assignment(assignment)] {
         frame::write(&mut send, &message, MAX_CONTROL_BYTES).await.unwrap();
     }
@@ -202,6 +202,7 @@ struct Node {
 
 fn facts() -> Facts {
     let info = NodeInfo {
+        features: Default::default(),
         agent_version: "1".into(),
         boot_id: "b".into(),
         architecture: "x86_64".into(),

@@ -239,6 +239,7 @@ mod tests {
     async fn node_and_workloads_are_measured_every_interval() {
         let folder = tempfile::tempdir().unwrap();
         let status = WorkloadStatus {
+            restarted: None,
             target: None,
             phase: UpdatePhase::Succeeded,
             reason: String::new(),

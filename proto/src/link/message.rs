@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     digest::Digest,
     name::Name,
-    object::{Condition, NodeInfo, ReleaseRef, Usage, WorkloadStatus},
+    object::{AppOrder, Condition, NodeInfo, ReleaseRef, Usage, WorkloadStatus},
     stream::message::RecordsRequest,
 };
 
@@ -103,7 +103,29 @@ pub struct Assignment {
     /// Rises with every change. An agent ignores one lower than it has seen.
     pub generation: u64,
     /// The release of each app. An app that is absent is to be stopped and removed.
-    pub apps: BTreeMap<Name, ReleaseRef>,
+    pub apps: BTreeMap<Name, OrderedApp>,
+    /// All workloads are to be stopped; what is installed stays.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drained: bool,
+}
+
+/// An app that a node should run. Agents without [`feature::ORDERS`](crate::object::feature::ORDERS) see the release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OrderedApp {
+    /// Which release.
+    #[serde(flatten)]
+    pub release: ReleaseRef,
+    /// What else is asked.
+    #[serde(flatten)]
+    pub order: AppOrder,
+}
+
+impl From<ReleaseRef> for OrderedApp {
+    /// To be applied at once.
+    fn from(release: ReleaseRef) -> OrderedApp {
+        OrderedApp { release, order: AppOrder::default() }
+    }
 }
 
 /// First frame of a stream that the agent opens (after the control stream, which is the first stream).

@@ -10,7 +10,8 @@
 //! |---|---|
 //! | `node` | [`Node`]: assignment, identity, facts, figures, conditions |
 //! | `workload` | what a node reports of each app: [`WorkloadStatus`] |
-//! | `rollout` | [`Release`] and [`Rollout`] |
+//! | `release` | [`Release`] |
+//! | [`rollout`] | [`Rollout`]: waves, gate, budget, windows, and how far it is |
 //! | `site` | [`Site`] and [`JoinToken`] |
 //! | `event` | [`Event`] |
 //! | `macros` | how kinds, data and words are declared |
@@ -20,7 +21,8 @@ mod macros;
 
 mod event;
 mod node;
-mod rollout;
+mod release;
+pub mod rollout;
 mod site;
 mod workload;
 
@@ -34,13 +36,11 @@ use crate::name::ObjectName;
 pub use self::{
     event::{Event, EventSpec, EventStatus, EventType},
     node::{
-        AssignedApp, Condition, ConditionStatus, DiskUsage, Node, NodeAddress, NodeIdentity, NodeInfo, NodePhase,
-        NodeSpec, NodeStatus, Usage,
+        AppOrder, AssignedApp, Condition, ConditionStatus, DiskUsage, Node, NodeAddress, NodeIdentity, NodeInfo,
+        NodePhase, NodeSpec, NodeStatus, Usage, feature,
     },
-    rollout::{
-        Release, ReleaseSpec, ReleaseStatus, Rollout, RolloutCounts, RolloutNode, RolloutPhase, RolloutSpec,
-        RolloutStatus,
-    },
+    release::{Release, ReleaseSpec, ReleaseStatus},
+    rollout::{Rollout, RolloutCounts, RolloutNode, RolloutPhase, RolloutSpec, RolloutStatus},
     site::{JoinToken, JoinTokenSpec, JoinTokenStatus, Site, SiteSpec, SiteStatus},
     workload::{LastExit, Progress, ReleaseRef, RunState, Running, UpdatePhase, WorkloadStatus},
 };

@@ -2,7 +2,7 @@
 //!
 //! What it reports of each app is in [`super::workload`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
@@ -23,9 +23,19 @@ data! {
         /// What it should run, by app. `metadata.generation` numbers this.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         pub apps: BTreeMap<Name, AssignedApp>,
+        /// Rollouts begin nothing new on it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        pub cordoned: bool,
+        /// All its workloads are to be stopped, and what is installed stays. Rollouts begin nothing new on it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        pub drained: bool,
+        /// Apps that no rollout takes to another version here.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        pub pinned: BTreeSet<Name>,
     }
 
     /// One app of an assignment.
+    #[derive(Eq)]
     pub struct AssignedApp {
         /// Version to run.
         pub version: Version,
@@ -34,6 +44,26 @@ data! {
         /// The rollout that asked for it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub rollout: Option<String>,
+        /// What is asked of the agent besides.
+        #[serde(flatten)]
+        pub order: AppOrder,
+    }
+
+    /// What is asked of an agent about an app, besides its release.
+    #[derive(Eq, Default)]
+    pub struct AppOrder {
+        /// Fetch and verify it, and wait for the word to apply it. What is on trial already goes on.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        pub hold: bool,
+        /// Seconds that the workload may put the update off in all.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        pub max_deferral_s: u64,
+        /// Start the app again, once for each new text.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub restart: Option<String>,
+        /// Try the release once more although it failed here, once for each new text.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub retry: Option<String>,
     }
 
     /// A node as its agent last reported it, with the hub's own records.
@@ -106,6 +136,9 @@ data! {
         /// Hardware classes it can serve, such as `x86_64`.
         #[serde(default)]
         pub hardware: Vec<String>,
+        /// What its agent can do that agents before it could not, of [`feature`].
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        pub features: BTreeSet<String>,
     }
 
     /// An interface of a node. Never part of its identity.
@@ -159,6 +192,32 @@ data! {
         /// When `status` last changed.
         #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
         pub last_transition_time: Timestamp,
+    }
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// What agents can do ([`NodeInfo::features`]): the hub asks nothing of an agent that does not know it.
+pub mod feature {
+    /// [`AppOrder`](super::AppOrder): hold, deferral, restart, retry; and drain.
+    pub const ORDERS: &str = "orders";
+}
+
+impl NodeSpec {
+    /// A node of a site that runs nothing yet.
+    #[must_use]
+    pub fn new(site: Name) -> NodeSpec {
+        NodeSpec { site, apps: BTreeMap::new(), cordoned: false, drained: false, pinned: BTreeSet::new() }
+    }
+}
+
+impl AssignedApp {
+    /// A release, to be applied at once.
+    #[must_use]
+    pub fn new(version: Version, digest: Digest, rollout: Option<String>) -> AssignedApp {
+        AssignedApp { version, digest, rollout, order: AppOrder::default() }
     }
 }
 

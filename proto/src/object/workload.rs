@@ -24,6 +24,9 @@ data! {
         /// Progress of a download.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub progress: Option<Progress>,
+        /// [`AppOrder::restart`](super::AppOrder::restart) that was carried out last.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub restarted: Option<String>,
         /// What runs now, whatever the target is.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub running: Option<Running>,

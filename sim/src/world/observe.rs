@@ -237,5 +237,5 @@ fn see_rollout(rollout: &Object<RolloutSpec>) -> (String, RolloutSeen) {
         failed: count(&[UpdatePhase::Failed, UpdatePhase::RolledBack]),
         total: u32::try_from(rollout.status.nodes.len()).unwrap_or(u32::MAX),
     };
-    (format!("{}@{}", rollout.spec.app, rollout.spec.version), seen)
+    (rollout.spec.what(), seen)
 }

@@ -12,7 +12,7 @@ use cloudcore::{
 };
 use proto::{
     env::WallClock as _,
-    name::{Name, ObjectName, Version},
+    name::{Name, ObjectName, ReleaseName, Version},
     object::{Rollout, RolloutSpec},
     release::Manifest,
     selector::Selector,
@@ -116,7 +116,7 @@ impl World {
     /// # Errors
     /// When the hub refuses.
     pub async fn roll_out(&self, app: &str, version: &str) -> anyhow::Result<()> {
-        let spec = RolloutSpec { app: app.parse()?, version: version.parse()?, selector: Selector::all() };
+        let spec = RolloutSpec::new(ReleaseName { app: app.parse()?, version: version.parse()? }, Selector::all());
         let name: ObjectName = rollout_name(app, version).parse()?;
         self.hub()?.store().create(Rollout::new(name, spec)).await?;
         self.trace.line("operator", format_args!("rollout start {app}@{version} --to all"));
@@ -147,7 +147,7 @@ impl World {
     /// # Errors
     /// When it has no possible name.
     pub async fn start_rollout(&mut self, app: &Name, version: &Version, to: &Selector) -> anyhow::Result<()> {
-        let spec = RolloutSpec { app: app.clone(), version: version.clone(), selector: to.clone() };
+        let spec = RolloutSpec::new(ReleaseName { app: app.clone(), version: version.clone() }, to.clone());
         let name: ObjectName = rollout_name(app.as_ref(), version.as_ref()).parse()?;
         if !self.wanted.rollouts.iter().any(|(known, _, _)| *known == name) {
             self.wanted.rollouts.push((name, spec, false));
@@ -177,8 +177,8 @@ impl World {
                 Ok(fresh) => {
                     *started = true;
                     if fresh {
-                        let RolloutSpec { app, version, selector } = spec;
-                        self.trace.line("operator", format_args!("rollout start {app}@{version} --to {selector}"));
+                        self.trace
+                            .line("operator", format_args!("rollout start {} --to {}", spec.what(), spec.selector));
                     }
                 }
                 Err(error) => {

@@ -77,7 +77,11 @@ async fn three_cut_trials_count_as_a_failure() {
 async fn a_panic_in_the_task_of_an_app_is_not_swallowed() {
     let world = World::new();
     world.driver.broken.store(true, Ordering::Relaxed);
-    let assignment = Assignment { generation: 1, apps: [(APP.parse().unwrap(), world.releases["1"].clone())].into() };
+    let assignment = Assignment {
+        generation: 1,
+        apps: [(APP.parse().unwrap(), world.releases["1"].clone().into())].into(),
+        drained: false,
+    };
     let (_sender, assignment) = watch::channel(Some(assignment));
     let apps = Apps::new(world.context(), world.folder.path().to_owned(), assignment);
     let ended = timeout(LONG, tokio::spawn(apps.run())).await.expect("it ends");

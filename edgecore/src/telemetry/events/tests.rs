@@ -32,6 +32,7 @@ fn status(version: &str, phase: UpdatePhase, running: Option<Running>) -> Worklo
     let bad = matches!(phase, UpdatePhase::RolledBack | UpdatePhase::Failed | UpdatePhase::Blocked);
     let (reason, message) = if bad { ("Unhealthy", "no probe has succeeded") } else { ("", "") };
     WorkloadStatus {
+        restarted: None,
         target: Some(release(version)),
         phase,
         reason: reason.into(),
