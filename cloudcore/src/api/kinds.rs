@@ -112,7 +112,7 @@ fn check_site(site: &Site) -> Checked {
 impl Resource for RolloutSpec {
     async fn check_create(hub: &Hub, new: &Rollout) -> Checked {
         let snapshot = planner::drive::current(hub).await?;
-        planner::validate(&new.spec, &snapshot).map_err(ApiError::invalid)
+        planner::check::validate(&new.spec, &snapshot).map_err(ApiError::invalid)
     }
 
     async fn check_update(_: &Hub, old: &Rollout, new: &Rollout) -> Checked {

@@ -5,19 +5,27 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use jiff::Timestamp;
 use proto::{
     name::{Name, ReleaseName},
-    object::{EventType, Kind, Node, NodeSpec, Object, ReleaseSpec, Rollout, RolloutPhase, RolloutSpec, RolloutStatus},
+    object::{
+        EventType, Kind, Node, NodeSpec, Object, Release, ReleaseSpec, Rollout, RolloutPhase, RolloutSpec,
+        RolloutStatus, SiteSpec, rollout::WavePhase,
+    },
     watch,
 };
+use tokio::time::{Instant, sleep};
 
-use super::{Snapshot, Step, plan};
+use super::{Plan, Snapshot, Step, plan};
 use crate::{
     events,
     hub::Hub,
     link::list_and_watch,
     store::{StoreError, Watch, WatchEvent},
 };
+
+/// How long the planner sleeps at most: the clock may be set meanwhile.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// Changes that arrive within this time are planned for together.
 const GATHER: Duration = Duration::from_millis(20);
@@ -27,127 +35,158 @@ pub(crate) async fn run(hub: Hub, mut stop: watch::Receiver<bool>) {
     while !*stop.borrow() {
         if let Err(error) = follow(&hub, &mut stop).await {
             tracing::error!(%error, "rollouts could not be driven; trying again");
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            sleep(Duration::from_secs(1)).await;
         }
     }
 }
 
-/// All objects of a kind, kept up to date.
+/// Follows the objects of a kind into a map.
 struct Mirror<S: Kind + PartialEq> {
-    items: BTreeMap<String, Object<S>>,
     watch: Watch<S>,
 }
 
 impl<S: Kind + PartialEq> Mirror<S> {
-    async fn new(hub: &Hub) -> Result<Mirror<S>, StoreError> {
+    async fn new<K: Ord>(
+        hub: &Hub,
+        items: &mut BTreeMap<K, Object<S>>,
+        key: fn(&Object<S>) -> Option<K>,
+    ) -> Result<Mirror<S>, StoreError> {
         let (list, watch) = list_and_watch::<S>(hub).await?;
-        let items = list.items.into_iter().map(|o| (o.name().to_owned(), o)).collect();
-        Ok(Mirror { items, watch })
+        items.extend(list.items.into_iter().filter_map(|object| Some((key(&object)?, object))));
+        Ok(Mirror { watch })
     }
 
-    /// Takes the next change; `false` when it fell behind. Cancel safe.
-    async fn next(&mut self) -> bool {
-        match self.watch.next().await {
-            Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
-                self.items.insert(object.name().to_owned(), object);
-                true
-            }
-            Some(WatchEvent::Deleted(object)) => {
-                self.items.remove(object.name());
-                true
-            }
-            None => false,
+    /// The next change; `None` when it fell behind. Cancel safe.
+    async fn next(&mut self) -> Option<WatchEvent<S>> {
+        self.watch.next().await
+    }
+}
+
+fn take<S: Kind + PartialEq, K: Ord>(
+    items: &mut BTreeMap<K, Object<S>>,
+    event: Option<WatchEvent<S>>,
+    key: fn(&Object<S>) -> Option<K>,
+) -> bool {
+    let Some(event) = event else { return false };
+    if let Some(key) = key(event.object()) {
+        match event {
+            WatchEvent::Added(object) | WatchEvent::Modified(object) => drop(items.insert(key, object)),
+            WatchEvent::Deleted(_) => drop(items.remove(&key)),
         }
     }
+    true
+}
+
+fn node_key(node: &Node) -> Option<Name> {
+    node.name().parse().ok()
+}
+
+fn name_key<S: Kind + PartialEq>(object: &Object<S>) -> Option<String> {
+    Some(object.name().to_owned())
+}
+
+fn release_key(release: &Release) -> Option<ReleaseName> {
+    Some(ReleaseName { app: release.spec.app.clone(), version: release.spec.version.clone() })
 }
 
 /// Returns when a mirror fell behind: then everything is read anew.
 async fn follow(hub: &Hub, stop: &mut watch::Receiver<bool>) -> Result<(), StoreError> {
+    let mut now = Snapshot::default();
     // Rollouts first: what one of them names was there before it, so the later lists have it. The other
     // way round a rollout could fail for ever because of a node that joined in between.
-    let mut rollouts = Mirror::<RolloutSpec>::new(hub).await?;
-    let mut releases = Mirror::<ReleaseSpec>::new(hub).await?;
-    let mut nodes = Mirror::<NodeSpec>::new(hub).await?;
+    let mut rollouts = Mirror::<RolloutSpec>::new(hub, &mut now.rollouts, name_key).await?;
+    let mut releases = Mirror::<ReleaseSpec>::new(hub, &mut now.releases, release_key).await?;
+    let mut sites = Mirror::<SiteSpec>::new(hub, &mut now.sites, name_key).await?;
+    let mut nodes = Mirror::<NodeSpec>::new(hub, &mut now.nodes, node_key).await?;
     loop {
-        if rollouts.items.values().any(|r| !r.status.phase.is_final()) {
-            let snapshot = snapshot(&nodes.items, &rollouts.items, &releases.items);
-            let steps = plan(&snapshot, hub.env().wall.now());
-            if !steps.is_empty() {
-                carry_out(hub, steps, &rollouts.items).await?;
-            }
+        let Plan { steps, wake } = plan(&now, hub.env().wall.now());
+        if !steps.is_empty() {
+            carry_out(hub, steps, &now.rollouts).await?;
         }
-        let gather = tokio::time::sleep(GATHER);
-        tokio::pin!(gather);
+        let gather = sleep(GATHER);
+        let later = sleep(wake.map_or(LONGEST_WAIT, |wake| until(wake, hub.env().wall.now())));
+        tokio::pin!(gather, later);
         let mut woken = false;
-        // Wait for a change, then for what comes right behind it. Every arm is cancel safe.
+        // Wait for a change or the time, then for what comes right behind it. Every arm is cancel safe.
         loop {
             let whole = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return Ok(()),
-                whole = rollouts.next() => whole,
-                whole = nodes.next() => whole,
-                whole = releases.next() => whole,
+                event = rollouts.next() => take(&mut now.rollouts, event, name_key),
+                event = nodes.next() => take(&mut now.nodes, event, node_key),
+                event = sites.next() => take(&mut now.sites, event, name_key),
+                event = releases.next() => take(&mut now.releases, event, release_key),
                 () = &mut gather, if woken => break,
+                () = &mut later, if !woken => break,
             };
             if !whole {
                 return Ok(());
             }
-            woken = true;
+            if !woken {
+                gather.as_mut().reset(Instant::now() + GATHER);
+                woken = true;
+            }
         }
     }
 }
 
-fn snapshot(
-    nodes: &BTreeMap<String, Node>,
-    rollouts: &BTreeMap<String, Rollout>,
-    releases: &BTreeMap<String, Object<ReleaseSpec>>,
-) -> Snapshot {
-    let node = |n: &Node| Some((n.name().parse::<Name>().ok()?, n.clone()));
-    let release =
-        |r: &Object<ReleaseSpec>| (ReleaseName { app: r.spec.app.clone(), version: r.spec.version.clone() }, r.clone());
-    Snapshot {
-        nodes: nodes.values().filter_map(node).collect(),
-        rollouts: rollouts.values().cloned().collect(),
-        releases: releases.values().map(release).collect(),
-    }
+/// The time until then, by a clock that may be set meanwhile: it is looked at again before long.
+fn until(wake: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(wake.duration_since(now)).unwrap_or_default().min(LONGEST_WAIT)
 }
 
-/// What the hub knows at this moment, for [`super::validate`] before a rollout is created.
+/// What the hub knows at this moment, for [`super::check::validate`] before a rollout is created.
 ///
 /// # Errors
 /// When the store fails.
 pub async fn current(hub: &Hub) -> Result<Snapshot, StoreError> {
-    let by_name = |list: Vec<Node>| list.into_iter().map(|o| (o.name().to_owned(), o)).collect::<BTreeMap<_, _>>();
-    let nodes = by_name(hub.store().list::<NodeSpec>(None).await?.items);
-    let releases = hub.store().list::<ReleaseSpec>(None).await?.items;
-    let releases = releases.into_iter().map(|o| (o.name().to_owned(), o)).collect();
-    Ok(snapshot(&nodes, &BTreeMap::new(), &releases))
+    let store = hub.store();
+    let (rollouts, releases) = (store.list::<RolloutSpec>(None).await?, store.list::<ReleaseSpec>(None).await?);
+    let (sites, nodes) = (store.list::<SiteSpec>(None).await?, store.list::<NodeSpec>(None).await?);
+    Ok(Snapshot {
+        rollouts: rollouts.items.into_iter().filter_map(|o| Some((name_key(&o)?, o))).collect(),
+        releases: releases.items.into_iter().filter_map(|o| Some((release_key(&o)?, o))).collect(),
+        sites: sites.items.into_iter().filter_map(|o| Some((name_key(&o)?, o))).collect(),
+        nodes: nodes.items.into_iter().filter_map(|o| Some((node_key(&o)?, o))).collect(),
+    })
 }
 
 /// Assignments first, in one transaction for each app and release; then the rollouts.
 async fn carry_out(hub: &Hub, steps: Vec<Step>, known: &BTreeMap<String, Rollout>) -> Result<(), StoreError> {
     let mut apps = BTreeMap::new();
-    let mut statuses = vec![];
+    let (mut statuses, mut started) = (vec![], vec![]);
     for step in steps {
         match step {
             Step::SetApp { node, app, assigned } => {
                 apps.entry(node.to_string()).or_insert_with(Vec::new).push((app, assigned));
             }
-            Step::SetRolloutStatus { rollout, uid, status } => statuses.push((rollout, uid, status)),
+            Step::SetRolloutStatus { rollout, uid, status } => statuses.push((rollout, uid, *status)),
+            Step::Start(rollout) => started.push(*rollout),
         }
     }
     if !apps.is_empty() {
         let names = apps.keys().cloned().collect();
         let set = move |node: &mut Node| {
-            let wanted = apps.get(node.name()).cloned().unwrap_or_default();
-            node.spec.apps.extend(wanted);
+            for (app, assigned) in apps.get(node.name()).into_iter().flatten() {
+                match assigned {
+                    Some(assigned) => drop(node.spec.apps.insert(app.clone(), assigned.clone())),
+                    None => drop(node.spec.apps.remove(app)),
+                }
+            }
         };
         hub.store().modify_many(names, set).await?;
     }
+    for rollout in started {
+        match hub.store().create(rollout).await {
+            Ok(_) | Err(StoreError::AlreadyExists { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
     for (rollout, uid, status) in statuses {
-        let before = known.get(&rollout).map(|r| r.status.phase);
         write_status(hub, &rollout, uid, status.clone()).await?;
-        tell(hub, &rollout, before, &status).await;
+        if let Some(known) = known.get(&rollout) {
+            tell(hub, known, &status).await;
+        }
     }
     Ok(())
 }
@@ -155,21 +194,37 @@ async fn carry_out(hub: &Hub, steps: Vec<Step>, known: &BTreeMap<String, Rollout
 async fn write_status(hub: &Hub, rollout: &str, uid: String, status: RolloutStatus) -> Result<(), StoreError> {
     let set = move |rollout: &mut Rollout| {
         // Deleted and created again meanwhile: the next round plans for the new one.
-        if rollout.metadata.uid == uid && !rollout.status.phase.is_final() {
+        if rollout.metadata.uid == uid {
             rollout.status = status.clone();
         }
     };
     hub.store().modify(rollout, set).await.map(drop)
 }
 
-async fn tell(hub: &Hub, rollout: &str, before: Option<RolloutPhase>, status: &RolloutStatus) {
-    if before == Some(status.phase) {
-        return;
-    }
-    let weight = match status.phase {
-        RolloutPhase::Failed | RolloutPhase::Paused => EventType::Warning,
-        _ => EventType::Normal,
+/// Tells of every transition of a rollout and of its waves.
+async fn tell(hub: &Hub, rollout: &Rollout, status: &RolloutStatus) {
+    let what = rollout.spec.what();
+    let digest = status.digest.map(|digest| format!(" ({digest})")).unwrap_or_default();
+    let say = async |r#type, reason: &str, message: String| {
+        events::record(hub.store(), hub.env(), "Rollout", rollout.name(), r#type, reason, &message, "hub").await;
     };
-    let (reason, message) = (status.phase.as_str(), status.message.as_str());
-    events::record(hub.store(), hub.env(), "Rollout", rollout, weight, reason, message, "hub").await;
+    for (index, wave) in status.waves.iter().enumerate() {
+        let before = rollout.status.waves.get(index).map_or(WavePhase::Pending, |wave| wave.phase);
+        if wave.phase == before {
+            continue;
+        }
+        let r#type = match wave.phase {
+            WavePhase::Failed | WavePhase::Inconclusive => EventType::Warning,
+            _ => EventType::Normal,
+        };
+        say(r#type, &format!("Wave{}", wave.phase), format!("wave {} of {what}{digest}: {}", wave.name, wave.message))
+            .await;
+    }
+    if rollout.status.phase != status.phase {
+        let r#type = match status.phase {
+            RolloutPhase::Failed | RolloutPhase::Paused | RolloutPhase::RollingBack => EventType::Warning,
+            _ => EventType::Normal,
+        };
+        say(r#type, status.phase.as_str(), format!("{what}{digest}: {}", status.message)).await;
+    }
 }

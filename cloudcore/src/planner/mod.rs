@@ -1,29 +1,52 @@
 //! The planner of rollouts: a pure function from what is to what to do next.
 //!
 //! ```text
-//! Snapshot (nodes, rollouts, releases) + now --> plan --> [Step] --> drive carries them out
+//! Snapshot (nodes, sites, rollouts, releases) + now --> plan --> steps, and when to look again
+//!                                                                  |
+//!                                  store <-- drive carries them out
 //! ```
 //!
-//! It keeps nothing: a hub that was restarted plans again from the store and comes to the same. For now
-//! all selected nodes get a release at once; waves, gates and budgets will stand in [`rollout`].
+//! It keeps nothing: a hub that was restarted plans again from the store and comes to the same.
 //!
-//! - The nodes of a rollout are those that its selector names when it starts.
-//! - A node belongs, for each app, to the newest rollout that names it.
+//! | module | what it decides |
+//! |---|---|
+//! | [`check`] | whether a rollout can start at all |
+//! | [`strategy`] | what a named way of going about it means |
+//! | `claims` | which rollout a node belongs to, for each app |
+//! | `node` | what a node says of a rollout's target, or why nothing is begun on it |
+//! | `waves` | who belongs to a wave |
+//! | `gate` | whether a wave has passed, has failed or says nothing |
+//! | `budget` | whether one more node may be unavailable |
+//! | `window` | whether it is the time of the week, and when it will be |
+//! | `pass` | one rollout, one pass: all of the above in order |
+//! | [`drive`] | the loop that follows the store and carries steps out |
+//!
+//! - A node belongs, for each app, to the newest rollout that names it. One that ended badly keeps only the nodes
+//!   it touched.
 //! - A node has succeeded when it says itself that the rollout's digest proved healthy.
-//! - A node that is not heard from is deferred: no success, no failure, and it holds up no verdict of
-//!   failure. It has its assignment and goes on when it is back.
+//! - A node that is not heard from is deferred: no success, no failure, and it holds up nobody. It gets its turn
+//!   when it is back, under the same budget and windows, however long the rollout has been over.
+//! - What a node got is taken back from it by no one but the end of its rollout, and only if it has not begun.
 
+mod budget;
+pub mod check;
+mod claims;
 pub mod drive;
-mod rollout;
+mod gate;
+mod node;
+mod pass;
+pub mod strategy;
 #[cfg(test)]
 mod tests;
+mod waves;
+mod window;
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use proto::{
     name::{Name, ReleaseName},
-    object::{AssignedApp, Node, Release, Rollout, RolloutPhase, RolloutSpec, RolloutStatus},
+    object::{AssignedApp, Node, Release, Rollout, RolloutStatus, Site},
 };
 
 /// What the planner looks at.
@@ -31,8 +54,10 @@ use proto::{
 pub struct Snapshot {
     /// Nodes by name.
     pub nodes: BTreeMap<Name, Node>,
-    /// Rollouts, in any order.
-    pub rollouts: Vec<Rollout>,
+    /// Sites by name.
+    pub sites: BTreeMap<String, Site>,
+    /// Rollouts by name.
+    pub rollouts: BTreeMap<String, Rollout>,
     /// Releases by name.
     pub releases: BTreeMap<ReleaseName, Release>,
 }
@@ -40,14 +65,14 @@ pub struct Snapshot {
 /// One thing to do. Doing it twice is as doing it once.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
-    /// Give a node the release of an app.
+    /// Give a node the release of an app, or, without one, take the app away.
     SetApp {
         /// The node.
         node: Name,
         /// The app.
         app: Name,
-        /// What it should run.
-        assigned: AssignedApp,
+        /// What it should run, and what is asked of it besides.
+        assigned: Option<AssignedApp>,
     },
     /// Write down where a rollout stands.
     SetRolloutStatus {
@@ -56,71 +81,48 @@ pub enum Step {
         /// Its uid: a later rollout of the same name is another one.
         uid: String,
         /// Where it stands.
-        status: RolloutStatus,
+        status: Box<RolloutStatus>,
     },
+    /// Start a rollout that takes another one back.
+    Start(Box<Rollout>),
 }
 
-/// Whether a rollout can start at all.
-///
-/// # Errors
-/// Says what is wrong and what to do, for people.
-pub fn validate(spec: &RolloutSpec, snapshot: &Snapshot) -> Result<(), String> {
-    let Some(release) = spec.release() else { return Ok(()) };
-    if !snapshot.releases.contains_key(&release) {
-        return Err(format!("there is no release {release}; `crossdock get releases` lists what was published"));
-    }
-    if !snapshot.nodes.values().any(|node| node.matches(&spec.selector)) {
-        let text = spec.selector.to_string();
-        if snapshot.nodes.keys().any(|node| node.as_str() == text) {
-            return Err(format!("selector {text} asks for a label {text}, which no node has; write name={text}"));
-        }
-        return Err(format!(
-            "selector {} names no node; `crossdock get nodes` lists them with their labels",
-            spec.selector
-        ));
-    }
-    Ok(())
+/// What follows from a snapshot.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Plan {
+    /// What to do, in this order.
+    pub steps: Vec<Step>,
+    /// When something will follow from the time alone.
+    pub wake: Option<Timestamp>,
 }
 
-/// What to do next. The same snapshot and time give the same steps, in the same order.
+impl Plan {
+    fn wake_at(&mut self, at: Timestamp) {
+        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+    }
+}
+
+/// What to do next. The same snapshot and time give the same plan.
 #[must_use]
-pub fn plan(snapshot: &Snapshot, now: Timestamp) -> Vec<Step> {
-    let mut rollouts: Vec<&Rollout> = snapshot.rollouts.iter().collect();
-    rollouts.sort_by_key(|r| age(r));
-    // First who starts with which nodes, so that owners are known before anything is judged.
-    let started: Vec<(&Rollout, RolloutStatus)> =
-        rollouts.iter().map(|r| (*r, rollout::start(r, snapshot, now))).collect();
-    let owners = owners(&started);
-    let mut steps = vec![];
-    for (rollout, status) in &started {
-        let next = if status.phase.is_final() || status.phase == RolloutPhase::Paused {
-            status.clone()
-        } else {
-            rollout::assign(rollout, status, snapshot, &owners, &mut steps);
-            rollout::judge(rollout, status, snapshot, &owners, now)
-        };
-        if next != rollout.status {
-            let (name, uid) = (rollout.name().to_owned(), rollout.metadata.uid.clone());
-            steps.push(Step::SetRolloutStatus { rollout: name, uid, status: next });
-        }
+pub fn plan(snapshot: &Snapshot, now: Timestamp) -> Plan {
+    let mut plan = Plan::default();
+    let mut oldest_first: Vec<&Rollout> = snapshot.rollouts.values().collect();
+    oldest_first.sort_by(|a, b| age(a).cmp(&age(b)));
+    let mut drafts: Vec<pass::Draft<'_>> =
+        oldest_first.into_iter().map(|rollout| pass::Draft::new(rollout, snapshot, now)).collect();
+    // Who starts with which nodes comes first, so that it is known whose a node is before anything is judged.
+    let claims = claims::Claims::new(&drafts, snapshot);
+    let mut busy = budget::Busy::new(snapshot);
+    for draft in drafts.iter_mut().filter(|draft| draft.is_live()) {
+        pass::pass(draft, &claims, &mut busy, &mut plan);
     }
-    steps
+    for draft in drafts {
+        plan.steps.extend(draft.into_step());
+    }
+    plan
 }
 
 /// Orders rollouts: a later one is newer.
-fn age(rollout: &Rollout) -> (Option<Timestamp>, String) {
-    (rollout.metadata.creation_timestamp, rollout.name().to_owned())
-}
-
-/// The newest rollout that names a node, for each app and node.
-type Owners = BTreeMap<(Name, Name), String>;
-
-fn owners(oldest_first: &[(&Rollout, RolloutStatus)]) -> Owners {
-    let mut owners = Owners::new();
-    for (rollout, status) in oldest_first {
-        for node in status.nodes.keys() {
-            owners.insert((rollout.spec.app.clone(), node.clone()), rollout.name().to_owned());
-        }
-    }
-    owners
+fn age(rollout: &Rollout) -> (Option<Timestamp>, &str) {
+    (rollout.metadata.creation_timestamp, rollout.name())
 }

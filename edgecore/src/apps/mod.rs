@@ -157,6 +157,8 @@ async fn work(shared: Arc<Context>, name: Name, folder: PathBuf, mut wanted: wat
                     since: shared.env.wall.now(),
                     progress: None,
                     restarted: None,
+                    restart_failed: None,
+                    retried: None,
                     running: None,
                 };
                 shared.board.send_if_modified(|report| {

@@ -72,7 +72,18 @@ pub fn report(
     let Verdict { phase, reason, message, .. } = said;
     let message = message.chars().take(MAX_MESSAGE_CHARS).collect();
     let running = extra.running.as_ref().map(|(release, health)| running(release, health));
-    Some(WorkloadStatus { target, phase, reason, message, since, progress, restarted: None, running })
+    Some(WorkloadStatus {
+        target,
+        phase,
+        reason,
+        message,
+        since,
+        progress,
+        restarted: None,
+        restart_failed: None,
+        retried: None,
+        running,
+    })
 }
 
 fn target(view: &View<'_>) -> Option<ReleaseRef> {

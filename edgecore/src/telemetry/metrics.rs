@@ -240,6 +240,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let status = WorkloadStatus {
             restarted: None,
+            restart_failed: None,
+            retried: None,
             target: None,
             phase: UpdatePhase::Succeeded,
             reason: String::new(),

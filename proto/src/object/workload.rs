@@ -27,6 +27,12 @@ data! {
         /// [`AppOrder::restart`](super::AppOrder::restart) that was carried out last.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub restarted: Option<String>,
+        /// Why the app was not healthy after that restart; absent: it was.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub restart_failed: Option<String>,
+        /// [`AppOrder::retry`](super::AppOrder::retry) that was carried out last.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub retried: Option<String>,
         /// What runs now, whatever the target is.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub running: Option<Running>,

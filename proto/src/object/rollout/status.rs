@@ -65,6 +65,9 @@ data! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = DateTime))]
         pub since: Option<Timestamp>,
+        /// Failed nodes that it had when somebody resumed the rollout: they no longer count.
+        #[serde(default, skip_serializing_if = "super::is_zero")]
+        pub forgiven: u32,
         /// When it passed or failed.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = DateTime))]
@@ -92,7 +95,10 @@ data! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = DateTime))]
         pub released_at: Option<Timestamp>,
-        /// What it had of the app before: where an abort leaves it.
+        /// It was told of the release: whether it began is for it to say.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        pub told: bool,
+        /// What it had of the app before it was told: where an abort leaves it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub before: Option<AssignedApp>,
     }
@@ -203,6 +209,7 @@ impl RolloutNode {
             wave: None,
             since: None,
             released_at: None,
+            told: false,
             before: None,
         }
     }

@@ -1,0 +1,122 @@
+//! Whether one more node may be unavailable. Nodes that are down already count, whatever the reason.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proto::{
+    name::Name,
+    object::{
+        Node, NodePhase, RolloutNode, UpdatePhase,
+        rollout::{Budget, reason},
+    },
+};
+
+use super::Snapshot;
+
+/// Names told of those who use a budget up.
+const NAMES_TOLD: usize = 3;
+
+/// Nodes that are unavailable, or may be at any moment: silent, not ready, or told to apply something.
+#[derive(Debug)]
+pub(super) struct Busy<'a>(BTreeSet<&'a Name>);
+
+impl<'a> Busy<'a> {
+    pub fn new(snapshot: &'a Snapshot) -> Busy<'a> {
+        Busy(snapshot.nodes.iter().filter(|(_, node)| is_unavailable(node)).map(|(name, _)| name).collect())
+    }
+
+    /// A node was told to apply something.
+    pub fn add(&mut self, node: &'a Name) {
+        self.0.insert(node);
+    }
+}
+
+fn is_unavailable(node: &Node) -> bool {
+    match node.status.phase {
+        NodePhase::Unknown | NodePhase::NotReady => true,
+        NodePhase::Pending => false, // it never was there to be missed
+        NodePhase::Ready => node.spec.drained || node.spec.apps.keys().any(|app| is_applying(node, app)),
+    }
+}
+
+/// Whether a node may stop its app at any moment because it was told to.
+fn is_applying(node: &Node, app: &Name) -> bool {
+    let Some(assigned) = node.spec.apps.get(app).filter(|assigned| !assigned.order.hold) else { return false };
+    let Some(said) = node.status.workloads.get(app) else { return true };
+    let settled = matches!(said.phase, UpdatePhase::Succeeded | UpdatePhase::Failed | UpdatePhase::RolledBack);
+    let same = said.target.as_ref().is_some_and(|target| target.digest == assigned.digest);
+    !(same && settled) || assigned.order.restart.is_some() && said.restarted != assigned.order.restart
+}
+
+/// The groups of a rollout's nodes.
+#[derive(Debug)]
+pub(super) struct Groups<'a> {
+    budget: &'a Budget,
+    groups: BTreeMap<&'a str, Group<'a>>,
+}
+
+#[derive(Debug, Default)]
+struct Group<'a> {
+    size: usize,
+    unavailable: BTreeSet<&'a Name>,
+}
+
+impl<'a> Groups<'a> {
+    pub fn new(
+        budget: &'a Budget,
+        members: &BTreeMap<Name, RolloutNode>,
+        snapshot: &'a Snapshot,
+        busy: &Busy<'a>,
+    ) -> Groups<'a> {
+        let mut groups: BTreeMap<&str, Group<'_>> = BTreeMap::new();
+        for name in members.keys() {
+            let Some((name, node)) = snapshot.nodes.get_key_value(name) else { continue };
+            if node.status.phase == NodePhase::Pending {
+                continue;
+            }
+            let group = groups.entry(group_of(budget, node)).or_default();
+            group.size += 1;
+            if busy.0.contains(name) {
+                group.unavailable.insert(name);
+            }
+        }
+        Groups { budget, groups }
+    }
+
+    /// Takes a place for a node; otherwise says who has them.
+    pub fn take(&mut self, name: &'a Name, node: &'a Node) -> Result<(), String> {
+        let key = group_of(self.budget, node);
+        let group = self.groups.entry(key).or_default();
+        let most = self.budget.max_unavailable.of(group.size.max(1));
+        if group.unavailable.contains(name) || group.unavailable.len() < most {
+            group.unavailable.insert(name);
+            return Ok(());
+        }
+        let mut names: Vec<&str> = group.unavailable.iter().take(NAMES_TOLD).map(|n| n.as_str()).collect();
+        if group.unavailable.len() > NAMES_TOLD {
+            names.push("...");
+        }
+        let whose = match self.budget.per.as_str() {
+            Budget::SITE => format!("site {key}"),
+            Budget::FLEET => "the fleet".into(),
+            label => format!("{label}={key}"),
+        };
+        Err(format!(
+            "of the {} nodes of {whose} at most {most} may be unavailable, and {} are: {}",
+            group.size,
+            group.unavailable.len(),
+            names.join(", ")
+        ))
+    }
+
+    /// The word for it.
+    pub const REASON: &'static str = reason::BUDGET;
+}
+
+/// The group of a node. Those without the label are one, too.
+fn group_of<'a>(budget: &Budget, node: &'a Node) -> &'a str {
+    match budget.per.as_str() {
+        Budget::SITE => node.spec.site.as_str(),
+        Budget::FLEET => "",
+        label => node.metadata.labels.get(label).map_or("", String::as_str),
+    }
+}

@@ -1,0 +1,244 @@
+//! Whether a rollout can start at all: what can never come to an end is refused when it is created, with the mend.
+
+use std::collections::BTreeSet;
+
+use jiff::tz::TimeZone;
+use proto::{
+    name::{Name, ReleaseName},
+    object::{
+        Node, Release, RolloutSpec,
+        rollout::{Budget, OnFailure, Share, Wave, Window},
+    },
+    units::Span,
+};
+
+use super::Snapshot;
+
+/// Most waves of a rollout.
+const MAX_WAVES: usize = 100;
+/// Longest wave name, in bytes.
+const MAX_WAVE_NAME_BYTES: usize = 63;
+/// Longest jitter, soak and wait for evidence.
+const MAX_SPAN: Span = Span::from_secs(30 * 86_400);
+
+/// The nodes that a rollout is for, as of now.
+pub(super) fn members<'a>(spec: &RolloutSpec, snapshot: &'a Snapshot) -> Vec<&'a Name> {
+    if let Some(undone) = &spec.undoes {
+        let Some(undone) = snapshot.rollouts.get(undone) else { return vec![] };
+        let touched = undone.status.nodes.iter().filter(|(_, entry)| entry.told).map(|(name, _)| name);
+        return touched.filter_map(|name| snapshot.nodes.get_key_value(name)).map(|(name, _)| name).collect();
+    }
+    let wanted = |node: &Node| {
+        node.matches(&spec.selector) && (spec.version.is_some() || node.spec.apps.contains_key(&spec.app))
+    };
+    snapshot.nodes.iter().filter(|(_, node)| wanted(node)).map(|(name, _)| name).collect()
+}
+
+/// Whether a rollout can start at all.
+///
+/// # Errors
+/// Says what is wrong and what to do, for people.
+pub fn validate(spec: &RolloutSpec, snapshot: &Snapshot) -> Result<(), String> {
+    let release = match spec.release() {
+        Some(name) => Some(release(&name, snapshot)?),
+        None => None,
+    };
+    if let Some(undone) = &spec.undoes {
+        match snapshot.rollouts.get(undone) {
+            None => {
+                return Err(format!("there is no rollout {undone} to take back; `crossdock get rollouts` lists them"));
+            }
+            Some(other) if other.spec.app != spec.app => {
+                return Err(format!("rollout {undone} is of {}, not of {}", other.spec.app, spec.app));
+            }
+            Some(_) => {}
+        }
+    }
+    let members = members(spec, snapshot);
+    if members.is_empty() {
+        return Err(no_members(spec, snapshot));
+    }
+    let nodes: Vec<&Node> = members.iter().filter_map(|name| snapshot.nodes.get(*name)).collect();
+    if let Some(release) = release {
+        hardware(release, &nodes)?;
+    }
+    waves(&spec.waves, &nodes)?;
+    gate(spec)?;
+    if let Some(budget) = &spec.budget {
+        self::budget(budget, &nodes)?;
+    }
+    windows(spec)?;
+    rollback(spec, release, snapshot)
+}
+
+fn release<'a>(name: &ReleaseName, snapshot: &'a Snapshot) -> Result<&'a Release, String> {
+    let known = snapshot.releases.get(name);
+    known.ok_or_else(|| format!("there is no release {name}; `crossdock get releases` lists what was published"))
+}
+
+fn no_members(spec: &RolloutSpec, snapshot: &Snapshot) -> String {
+    let text = spec.selector.to_string();
+    if let Some(undone) = &spec.undoes {
+        return format!("rollout {undone} touched no node, so there is nothing to take back");
+    }
+    if snapshot.nodes.keys().any(|node| node.as_str() == text) {
+        return format!("selector {text} asks for a label {text}, which no node has; write name={text}");
+    }
+    let what = if spec.version.is_some() { "no node".into() } else { format!("no node that has {}", spec.app) };
+    format!("selector {text} names {what}; `crossdock get nodes` lists them with their labels")
+}
+
+/// A node says its classes when it connects; as long as one has not, it may be of the right one.
+fn hardware(release: &Release, nodes: &[&Node]) -> Result<(), String> {
+    let wanted = &release.spec.hardware;
+    let fits = |node: &&Node| {
+        node.status.info.as_ref().is_none_or(|info| info.hardware.iter().any(|class| wanted.contains(class)))
+    };
+    if wanted.is_empty() || nodes.iter().any(fits) {
+        return Ok(());
+    }
+    Err(format!(
+        "release {}@{} is for {}, which none of the {} selected nodes is; `crossdock describe node NAME` shows the \
+         hardware of a node",
+        release.spec.app,
+        release.spec.version,
+        wanted.join(" or "),
+        nodes.len()
+    ))
+}
+
+fn waves(waves: &[Wave], nodes: &[&Node]) -> Result<(), String> {
+    if waves.len() > MAX_WAVES {
+        return Err(format!("{} waves are more than {MAX_WAVES}", waves.len()));
+    }
+    let (mut names, mut percent_before) = (BTreeSet::new(), 0);
+    for (index, wave) in waves.iter().enumerate() {
+        let name = wave.name.clone().unwrap_or_else(|| (index + 1).to_string());
+        let wrong = |problem: String| Err(format!("wave {name}: {problem}"));
+        if name.is_empty() || name.len() > MAX_WAVE_NAME_BYTES || name.chars().any(char::is_control) {
+            return wrong("its name must have 1 to 63 bytes".into());
+        }
+        if !names.insert(name.clone()) {
+            return wrong("another wave has that name".into());
+        }
+        let bounds = [wave.count, wave.percent, wave.sites];
+        if bounds.iter().flatten().count() > 1 {
+            return wrong("it has more than one of count, percent and sites; keep one".into());
+        }
+        if bounds.contains(&Some(0)) {
+            return wrong("it is of 0 nodes, which prove nothing; leave it out".into());
+        }
+        if let Some(percent) = wave.percent {
+            if percent > 100 {
+                return wrong(format!("{percent} % is more than all; 100 is all"));
+            }
+            if percent <= percent_before {
+                return wrong(format!(
+                    "percent counts the waves before it in, so {percent} after {percent_before} adds nothing; percentages rise"
+                ));
+            }
+            percent_before = percent;
+        }
+        let named = |selector| nodes.iter().any(|node| node.matches(selector));
+        if let Some(selector) = wave.selector.as_ref().filter(|selector| !named(selector)) {
+            return wrong(format!("selector {selector} names none of the rollout's nodes"));
+        }
+        if wave.soak > MAX_SPAN {
+            return wrong(format!("soak {} is longer than {MAX_SPAN}", wave.soak));
+        }
+    }
+    match waves.last() {
+        Some(last) if last.count.is_some() || last.sites.is_some() || last.percent.is_some_and(|p| p < 100) => {
+            Err("the last wave does not reach all nodes of the rollout; add one with percent: 100".into())
+        }
+        Some(last) if last.selector.is_some() => {
+            Err("the last wave takes whatever is left, so it has no selector; add one with percent: 100".into())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn gate(spec: &RolloutSpec) -> Result<(), String> {
+    let gate = &spec.gate;
+    for (name, percent) in
+        [("maxFailurePercent", gate.max_failure_percent), ("minSuccessPercent", gate.min_success_percent)]
+    {
+        if let Some(percent) = percent.filter(|percent| *percent > 100) {
+            return Err(format!("gate: {name} {percent} is more than 100"));
+        }
+    }
+    if let (Some(fail), Some(succeed)) = (gate.max_failure_percent, gate.min_success_percent)
+        && fail + succeed > 100
+    {
+        return Err(format!(
+            "gate: {fail} % may fail and {succeed} % must succeed, which is more than all; lower one of them"
+        ));
+    }
+    if gate.min_sample == 0 {
+        return Err("gate: minSample 0 would pass a wave without evidence; it is at least 1".into());
+    }
+    if gate.inconclusive_after == Span::default() || gate.inconclusive_after > MAX_SPAN {
+        return Err(format!("gate: inconclusiveAfter must be above 0 and at most {MAX_SPAN}"));
+    }
+    Ok(())
+}
+
+fn budget(budget: &Budget, nodes: &[&Node]) -> Result<(), String> {
+    if matches!(budget.max_unavailable, Share::Count(0) | Share::Percent(0)) {
+        return Err("budget: maxUnavailable 0 is never met, so no node would ever begin; it is at least 1".into());
+    }
+    let per = budget.per.as_str();
+    let known = matches!(per, Budget::SITE | Budget::FLEET);
+    if !known && !nodes.iter().any(|node| node.metadata.labels.contains_key(per)) {
+        return Err(format!("budget: per {per:?} is neither site nor fleet, nor a label of any selected node"));
+    }
+    Ok(())
+}
+
+fn windows(spec: &RolloutSpec) -> Result<(), String> {
+    let windows = &spec.windows;
+    if let Some(zone) = &windows.time_zone
+        && TimeZone::get(zone).is_err()
+    {
+        return Err(format!(
+            "windows: there is no time zone {zone:.60?}; write one of the IANA's, such as Asia/Shanghai"
+        ));
+    }
+    let check = |what: &str, window: &Window| {
+        if window.from == window.to {
+            return Err(format!(
+                "windows: {what} from {} to {} never opens; leave it out for always",
+                window.from, window.to
+            ));
+        }
+        Ok(())
+    };
+    windows.download.iter().try_for_each(|window| check("download", window))?;
+    windows.apply.iter().try_for_each(|window| check("apply", window))?;
+    if spec.jitter > MAX_SPAN || spec.max_deferral > MAX_SPAN {
+        return Err(format!("jitter and maxDeferral are at most {MAX_SPAN}"));
+    }
+    Ok(())
+}
+
+fn rollback(spec: &RolloutSpec, release: Option<&Release>, snapshot: &Snapshot) -> Result<(), String> {
+    let Some(to) = &spec.rollback_to else {
+        if spec.on_failure == OnFailure::RollBack {
+            return Err("onFailure RollBack needs rollbackTo: the version that nodes go to".into());
+        }
+        return Ok(());
+    };
+    let Some(release) = release else {
+        return Err("a restart has nothing to roll back; leave rollbackTo out".into());
+    };
+    let name = ReleaseName { app: spec.app.clone(), version: to.clone() };
+    let (back, forth) = (self::release(&name, snapshot)?.spec.release_counter, release.spec.release_counter);
+    if back <= forth {
+        return Err(format!(
+            "nodes that proved {}@{} (release counter {forth}) refuse {name} (counter {back}), as they refuse every \
+             lower one; publish it again under a higher counter first: crossdock release reissue {name}",
+            spec.app, release.spec.version
+        ));
+    }
+    Ok(())
+}

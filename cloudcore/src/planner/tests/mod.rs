@@ -1,0 +1,286 @@
+//! The planner over small fleets with agents that do what they are told.
+
+mod property;
+mod rollouts;
+mod waves;
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use proto::{
+    digest::Digest,
+    name::{Name, ObjectName, ReleaseName},
+    object::{
+        NodeInfo, NodePhase, NodeSpec, NodeStatus, Object, Release, ReleaseRef, ReleaseSpec, Rollout, RolloutNode,
+        RolloutPhase, RolloutSpec, RolloutStatus, RunState, Running, UpdatePhase, WorkloadStatus, feature,
+        rollout::Wave,
+    },
+    units::Span,
+};
+
+use super::{Snapshot, Step, plan};
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn digest(version: u8) -> Digest {
+    Digest::of(&[version])
+}
+
+fn release_ref(version: u8) -> ReleaseRef {
+    ReleaseRef { version: version.to_string().parse().unwrap(), digest: digest(version) }
+}
+
+fn release(version: u8) -> (ReleaseName, Release) {
+    let spec = ReleaseSpec {
+        app: name("app"),
+        version: version.to_string().parse().unwrap(),
+        digest: digest(version),
+        release_counter: u64::from(version),
+        hardware: vec![],
+        issued_at: None,
+        files: 1,
+        total_bytes: 1,
+    };
+    let name = ReleaseName { app: spec.app.clone(), version: spec.version.clone() };
+    (name.clone(), Object::new(name.object_name(), spec))
+}
+
+fn spec(version: u8, selector: &str) -> RolloutSpec {
+    RolloutSpec::new(format!("app@{version}").parse().unwrap(), selector.parse().unwrap())
+}
+
+fn count(count: u32, soak: u64) -> Wave {
+    Wave { count: Some(count), soak: Span::from_secs(soak), ..Wave::default() }
+}
+
+fn percent(percent: u32, soak: u64) -> Wave {
+    Wave { percent: Some(percent), soak: Span::from_secs(soak), ..Wave::default() }
+}
+
+fn info() -> NodeInfo {
+    NodeInfo {
+        agent_version: "1".into(),
+        boot_id: String::new(),
+        architecture: String::new(),
+        os_image: String::new(),
+        kernel: String::new(),
+        cpus: 1,
+        memory_bytes: 1,
+        hostname: String::new(),
+        addresses: vec![],
+        hardware: vec![],
+        features: [feature::ORDERS.to_owned()].into(),
+    }
+}
+
+/// A fleet, its agents and the time. Agents do nothing by themselves unless [`World::work`] is called.
+#[derive(Debug, Clone)]
+struct World {
+    now: Snapshot,
+    second: i64,
+    /// What the agent of a node works on, which goes on while nobody hears it.
+    agents: BTreeMap<Name, WorkloadStatus>,
+    /// Nodes on which a version fails its trial.
+    bad: Vec<(Name, u8)>,
+}
+
+impl World {
+    /// Nodes `n0` and on, in sites `s0` and on of `per_site` nodes, all Ready; releases 1 to 9.
+    fn new(nodes: usize, per_site: usize) -> World {
+        let node = |i: usize| {
+            let mut node = Object::new(name(&format!("n{i}")), NodeSpec::new(name(&format!("s{}", i / per_site))));
+            node.metadata.labels = [("kind".to_owned(), if i % 2 == 0 { "even" } else { "odd" }.to_owned())].into();
+            node.status = NodeStatus { phase: NodePhase::Ready, info: Some(info()), ..NodeStatus::default() };
+            (name(&format!("n{i}")), node)
+        };
+        let now = Snapshot {
+            nodes: (0..nodes).map(node).collect(),
+            releases: (1..10).map(release).collect(),
+            ..Snapshot::default()
+        };
+        World { now, second: 100, agents: BTreeMap::new(), bad: vec![] }
+    }
+
+    fn start(&mut self, rollout: &str, spec: RolloutSpec) {
+        let mut rollout: Rollout = Object::new(rollout.parse::<ObjectName>().unwrap(), spec);
+        rollout.metadata.creation_timestamp = Some(at(self.second));
+        rollout.metadata.uid = format!("uid of {}", rollout.name());
+        self.now.rollouts.insert(rollout.name().to_owned(), rollout);
+    }
+
+    fn spec(&mut self, rollout: &str) -> &mut RolloutSpec {
+        &mut self.now.rollouts.get_mut(rollout).unwrap().spec
+    }
+
+    fn status(&self, rollout: &str) -> &RolloutStatus {
+        &self.now.rollouts[rollout].status
+    }
+
+    fn node(&self, rollout: &str, node: &str) -> &RolloutNode {
+        &self.status(rollout).nodes[&name(node)]
+    }
+
+    fn phase(&mut self, node: &str, phase: NodePhase) {
+        self.now.nodes.get_mut(&name(node)).unwrap().status.phase = phase;
+        self.hear();
+    }
+
+    fn report(&mut self, node: &str, version: u8, phase: UpdatePhase) {
+        let status = workload(version, phase);
+        self.agents.insert(name(node), status);
+        self.hear();
+    }
+
+    /// Version and hold of what a node was told.
+    fn told(&self, node: &str) -> Option<(String, bool)> {
+        let assigned = self.now.nodes[&name(node)].spec.apps.get(&name("app"))?;
+        Some((assigned.version.to_string(), assigned.order.hold))
+    }
+
+    /// Plans and carries out until nothing is left to do.
+    fn settle(&mut self) {
+        for _ in 0..10 {
+            let plan = plan(&self.now, at(self.second));
+            if plan.steps.is_empty() {
+                return;
+            }
+            self.carry_out(plan.steps);
+        }
+        panic!("the planner does not come to rest");
+    }
+
+    fn carry_out(&mut self, steps: Vec<Step>) {
+        for step in steps {
+            match step {
+                Step::SetApp { node, app, assigned } => {
+                    let apps = &mut self.now.nodes.get_mut(&node).unwrap().spec.apps;
+                    match assigned {
+                        Some(assigned) => drop(apps.insert(app, assigned)),
+                        None => drop(apps.remove(&app)),
+                    }
+                }
+                Step::SetRolloutStatus { rollout, status, .. } => {
+                    self.now.rollouts.get_mut(&rollout).unwrap().status = *status;
+                }
+                Step::Start(rollout) => {
+                    if !self.now.rollouts.contains_key(rollout.name()) {
+                        self.start(rollout.name(), rollout.spec.clone());
+                    }
+                }
+            }
+        }
+    }
+
+    /// The hub hears the agents that it can hear.
+    fn hear(&mut self) {
+        for (name, node) in &mut self.now.nodes {
+            if !matches!(node.status.phase, NodePhase::Ready | NodePhase::NotReady) {
+                continue;
+            }
+            match self.agents.get(name) {
+                Some(said) => drop(node.status.workloads.insert(self::name("app"), said.clone())),
+                None => drop(node.status.workloads.remove(&self::name("app"))),
+            }
+        }
+    }
+
+    /// Every agent that hears the hub takes one step towards what it was told; the others finish what they began.
+    fn work(&mut self) {
+        for (name, node) in &self.now.nodes {
+            let hears = matches!(node.status.phase, NodePhase::Ready | NodePhase::NotReady);
+            let told = node.spec.apps.get(&self::name("app"));
+            let before = self.agents.get(name).cloned();
+            let Some(told) = told.filter(|_| hears) else {
+                if hears {
+                    self.agents.remove(name);
+                } else if let Some(mut going) = before.filter(|a| a.phase == UpdatePhase::Verifying) {
+                    let version = going.target.as_ref().unwrap().version.to_string().parse().unwrap();
+                    going.phase = self.outcome(name, version);
+                    self.agents.insert(name.clone(), going);
+                }
+                continue;
+            };
+            let version: u8 = told.version.to_string().parse().unwrap();
+            let same = before.clone().filter(|a| a.target.as_ref().is_some_and(|t| t.digest == told.digest));
+            let fresh_try = told.order.retry.is_some() && same.as_ref().is_some_and(|a| a.retried != told.order.retry);
+            let phase = match same.as_ref().filter(|_| !fresh_try).map(|a| a.phase) {
+                None | Some(UpdatePhase::Pending) => UpdatePhase::Downloading,
+                Some(UpdatePhase::Downloading) => UpdatePhase::Staged,
+                Some(UpdatePhase::Staged) if told.order.hold => UpdatePhase::Staged,
+                Some(UpdatePhase::Staged) => UpdatePhase::Verifying,
+                Some(UpdatePhase::Verifying) => self.outcome(name, version),
+                Some(done) => done,
+            };
+            let mut next = workload(version, phase);
+            let runs_before = before.and_then(|a| a.running);
+            if !matches!(phase, UpdatePhase::Verifying | UpdatePhase::Succeeded) {
+                next.running = runs_before;
+            }
+            next.retried = told.order.retry.clone();
+            self.agents.insert(name.clone(), next);
+        }
+        self.hear();
+    }
+
+    fn outcome(&self, node: &Name, version: u8) -> UpdatePhase {
+        match self.bad.contains(&(node.clone(), version)) {
+            true => UpdatePhase::RolledBack,
+            false => UpdatePhase::Succeeded,
+        }
+    }
+
+    /// Settles, and lets agents work, for so many seconds.
+    fn run(&mut self, seconds: i64) {
+        for _ in 0..seconds {
+            self.settle();
+            self.work();
+            self.second += 1;
+        }
+        self.settle();
+    }
+
+    /// How many nodes run a version.
+    fn on(&self, version: u8) -> usize {
+        let runs = |a: &&WorkloadStatus| {
+            a.phase == UpdatePhase::Succeeded && a.target.as_ref().is_some_and(|t| t.digest == digest(version))
+        };
+        self.agents.values().filter(runs).count()
+    }
+
+    /// How many nodes ever were told of a version.
+    fn saw(&self, version: u8) -> usize {
+        let told = |node: &&proto::object::Node| {
+            node.spec.apps.get(&name("app")).is_some_and(|assigned| assigned.digest == digest(version))
+        };
+        self.now.nodes.values().filter(told).count()
+    }
+}
+
+fn workload(version: u8, phase: UpdatePhase) -> WorkloadStatus {
+    let running = Running {
+        release: release_ref(version),
+        state: RunState::Running,
+        ready: true,
+        restarts: 0,
+        started_at: None,
+        last_exit: None,
+    };
+    WorkloadStatus {
+        restarted: None,
+        restart_failed: None,
+        retried: None,
+        target: Some(release_ref(version)),
+        phase,
+        reason: String::new(),
+        message: String::new(),
+        since: at(0),
+        progress: None,
+        running: Some(running),
+    }
+}
