@@ -17,8 +17,8 @@ use proto::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use crate::streams::config::StreamsConfig;
 use crate::{bounded, unknown};
+pub use crate::{planner::strategy::RolloutsConfig, streams::config::StreamsConfig};
 
 /// Largest `hub.yaml` that is read, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -60,6 +60,9 @@ pub struct HubConfig {
     /// Where stream records go.
     #[serde(default)]
     pub streams: StreamsConfig,
+    /// How rollouts go about it unless they say otherwise.
+    #[serde(default)]
+    pub rollouts: RolloutsConfig,
 }
 
 fn default_link() -> SocketAddr {
@@ -122,6 +125,7 @@ impl HubConfig {
             unknown_after: default_unknown_after(),
             bulk_bytes_per_s_node: None,
             streams: StreamsConfig::default(),
+            rollouts: RolloutsConfig::default(),
         }
     }
 
@@ -183,6 +187,7 @@ impl HubConfig {
             return Err("bulkBytesPerSNode is 0, so nothing would ever arrive; leave it out for no bound".into());
         }
         self.streams.contradiction()?;
+        self.rollouts.find(&self.rollouts.strategy).map_err(|e| format!("rollouts.strategy: {e}"))?;
         match self.advertise.iter().find(|a| a.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err())) {
             Some(bad) => Err(format!("advertise holds {bad:?}; write host:port")),
             None => Ok(()),

@@ -87,7 +87,7 @@ async fn busybox_httpd_is_released_upgraded_and_reverted() -> anyhow::Result<()>
     stage.start_agent(NODE)?;
 
     let port = free_port().context("no port is free for httpd")?;
-    let roll_out = ["rollout", "start"];
+    let roll_out = ["rollout", "start", "--strategy", "all-at-once"];
 
     write_release(&stage.path("v1"), "1.0.0", port, Some("parcels: first"))?;
     publish(&stage, "v1").await?;

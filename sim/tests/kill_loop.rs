@@ -161,7 +161,9 @@ async fn publish(stage: &Stage, n: u32) -> anyhow::Result<Digest> {
 /// Starts the rollout of a version, kills `victim` when the install is at `wanted`, and waits until the
 /// version runs. Returns where it was killed.
 async fn round(stage: &mut Stage, version: &str, wanted: Moment, victim: &str) -> anyhow::Result<Moment> {
-    stage.crossdock(&["rollout", "start", &format!("witness@{version}"), "--to", "all"]).await?;
+    stage
+        .crossdock(&["rollout", "start", &format!("witness@{version}"), "--strategy", "all-at-once", "--to", "all"])
+        .await?;
     let moment = freeze_at(stage, wanted, version).await?;
     let agent = stage.agent_pid(NODE).context("no agent runs")?;
     if victim != "hub" {
@@ -200,7 +202,9 @@ async fn kill_nine_at_every_stage_converges() -> anyhow::Result<()> {
     stage.join(NODE, "hz-01").await?;
     stage.start_agent(NODE)?;
     let mut published = BTreeSet::from([publish(&stage, 1).await?]);
-    stage.crossdock(&["rollout", "start", "witness@1.0.0", "--to", "all", "--wait"]).await?;
+    stage
+        .crossdock(&["rollout", "start", "witness@1.0.0", "--strategy", "all-at-once", "--to", "all", "--wait"])
+        .await?;
 
     let mut hits: BTreeMap<(&str, Moment), u32> = BTreeMap::new();
     let mut n = 1;

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `Node` | create, change, delete | apps must be published releases; deleting revokes its key |
 //! | `Site` | create, change, delete | one with nodes stays |
-//! | `Rollout` | create, label, delete | the release exists, the selector names a node; its spec is fixed |
+//! | `Rollout` | create, label, steer, delete | see [`super::rollouts`] |
 //! | `JoinToken` | create in a form of its own, delete | the secret is answered once |
 //! | `Release`, `Event` | read | |
 
@@ -19,10 +19,7 @@ use axum::{
 };
 use proto::{
     name::{Name, ReleaseName},
-    object::{
-        EventSpec, EventType, JoinTokenSpec, Metadata, Node, NodeSpec, ReleaseSpec, Rollout, RolloutSpec, Site,
-        SiteSpec,
-    },
+    object::{EventSpec, EventType, JoinTokenSpec, Metadata, Node, NodeSpec, ReleaseSpec, RolloutSpec, Site, SiteSpec},
     selector::Selector,
     units::Span,
 };
@@ -35,8 +32,9 @@ use super::{
     auth::User,
     book::{Book, Page, reference},
     objects::{self, Checked, Resource},
+    rollouts,
 };
-use crate::{events, hub::Hub, planner};
+use crate::{events, hub::Hub};
 
 impl Resource for NodeSpec {
     fn view(hub: &Hub, node: Node) -> Node {
@@ -109,20 +107,6 @@ fn check_site(site: &Site) -> Checked {
     Ok(())
 }
 
-impl Resource for RolloutSpec {
-    async fn check_create(hub: &Hub, new: &Rollout) -> Checked {
-        let snapshot = planner::drive::current(hub).await?;
-        planner::check::validate(&new.spec, &snapshot).map_err(ApiError::invalid)
-    }
-
-    async fn check_update(_: &Hub, old: &Rollout, new: &Rollout) -> Checked {
-        if old.spec == new.spec {
-            return Ok(());
-        }
-        Err(ApiError::conflict("what a rollout does is fixed when it starts; start a new one, which supersedes it"))
-    }
-}
-
 impl Resource for JoinTokenSpec {}
 impl Resource for ReleaseSpec {}
 impl Resource for EventSpec {}
@@ -180,7 +164,7 @@ pub(crate) fn add(mut book: Book) -> Book {
     book.schema::<Metadata>();
     let token = book.schema::<TokenRequest>();
     let book = writable::<RolloutSpec>(writable::<SiteSpec>(writable::<NodeSpec>(book)));
-    let book = readable::<EventSpec>(readable::<ReleaseSpec>(book));
+    let book = rollouts::add(readable::<EventSpec>(readable::<ReleaseSpec>(book)));
     let with_secret = json!({"allOf": [
         reference("JoinToken"),
         {"type": "object", "required": ["token"], "properties": {"token": {"type": "string"}}},

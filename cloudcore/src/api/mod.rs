@@ -19,6 +19,7 @@ mod door;
 mod error;
 mod kinds;
 mod objects;
+mod rollouts;
 mod server;
 mod stream;
 pub(crate) mod streams;

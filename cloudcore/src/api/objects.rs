@@ -34,6 +34,10 @@ pub(crate) trait Resource: Kind + PartialEq + ToSchema {
     fn view(_hub: &Hub, object: Object<Self>) -> Object<Self> {
         object
     }
+    /// Fills in what a new one leaves open.
+    fn complete(_hub: &Hub, _new: &mut Object<Self>) -> Checked {
+        Ok(())
+    }
     /// Whether it may be created.
     fn check_create(_hub: &Hub, _new: &Object<Self>) -> impl Future<Output = Checked> + Send {
         async { Ok(()) }
@@ -45,6 +49,15 @@ pub(crate) trait Resource: Kind + PartialEq + ToSchema {
     /// Whether it may be deleted.
     fn check_delete(_hub: &Hub, _name: &str) -> impl Future<Output = Checked> + Send {
         async { Ok(()) }
+    }
+    /// What else is to be done once it is there, or was changed.
+    fn written(
+        _hub: &Hub,
+        _old: Option<&Object<Self>>,
+        _new: &Object<Self>,
+        _user: &User,
+    ) -> impl Future<Output = ()> + Send {
+        async {}
     }
     /// What else is to be done once it is gone.
     fn deleted(_hub: &Hub, _object: &Object<Self>, _user: &User) -> impl Future<Output = ()> + Send {
@@ -106,11 +119,17 @@ fn missing<S: Kind>(name: &str) -> ApiError {
 }
 
 /// `POST /{plural}`.
-pub(crate) async fn create<S: Resource>(State(api): State<Api>, body: Body) -> Result<Response, ApiError> {
+pub(crate) async fn create<S: Resource>(
+    State(api): State<Api>,
+    Extension(user): Extension<User>,
+    body: Body,
+) -> Result<Response, ApiError> {
     let mut object: Object<S> = read_object(body).await?;
     object.metadata.generation = 0; // counted by the store
+    S::complete(&api.hub, &mut object)?;
     S::check_create(&api.hub, &object).await?;
     let object = api.hub.store().create(object).await?;
+    S::written(&api.hub, None, &object, &user).await;
     Ok((StatusCode::CREATED, Json(S::view(&api.hub, object))).into_response())
 }
 
@@ -118,6 +137,7 @@ pub(crate) async fn create<S: Resource>(State(api): State<Api>, body: Body) -> R
 pub(crate) async fn update<S: Resource>(
     State(api): State<Api>,
     Path(name): Path<String>,
+    Extension(user): Extension<User>,
     body: Body,
 ) -> Result<Json<Object<S>>, ApiError> {
     let object: Object<S> = read_object(body).await?;
@@ -129,6 +149,7 @@ pub(crate) async fn update<S: Resource>(
     let old = api.hub.store().get::<S>(&name).await?.ok_or_else(|| missing::<S>(&name))?;
     S::check_update(&api.hub, &old, &object).await?;
     let object = api.hub.store().update(object).await?;
+    S::written(&api.hub, Some(&old), &object, &user).await;
     Ok(Json(S::view(&api.hub, object)))
 }
 
@@ -155,7 +176,7 @@ pub(crate) async fn read_json<T: DeserializeOwned>(body: Body, limit_bytes: usiz
 }
 
 /// Reads an object as a user may write it: without `status`, with labels that selectors can name.
-async fn read_object<S: Resource>(body: Body) -> Result<Object<S>, ApiError> {
+pub(crate) async fn read_object<S: Resource>(body: Body) -> Result<Object<S>, ApiError> {
     let mut value: Value = read_json(body, MAX_OBJECT_BYTES).await?;
     let Some(map) = value.as_object_mut() else { return Err(ApiError::bad_request("the body is not an object")) };
     map.remove("status");

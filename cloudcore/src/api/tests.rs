@@ -317,7 +317,7 @@ async fn a_release_is_uploaded_published_and_rolled_out() {
 
     // Rollouts: the release and a node have to be there, and the spec stays.
     let rollout = |version: &str, to: &str| {
-        let spec = json!({"app": "app", "version": version, "selector": to});
+        let spec = json!({"app": "app", "version": version, "selector": to, "strategy": "all-at-once"});
         json!({"apiVersion": "crossdock.io/v1", "kind": "Rollout", "metadata": {"name": "r1"}, "spec": spec})
     };
     let error = client.post::<Value>("rollouts", &rollout("9", "all")).await.unwrap_err();
@@ -329,15 +329,31 @@ async fn a_release_is_uploaded_published_and_rolled_out() {
     assert_eq!(made.spec.what(), "app@2");
     let error = client.put("rollouts", "r1", &rollout("1", "name=n1")).await.unwrap_err();
     assert!(error.to_string().contains("start a new one"), "{error}");
-    let assigned = async {
-        let list = client.list("nodes", None).await.unwrap();
-        let mut watch = Box::pin(client.watch("nodes", "", None).await.unwrap());
-        assert_eq!(list.items.len(), 1);
-        while client.get::<NodeSpec>("n1").await.unwrap().spec.apps.is_empty() {
+    let waits = async {
+        let mut watch = Box::pin(client.watch("rollouts", "", None).await.unwrap());
+        loop {
+            let rollout = client.get::<RolloutSpec>("r1").await.unwrap();
+            if rollout.status.nodes.get("n1").is_some_and(|node| node.reason == "NeverConnected") {
+                return;
+            }
             change(&mut watch).await;
         }
     };
-    tokio::time::timeout(SECOND * 20, assigned).await.unwrap();
+    // What it would do can be asked first, and people may steer it.
+    let plan: Value = client.post("rolloutplans", &rollout("2", "name=n1")).await.unwrap();
+    assert_eq!((&plan["waves"][0]["nodes"][0], &plan["nodes"]["n1"]["phase"]), (&json!("n1"), &json!("Deferred")));
+    let error = client.post::<Value>("rolloutplans", &rollout("9", "all")).await.unwrap_err();
+    assert!(error.to_string().contains("no release app@9"), "{error}");
+    let steered = |control: Value| {
+        let mut rollout = rollout("2", "name=n1");
+        rollout["spec"]["control"] = control;
+        rollout
+    };
+    client.put("rollouts", "r1", &steered(json!({"paused": true, "retries": 1}))).await.unwrap();
+    let error = client.put("rollouts", "r1", &steered(json!({"retries": 0}))).await.unwrap_err();
+    assert!(error.to_string().contains("never fall"), "{error}");
+    client.put("rollouts", "r1", &steered(json!({"retries": 1}))).await.unwrap();
+    tokio::time::timeout(SECOND * 20, waits).await.unwrap();
     let error = client.logs("n1", "app", None, false).await.err().unwrap();
     assert!(error.to_string().contains("not connected"), "{error}");
 }

@@ -11,6 +11,8 @@
 //! | 6 | timed out |
 //! | 7 | the hub cannot be reached |
 //! | 8 | not logged in, or not allowed |
+//! | 9 | the rollout is paused: somebody must decide |
+//! | 10 | the rollout was rolled back |
 //! | 141 | whoever read the output has seen enough, as `head` does |
 
 use std::fmt;
@@ -35,6 +37,10 @@ pub enum Exit {
     Unreachable = 7,
     /// 8
     Unauthorized = 8,
+    /// 9
+    Paused = 9,
+    /// 10
+    RolledBack = 10,
 }
 
 /// 128 and the number of SIGPIPE: what a shell reports of a program that the signal ended.

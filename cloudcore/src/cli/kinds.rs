@@ -189,11 +189,12 @@ fn release(object: &Value, now: Timestamp) -> Vec<String> {
 }
 
 fn rollout(object: &Value, now: Timestamp) -> Vec<String> {
-    let status = serde_json::from_value::<Rollout>(object.clone()).map(|r| r.status).unwrap_or_default();
+    let rollout = serde_json::from_value::<Rollout>(object.clone());
+    let (what, status) = rollout.map(|r| (r.spec.what(), r.status)).unwrap_or_default();
     let RolloutCounts { healthy, failed, all, .. } = status.counts();
     vec![
         text(object, "/metadata/name"),
-        format!("{}@{}", text(object, "/spec/app"), text(object, "/spec/version")),
+        what,
         text(object, "/spec/selector"),
         text(object, "/status/phase"),
         format!("{healthy}/{all}"),

@@ -21,6 +21,7 @@ pub mod get;
 pub mod keys;
 pub mod kinds;
 pub mod logs;
+pub mod nodes;
 pub mod output;
 pub mod release;
 pub mod rollout;
@@ -31,7 +32,8 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use client::Client;
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 refused or conflict, 5 rollout failed, \
-                          6 timed out, 7 hub unreachable, 8 not logged in or not allowed.";
+                          6 timed out, 7 hub unreachable, 8 not logged in or not allowed, 9 rollout paused, \
+                          10 rollout rolled back.";
 
 /// Releases for the edge: signed here, run there.
 #[derive(Debug, Parser)]
@@ -74,6 +76,20 @@ enum Command {
     /// Take releases to nodes
     #[command(subcommand)]
     Rollout(rollout::RolloutCommand),
+    /// Start an app again on nodes, under the same waves and budgets as a rollout
+    Restart(nodes::RestartArgs),
+    /// Let rollouts begin nothing on nodes
+    Cordon(nodes::Nodes),
+    /// Let rollouts begin again
+    Uncordon(nodes::Nodes),
+    /// Stop all workloads of nodes; what is installed stays
+    Drain(nodes::Nodes),
+    /// Start them again
+    Undrain(nodes::Nodes),
+    /// Leave an app on a node as it is, whatever is rolled out
+    Pin(nodes::PinArgs),
+    /// Let rollouts change it again
+    Unpin(nodes::PinArgs),
     /// Watch a hub and three agents do the main job on this machine
     Demo(demo::DemoArgs),
     /// The program that the demo releases
@@ -137,6 +153,13 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Keys(args) => keys::run(args, &context).await,
         Command::Release(args) => release::run(args, &context).await,
         Command::Rollout(command) => rollout::run(command, &context).await,
+        Command::Restart(args) => nodes::restart(args, &context).await,
+        Command::Cordon(which) => nodes::change(which, &nodes::Change::Cordon(true), &context).await,
+        Command::Uncordon(which) => nodes::change(which, &nodes::Change::Cordon(false), &context).await,
+        Command::Drain(which) => nodes::change(which, &nodes::Change::Drain(true), &context).await,
+        Command::Undrain(which) => nodes::change(which, &nodes::Change::Drain(false), &context).await,
+        Command::Pin(args) => nodes::pin(args, true, &context).await,
+        Command::Unpin(args) => nodes::pin(args, false, &context).await,
         Command::Demo(args) => demo::run(args).await,
         Command::DemoApp(args) => demo_app::run(args).await,
         Command::Relay { listen, hub } => {

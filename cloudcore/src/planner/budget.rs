@@ -43,6 +43,11 @@ fn is_applying(node: &Node, app: &Name) -> bool {
     let Some(assigned) = node.spec.apps.get(app).filter(|assigned| !assigned.order.hold) else { return false };
     let Some(said) = node.status.workloads.get(app) else { return true };
     let settled = matches!(said.phase, UpdatePhase::Succeeded | UpdatePhase::Failed | UpdatePhase::RolledBack);
+    // It was to go elsewhere, and is told to stay with what runs.
+    let stays = said.running.as_ref().is_some_and(|running| running.release.digest == assigned.digest);
+    if stays && said.target.as_ref().is_some_and(|target| target.digest != assigned.digest) {
+        return false;
+    }
     let same = said.target.as_ref().is_some_and(|target| target.digest == assigned.digest);
     !(same && settled) || assigned.order.restart.is_some() && said.restarted != assigned.order.restart
 }

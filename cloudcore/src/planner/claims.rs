@@ -8,7 +8,7 @@ use proto::{
     selector::Selector,
 };
 
-use super::{Snapshot, pass::Draft};
+use super::{Snapshot, draft::Draft};
 
 /// Rollouts of each app, newest first, with what a claim needs.
 #[derive(Debug)]

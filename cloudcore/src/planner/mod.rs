@@ -18,7 +18,11 @@
 //! | `gate` | whether a wave has passed, has failed or says nothing |
 //! | `budget` | whether one more node may be unavailable |
 //! | `window` | whether it is the time of the week, and when it will be |
+//! | `draft` | which nodes a rollout has, and whether there is anything to do about it |
+//! | `advance` | which wave is on |
+//! | `begin` | what begins on which node, and why something does not |
 //! | `pass` | one rollout, one pass: all of the above in order |
+//! | [`forecast`] | what a rollout would do, before it does anything |
 //! | [`drive`] | the loop that follows the store and carries steps out |
 //!
 //! - A node belongs, for each app, to the newest rollout that names it. One that ended badly keeps only the nodes
@@ -28,10 +32,14 @@
 //!   when it is back, under the same budget and windows, however long the rollout has been over.
 //! - What a node got is taken back from it by no one but the end of its rollout, and only if it has not begun.
 
+mod advance;
+mod begin;
 mod budget;
 pub mod check;
 mod claims;
+mod draft;
 pub mod drive;
+pub mod forecast;
 mod gate;
 mod node;
 mod pass;
@@ -108,8 +116,8 @@ pub fn plan(snapshot: &Snapshot, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
     let mut oldest_first: Vec<&Rollout> = snapshot.rollouts.values().collect();
     oldest_first.sort_by(|a, b| age(a).cmp(&age(b)));
-    let mut drafts: Vec<pass::Draft<'_>> =
-        oldest_first.into_iter().map(|rollout| pass::Draft::new(rollout, snapshot, now)).collect();
+    let mut drafts: Vec<draft::Draft<'_>> =
+        oldest_first.into_iter().map(|rollout| draft::Draft::new(rollout, snapshot, now)).collect();
     // Who starts with which nodes comes first, so that it is known whose a node is before anything is judged.
     let claims = claims::Claims::new(&drafts, snapshot);
     let mut busy = budget::Busy::new(snapshot);

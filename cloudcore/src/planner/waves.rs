@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use proto::{
     digest::Digest,
     name::Name,
-    object::{Node, NodePhase, RolloutStatus, rollout::Wave},
+    object::{Node, NodePhase, Rollout, RolloutStatus, rollout::Wave},
 };
 
 use super::Snapshot;
@@ -15,15 +15,22 @@ pub(super) fn of(waves: &[Wave]) -> Vec<Wave> {
     if waves.is_empty() { vec![Wave::default()] } else { waves.to_vec() }
 }
 
-/// Orders the nodes of a rollout by chance, always the same for the same rollout: 0 to `u64::MAX`.
-pub(super) fn chance(uid: &str, node: &Name) -> u64 {
-    let digest = Digest::of(format!("{uid}/{node}").as_bytes());
+/// Orders the nodes of a rollout by chance, 0 to `u64::MAX`: always the same for the same release, so that a plan
+/// that is only shown names the nodes that the rollout would begin with.
+pub(super) fn chance(rollout: &Rollout, node: &Name) -> u64 {
+    let digest = Digest::of(format!("{}/{node}", rollout.spec.what()).as_bytes());
     digest.as_bytes().iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 /// The nodes that wave `index` takes of those that have no wave yet. Nodes that are there come first, so that a
 /// small wave is of some use.
-pub(super) fn draw(waves: &[Wave], index: usize, uid: &str, status: &RolloutStatus, snapshot: &Snapshot) -> Vec<Name> {
+pub(super) fn draw(
+    waves: &[Wave],
+    index: usize,
+    rollout: &Rollout,
+    status: &RolloutStatus,
+    snapshot: &Snapshot,
+) -> Vec<Name> {
     let Some(wave) = waves.get(index) else { return vec![] };
     let left = status.nodes.iter().filter(|(_, entry)| entry.wave.is_none()).filter_map(|(name, _)| {
         let node = snapshot.nodes.get(name)?;
@@ -33,7 +40,7 @@ pub(super) fn draw(waves: &[Wave], index: usize, uid: &str, status: &RolloutStat
         return left.map(|(name, _)| name.clone()).collect();
     }
     let mut left: Vec<(&Name, &Node)> = left.collect();
-    left.sort_by_cached_key(|(name, node)| (node.status.phase != NodePhase::Ready, chance(uid, name)));
+    left.sort_by_cached_key(|(name, node)| (node.status.phase != NodePhase::Ready, chance(rollout, name)));
     let most = match (wave.count, wave.percent) {
         (Some(count), _) => count as usize,
         (None, Some(percent)) => {

@@ -258,9 +258,15 @@ impl RolloutSpec {
     /// A rollout of a release to all that `selector` names at once, as plain as it can be.
     #[must_use]
     pub fn new(release: ReleaseName, selector: Selector) -> RolloutSpec {
+        RolloutSpec { version: Some(release.version), ..RolloutSpec::restart(release.app, selector) }
+    }
+
+    /// Starts an app again wherever `selector` names a node that has it.
+    #[must_use]
+    pub fn restart(app: Name, selector: Selector) -> RolloutSpec {
         RolloutSpec {
-            app: release.app,
-            version: Some(release.version),
+            app,
+            version: None,
             selector,
             strategy: None,
             waves: vec![],

@@ -73,7 +73,10 @@ impl Fixture {
     /// When the hub refuses.
     pub async fn start_rollout(&self, version: &str) -> anyhow::Result<()> {
         let release = format!("{APP}@{version}");
-        self.stage.crossdock(&["rollout", "start", &release, "--to", "all"]).await.map(drop)
+        self.stage
+            .crossdock(&["rollout", "start", &release, "--strategy", "all-at-once", "--to", "all"])
+            .await
+            .map(drop)
     }
 
     /// A join token for so many boxes.

@@ -95,7 +95,7 @@ fn runs(node: &Node, version: &str) -> bool {
 async fn roll_out(stage: &mut Stage, version: &str) -> anyhow::Result<String> {
     publish(stage, version, "").await?;
     let release = format!("{APP}@{version}");
-    stage.crossdock(&["rollout", "start", &release, "--to", "all", "--wait"]).await?;
+    stage.crossdock(&["rollout", "start", &release, "--strategy", "all-at-once", "--to", "all", "--wait"]).await?;
     let healthy = |n: &Node| runs(n, version) && workload(n).is_some_and(|w| w.phase == UpdatePhase::Succeeded);
     stage.wait_for_nodes("all report the digest healthy", healthy).await?;
     stage.crossdock(&["get", "nodes", "-o", "wide"]).await?;
@@ -142,7 +142,7 @@ pub async fn tampered_artifact(stage: &mut Stage) -> anyhow::Result<String> {
     let (good, other) = (blob_of(stage, "3.0.0"), blob_of(stage, "2.0.0"));
     fs::copy(&other, &good).with_context(|| format!("replace {}", good.display()))?;
     let release = format!("{APP}@3.0.0");
-    stage.crossdock(&["rollout", "start", &release, "--to", "all"]).await?;
+    stage.crossdock(&["rollout", "start", &release, "--strategy", "all-at-once", "--to", "all"]).await?;
     let refused = |n: &Node| {
         let blocked = workload(n).is_some_and(|w| {
             w.target.as_ref().is_some_and(|t| t.version.as_str() == "3.0.0")
@@ -165,7 +165,9 @@ fn blob_of(stage: &Stage, version: &str) -> PathBuf {
 pub async fn crashing_release(stage: &mut Stage) -> anyhow::Result<String> {
     publish(stage, "4.0.0", ", --crash").await?;
     let release = format!("{APP}@4.0.0");
-    let (code, _) = stage.try_run("crossdock", &["rollout", "start", &release, "--to", "all", "--wait"]).await?;
+    let (code, _) = stage
+        .try_run("crossdock", &["rollout", "start", &release, "--strategy", "all-at-once", "--to", "all", "--wait"])
+        .await?;
     ensure!(code == 5, "a rollout that fails ends with exit code 5, this one with {code}");
     let reverted = |n: &Node| workload(n).is_some_and(|w| w.phase == UpdatePhase::RolledBack) && runs(n, "2.0.0");
     stage.wait_for_nodes("all are back on 2.0.0", reverted).await?;

@@ -95,7 +95,8 @@ impl World {
     fn new(nodes: usize, per_site: usize) -> World {
         let node = |i: usize| {
             let mut node = Object::new(name(&format!("n{i}")), NodeSpec::new(name(&format!("s{}", i / per_site))));
-            node.metadata.labels = [("kind".to_owned(), if i % 2 == 0 { "even" } else { "odd" }.to_owned())].into();
+            node.metadata.labels =
+                [("kind".to_owned(), if i.is_multiple_of(2) { "even" } else { "odd" }.to_owned())].into();
             node.status = NodeStatus { phase: NodePhase::Ready, info: Some(info()), ..NodeStatus::default() };
             (name(&format!("n{i}")), node)
         };

@@ -1,0 +1,181 @@
+//! What begins on which node, and the one reason why it does not.
+
+use proto::{
+    name::Name,
+    object::{
+        AppOrder, AssignedApp, Node, RolloutPhase, UpdatePhase,
+        rollout::{WavePhase, Window, reason},
+    },
+    units::Span,
+};
+
+use super::{
+    budget::Groups,
+    node::{self, State, Target},
+    pass::{Pass, knows_orders, later},
+    waves, window,
+};
+
+impl<'a> Pass<'_, 'a> {
+    /// Whether a node fetches before it may apply: it can, and applying may have to wait.
+    pub fn holds_first(&self, node: &Node) -> bool {
+        let spec = self.spec();
+        let may_wait = spec.budget.is_some() || !spec.windows.apply.is_empty();
+        may_wait && knows_orders(node) && self.target != Target::Restart
+    }
+
+    /// Begins what may begin, and says of whatever may not why. With `still` nothing may.
+    pub fn begin(&mut self, still: Option<(&'static str, String)>) {
+        let snapshot = self.draft.snapshot;
+        let last = self.draft.status.waves.len().saturating_sub(1);
+        let over = self.draft.status.phase == RolloutPhase::Succeeded;
+        let names: Vec<Name> = self
+            .draft
+            .status
+            .nodes
+            .iter()
+            .filter(|(_, entry)| !entry.is_decided() && entry.phase != UpdatePhase::Deferred)
+            .filter(|(_, entry)| entry.reason != reason::SUPERSEDED)
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in &names {
+            let (Some((name, node)), Some(entry)) =
+                (snapshot.nodes.get_key_value(name), self.draft.status.nodes.get(name))
+            else {
+                continue;
+            };
+            let mut wave = entry.wave.map(|wave| wave as usize);
+            // Who joined when the last wave had begun belongs to it.
+            let late = self.draft.status.waves.get(last).is_some_and(|wave| wave.started_at.is_some());
+            if wave.is_none() && (late || over) {
+                wave = Some(last);
+                let number = u32::try_from(last).ok();
+                if let Some(entry) = self.draft.status.to_mut().nodes.get_mut(name) {
+                    entry.wave = number;
+                }
+            }
+            let Some(wave) = wave else {
+                let state = self.waits_for_wave();
+                self.draft.set(name, &state);
+                continue;
+            };
+            self.begin_node(name, node, wave, still.as_ref());
+        }
+    }
+
+    fn waits_for_wave(&self) -> State<'static> {
+        let next = self.draft.status.waves.iter().find(|wave| wave.phase != WavePhase::Passed);
+        match next {
+            Some(wave) if wave.phase == WavePhase::AwaitingApproval => {
+                State::waits(reason::APPROVAL, format!("wave {} awaits approval: {}", wave.name, wave.message))
+            }
+            Some(wave) => State::waits(reason::WAVE, format!("its wave comes after wave {}", wave.name)),
+            None => State::waits(reason::WAVE, ""),
+        }
+    }
+
+    fn begin_node(&mut self, name: &'a Name, node: &'a Node, wave: usize, still: Option<&(&'static str, String)>) {
+        let told = self.told(node);
+        let staged = || self.draft.status.nodes.get(name).is_some_and(|entry| entry.phase == UpdatePhase::Staged);
+        if told.is_some_and(|told| !told.order.hold) || told.is_some() && !staged() {
+            return; // at work, as it says
+        }
+        let phase = if told.is_some() { UpdatePhase::Staged } else { UpdatePhase::Pending };
+        let hindrance = match still {
+            Some((word, text)) => Some((*word, text.clone())),
+            None if told.is_some() => self.hinders_apply(name, node),
+            None => self.hinders_begin(name, node, wave),
+        };
+        if let Some((word, text)) = hindrance {
+            self.draft.set(name, &State::new(phase, word, text));
+            return;
+        }
+        let before = node.spec.apps.get(&self.spec().app);
+        let hold = told.is_none() && self.holds_first(node);
+        let order = AppOrder { hold, max_deferral_s: self.spec().max_deferral.get().as_secs(), ..AppOrder::default() };
+        let order = match told {
+            Some(told) => AppOrder { hold: false, ..told.order.clone() },
+            None => order,
+        };
+        let Some(assigned) = node::telling(before, &self.target, self.name(), order) else {
+            let text = "there is nothing of the app to start again";
+            self.draft.set(name, &State::new(UpdatePhase::Blocked, reason::NOT_RUNNING, text));
+            return;
+        };
+        let (kept, now) = (self.to_go_back_to(name, before), self.draft.now);
+        let fresh = told.is_none();
+        self.tell(name, Some(assigned));
+        if !hold {
+            self.busy.add(name);
+        }
+        let state = State::new(phase, "", "");
+        self.draft.change(name, &state, |entry| {
+            if !hold {
+                entry.released_at = Some(now);
+            }
+            if fresh {
+                entry.before = kept;
+                entry.told = true;
+            }
+        });
+    }
+
+    /// What an abort leaves a node with: what it proved last. What it was told since, and had not proved, nobody
+    /// would ever see through.
+    fn to_go_back_to(&self, name: &Name, mut before: Option<&'a AssignedApp>) -> Option<AssignedApp> {
+        let teller = |told: &AssignedApp| {
+            let rollout = self.draft.snapshot.rollouts.get(told.rollout.as_ref()?)?;
+            rollout.status.nodes.get(name).filter(|entry| told.order.hold || entry.phase != UpdatePhase::Succeeded)
+        };
+        while let Some(unproved) = before.and_then(teller) {
+            before = unproved.before.as_ref();
+        }
+        before.cloned()
+    }
+
+    /// Why a node does not begin at all yet.
+    fn hinders_begin(&mut self, name: &'a Name, node: &'a Node, wave: usize) -> Option<(&'static str, String)> {
+        let spec = self.spec();
+        if spec.jitter > Span::default() {
+            let begun = self.draft.status.waves.get(wave).and_then(|wave| wave.started_at).unwrap_or(self.draft.now);
+            let share = waves::chance(self.draft.rollout, name) as f64 / u64::MAX as f64;
+            let at = later(begun, Span::from_millis((spec.jitter.get().as_millis() as f64 * share) as u64));
+            if self.draft.now < at {
+                self.plan.wake_at(at);
+                return Some((reason::JITTER, format!("nodes begin spread over {}: its turn is at {at}", spec.jitter)));
+            }
+        }
+        if self.target != Target::Restart
+            && let Some(text) = self.closed(&spec.windows.download, node, "download")
+        {
+            return Some((reason::DOWNLOAD_WINDOW, text));
+        }
+        if self.holds_first(node) { None } else { self.hinders_apply(name, node) }
+    }
+
+    /// Why a node may not apply yet. Otherwise it has its place in the budget.
+    fn hinders_apply(&mut self, name: &'a Name, node: &'a Node) -> Option<(&'static str, String)> {
+        let spec = self.spec();
+        if let Some(text) = self.closed(&spec.windows.apply, node, "apply") {
+            return Some((reason::APPLY_WINDOW, text));
+        }
+        let budget = spec.budget.as_ref()?;
+        let (draft, busy) = (&*self.draft, &*self.busy);
+        let groups = self.groups.get_or_insert_with(|| Groups::new(budget, &draft.status.nodes, draft.snapshot, busy));
+        groups.take(name, node).err().map(|text| (Groups::REASON, text))
+    }
+
+    fn closed(&mut self, windows: &[Window], node: &Node, what: &str) -> Option<String> {
+        let site = self.draft.snapshot.sites.get(node.spec.site.as_str());
+        let zone = window::zone(site, &self.spec().windows);
+        let opens = window::opens(windows, &zone, self.draft.now)?;
+        let Some(at) = opens else { return Some(format!("no window to {what} opens within a week")) };
+        self.plan.wake_at(at);
+        let local = at.to_zoned(zone);
+        Some(format!(
+            "the window to {what} opens at {} at site {}",
+            local.strftime("%Y-%m-%d %H:%M %:z"),
+            node.spec.site
+        ))
+    }
+}

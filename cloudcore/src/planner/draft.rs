@@ -1,0 +1,171 @@
+//! A rollout with the status that a pass makes of it, copied once something changes.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use jiff::Timestamp;
+use proto::{
+    name::Name,
+    object::{
+        Rollout, RolloutNode, RolloutPhase, RolloutStatus, UpdatePhase,
+        rollout::{WavePhase, WaveStatus, reason},
+    },
+};
+
+use super::{
+    Snapshot, Step, check, claims,
+    node::{State, Target},
+    waves,
+};
+
+/// A rollout with the status that this pass makes of it.
+#[derive(Debug)]
+pub(super) struct Draft<'a> {
+    pub rollout: &'a Rollout,
+    /// Nodes that came in with this pass.
+    pub fresh: BTreeSet<&'a Name>,
+    pub snapshot: &'a Snapshot,
+    pub now: Timestamp,
+    pub status: Cow<'a, RolloutStatus>,
+    live: bool,
+}
+
+impl<'a> Draft<'a> {
+    /// The rollout as it enters the pass: one that was not looked at yet gets its digest and its nodes, or its
+    /// refusal; one that goes on gets those that joined, and loses those that were deleted.
+    pub fn new(rollout: &'a Rollout, snapshot: &'a Snapshot, now: Timestamp) -> Draft<'a> {
+        let status = Cow::Borrowed(&rollout.status);
+        let mut draft = Draft { rollout, fresh: BTreeSet::new(), snapshot, now, status, live: false };
+        if rollout.status.phase == RolloutPhase::Pending {
+            draft.start();
+        }
+        draft.live = draft.goes_on();
+        if draft.live {
+            draft.take_in();
+        }
+        draft
+    }
+
+    pub fn status(&self) -> &RolloutStatus {
+        &self.status
+    }
+
+    /// Whether there may be anything to do about it.
+    pub fn is_live(&self) -> bool {
+        self.live
+    }
+
+    fn goes_on(&self) -> bool {
+        match self.status.phase {
+            RolloutPhase::Pending | RolloutPhase::Progressing | RolloutPhase::Paused | RolloutPhase::RollingBack => {
+                true
+            }
+            // Who comes back, or joins, still gets it.
+            RolloutPhase::Succeeded => {
+                let spec = &self.rollout.spec;
+                spec.version.is_some() && !claims::is_shadowed(self, self.snapshot)
+            }
+            // What has not begun is taken back.
+            RolloutPhase::Failed | RolloutPhase::Aborted | RolloutPhase::Superseded => {
+                self.status.nodes.values().any(|entry| entry.told && !entry.is_decided())
+            }
+            RolloutPhase::RolledBack => false,
+        }
+    }
+
+    fn start(&mut self) {
+        let begun = RolloutStatus { started_at: Some(self.now), ..RolloutStatus::default() };
+        let spec = &self.rollout.spec;
+        if let Err(message) = check::validate(spec, self.snapshot) {
+            let finished_at = Some(self.now);
+            let refused = RolloutStatus { phase: RolloutPhase::Failed, message, finished_at, ..begun };
+            self.status = Cow::Owned(refused);
+            return;
+        }
+        let digest = spec.release().and_then(|release| self.snapshot.releases.get(&release)).map(|r| r.spec.digest);
+        let waves = waves::of(&spec.waves);
+        let waves = (0..waves.len()).map(|i| WaveStatus { name: spec.wave_name(i), ..WaveStatus::default() }).collect();
+        let mut nodes = BTreeMap::new();
+        for name in check::members(spec, self.snapshot) {
+            self.fresh.insert(name);
+            nodes.insert(name.clone(), RolloutNode::waiting(UpdatePhase::Pending, "", ""));
+        }
+        self.status = Cow::Owned(RolloutStatus { phase: RolloutPhase::Progressing, digest, waves, nodes, ..begun });
+    }
+
+    fn take_in(&mut self) {
+        let snapshot = self.snapshot;
+        if self.status.nodes.keys().any(|name| !snapshot.nodes.contains_key(name)) {
+            self.status.to_mut().nodes.retain(|name, _| snapshot.nodes.contains_key(name));
+        }
+        let open =
+            matches!(self.status.phase, RolloutPhase::Progressing | RolloutPhase::Paused | RolloutPhase::Succeeded);
+        if !open || self.rollout.spec.undoes.is_some() || self.rollout.spec.version.is_none() {
+            return;
+        }
+        let selector = &self.rollout.spec.selector;
+        let mut known = self.status.nodes.keys().peekable();
+        let mut joined = vec![];
+        // Both are in the order of names.
+        for (name, node) in &snapshot.nodes {
+            while known.next_if(|k| *k < name).is_some() {}
+            if known.peek() != Some(&name) && node.matches(selector) {
+                joined.push(name);
+            }
+        }
+        for name in joined {
+            self.fresh.insert(name);
+            let entry = RolloutNode::waiting(UpdatePhase::Pending, reason::WAVE, "it joined later");
+            self.status.to_mut().nodes.insert(name.clone(), entry);
+        }
+    }
+
+    /// What is to be written, if anything changed.
+    pub fn into_step(self) -> Option<Step> {
+        let Draft { rollout, status, .. } = self;
+        let Cow::Owned(status) = status else { return None };
+        (status != rollout.status).then(|| Step::SetRolloutStatus {
+            rollout: rollout.name().to_owned(),
+            uid: rollout.metadata.uid.clone(),
+            status: Box::new(status),
+        })
+    }
+
+    pub fn set(&mut self, name: &Name, state: &State<'_>) {
+        self.change(name, state, |_| {});
+    }
+
+    /// Sets the state of a node, and more of its entry; its time is that of the last change.
+    pub fn change(&mut self, name: &Name, state: &State<'_>, more: impl FnOnce(&mut RolloutNode)) {
+        let Some(before) = self.status.nodes.get(name) else { return };
+        let mut entry = before.clone();
+        if entry.phase != state.phase || entry.reason != state.reason || entry.since.is_none() {
+            entry.since = Some(self.now);
+        }
+        (entry.phase, entry.reason) = (state.phase, state.reason.clone().into_owned());
+        entry.message = state.message.clone().into_owned();
+        more(&mut entry);
+        if entry != *before {
+            self.status.to_mut().nodes.insert(name.clone(), entry);
+        }
+    }
+
+    pub fn target(&self) -> Option<Target> {
+        match &self.rollout.spec.version {
+            Some(version) => Some(Target::Release(version.clone(), self.status.digest?)),
+            None => Some(Target::Restart),
+        }
+    }
+
+    /// Why nothing may begin, if so.
+    pub fn holds_still(&self) -> Option<(&'static str, String)> {
+        if self.rollout.spec.control.paused {
+            let text = format!("the rollout is paused; crossdock rollout resume {}", self.rollout.name());
+            return Some((reason::PAUSED, text));
+        }
+        let failed = self.status.waves.iter().find(|wave| wave.phase == WavePhase::Failed)?;
+        Some((reason::PAUSED, format!("wave {} failed", failed.name)))
+    }
+}
