@@ -32,28 +32,33 @@ pub(crate) async fn run(hub: Hub, mut stop: watch::Receiver<bool>) {
     }
 }
 
-/// All objects of a kind, kept up to date.
-struct Mirror<S: Kind + PartialEq> {
-    items: BTreeMap<String, Object<S>>,
+/// All objects of a kind, kept up to date, by a key that each makes of its name.
+struct Mirror<S: Kind + PartialEq, K> {
+    items: BTreeMap<K, Object<S>>,
+    key: fn(&str) -> Option<K>,
     watch: Watch<S>,
 }
 
-impl<S: Kind + PartialEq> Mirror<S> {
-    async fn new(hub: &Hub) -> Result<Mirror<S>, StoreError> {
+impl<S: Kind + PartialEq, K: Ord> Mirror<S, K> {
+    async fn new(hub: &Hub, key: fn(&str) -> Option<K>) -> Result<Mirror<S, K>, StoreError> {
         let (list, watch) = list_and_watch::<S>(hub).await?;
-        let items = list.items.into_iter().map(|o| (o.name().to_owned(), o)).collect();
-        Ok(Mirror { items, watch })
+        let items = list.items.into_iter().filter_map(|object| Some((key(object.name())?, object))).collect();
+        Ok(Mirror { items, key, watch })
     }
 
     /// Takes the next change; `false` when it fell behind. Cancel safe.
     async fn next(&mut self) -> bool {
         match self.watch.next().await {
             Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
-                self.items.insert(object.name().to_owned(), object);
+                if let Some(key) = (self.key)(object.name()) {
+                    self.items.insert(key, object);
+                }
                 true
             }
             Some(WatchEvent::Deleted(object)) => {
-                self.items.remove(object.name());
+                if let Some(key) = (self.key)(object.name()) {
+                    self.items.remove(&key);
+                }
                 true
             }
             None => false,
@@ -65,13 +70,16 @@ impl<S: Kind + PartialEq> Mirror<S> {
 async fn follow(hub: &Hub, stop: &mut watch::Receiver<bool>) -> Result<(), StoreError> {
     // Rollouts first: what one of them names was there before it, so the later lists have it. The other
     // way round a rollout could fail for ever because of a node that joined in between.
-    let mut rollouts = Mirror::<RolloutSpec>::new(hub).await?;
-    let mut releases = Mirror::<ReleaseSpec>::new(hub).await?;
-    let mut nodes = Mirror::<NodeSpec>::new(hub).await?;
+    let text = |name: &str| Some(name.to_owned());
+    let mut rollouts = Mirror::<RolloutSpec, String>::new(hub, text).await?;
+    let mut releases = Mirror::<ReleaseSpec, String>::new(hub, text).await?;
+    let mut nodes = Mirror::<NodeSpec, Name>::new(hub, |name| name.parse().ok()).await?;
     loop {
         if rollouts.items.values().any(|r| !r.status.phase.is_final()) {
-            let snapshot = snapshot(&nodes.items, &rollouts.items, &releases.items);
+            // Nodes are many: they are lent, not copied.
+            let snapshot = snapshot(std::mem::take(&mut nodes.items), &rollouts.items, &releases.items);
             let steps = plan(&snapshot, hub.env().wall.now());
+            nodes.items = snapshot.nodes;
             if !steps.is_empty() {
                 carry_out(hub, steps, &rollouts.items).await?;
             }
@@ -98,15 +106,14 @@ async fn follow(hub: &Hub, stop: &mut watch::Receiver<bool>) -> Result<(), Store
 }
 
 fn snapshot(
-    nodes: &BTreeMap<String, Node>,
+    nodes: BTreeMap<Name, Node>,
     rollouts: &BTreeMap<String, Rollout>,
     releases: &BTreeMap<String, Object<ReleaseSpec>>,
 ) -> Snapshot {
-    let node = |n: &Node| Some((n.name().parse::<Name>().ok()?, n.clone()));
     let release =
         |r: &Object<ReleaseSpec>| (ReleaseName { app: r.spec.app.clone(), version: r.spec.version.clone() }, r.clone());
     Snapshot {
-        nodes: nodes.values().filter_map(node).collect(),
+        nodes,
         rollouts: rollouts.values().cloned().collect(),
         releases: releases.values().map(release).collect(),
     }
@@ -117,11 +124,11 @@ fn snapshot(
 /// # Errors
 /// When the store fails.
 pub async fn current(hub: &Hub) -> Result<Snapshot, StoreError> {
-    let by_name = |list: Vec<Node>| list.into_iter().map(|o| (o.name().to_owned(), o)).collect::<BTreeMap<_, _>>();
-    let nodes = by_name(hub.store().list::<NodeSpec>(None).await?.items);
+    let nodes = hub.store().list::<NodeSpec>(None).await?.items;
+    let nodes = nodes.into_iter().filter_map(|node| Some((node.name().parse().ok()?, node))).collect();
     let releases = hub.store().list::<ReleaseSpec>(None).await?.items;
     let releases = releases.into_iter().map(|o| (o.name().to_owned(), o)).collect();
-    Ok(snapshot(&nodes, &BTreeMap::new(), &releases))
+    Ok(snapshot(nodes, &BTreeMap::new(), &releases))
 }
 
 /// Assignments first, in one transaction for each app and release; then the rollouts.
