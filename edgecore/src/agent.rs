@@ -251,18 +251,25 @@ fn check_identity(config: &AgentConfig, paths: &Paths) -> Result<(), ConfigError
 /// Keeps the conditions of the report.
 async fn watch_conditions(
     shared: Arc<Shared>,
-    trust: watch::Receiver<TrustState>,
-    outbox: watch::Receiver<OutboxState>,
-    endpoints: watch::Receiver<Endpoints>,
+    mut trust: watch::Receiver<TrustState>,
+    mut outbox: watch::Receiver<OutboxState>,
+    mut endpoints: watch::Receiver<Endpoints>,
 ) {
     let mut ticks = interval(CONDITIONS_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut told: Option<Arc<[Condition]>> = None;
     loop {
         ticks.tick().await;
         let now = shared.env.wall.now();
-        let mut conditions = vec![ready(&trust.borrow(), now)];
-        conditions.extend(shared.facts.conditions(now));
-        conditions.push(streams(&outbox.borrow(), &endpoints.borrow(), now));
+        let found = shared.facts.conditions(now);
+        let same = told.as_ref().is_some_and(|told| Arc::ptr_eq(told, &found));
+        if same && !trust.has_changed() && !outbox.has_changed() && !endpoints.has_changed() {
+            continue;
+        }
+        let mut conditions = vec![ready(&trust.borrow_and_update(), now)];
+        conditions.extend_from_slice(&found);
+        conditions.push(streams(&outbox.borrow_and_update(), &endpoints.borrow_and_update(), now));
+        told = Some(found);
         shared.board.send_if_modified(|board| {
             for condition in &mut conditions {
                 // A condition's time is that of its last change of status.

@@ -13,7 +13,7 @@
 //! more has seen a newer outbox than this (the box was restored from an older image), and what was taken
 //! since goes on in a new epoch. Later the hub knows more because it was told.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use proto::{
@@ -35,7 +35,7 @@ use quinn::{Connection, RecvStream, SendStream};
 use tokio::{
     sync::mpsc,
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
 use crate::{
@@ -163,17 +163,19 @@ async fn deliver(
     };
     up.begin(&held, &told, &marks, &live).await?;
     *proven = true;
-    let mut lag = interval(LAG_EVERY);
-    lag.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let begin = Instant::now();
+    // When the hub is told how far streams are behind; only what changed can be news.
+    let mut lag_at = Some(begin);
+    let mut closed = pin!(connection.closed());
     let mut known = held;
     loop {
         let (live_ready, backlog_ready) = (up.sender.next(Lane::Live), up.sender.next(Lane::Backlog));
         // Every arm is cancel safe; what they lead to runs to its end in the bodies.
         tokio::select! {
             biased;
-            error = connection.closed() => return Err(line(error)),
+            error = &mut closed => return Err(line(error)),
             down = inbox.recv() => up.answered(next(down)?),
-            () = sleep_until(up.delete_at.unwrap_or_else(Instant::now)), if up.delete_at.is_some() => {
+            () = sleep_until(up.delete_at.unwrap_or(begin)), if up.delete_at.is_some() => {
                 up.delete().await?;
                 if epoch_over(&known, &outbox.held()) {
                     return Err(Ended::Renewed);
@@ -181,11 +183,14 @@ async fn deliver(
             }
             Ok(()) = changed.changed() => {
                 up.grown(&mut known, &live).await?;
+                lag_at.get_or_insert_with(|| next_tick(begin, LAG_EVERY));
             }
             permit = live.out.reserve(), if live_ready.is_some() => {
                 up.send(Lane::Live, live_ready, permit.map_err(line)?).await?;
             }
-            _ = lag.tick() => up.tell_lag(&live)?,
+            () = sleep_until(lag_at.unwrap_or(begin)), if lag_at.is_some() => {
+                lag_at = (!up.tell_lag(&live)?).then(|| next_tick(begin, LAG_EVERY));
+            }
             permit = backlog.out.reserve(), if backlog_ready.is_some() => {
                 up.send(Lane::Backlog, backlog_ready, permit.map_err(line)?).await?;
             }
@@ -278,19 +283,26 @@ impl Uplink<'_> {
         Ok(())
     }
 
-    fn tell_lag(&mut self, live: &Line) -> Result<(), Ended> {
+    /// Returns whether the hub knows it now.
+    fn tell_lag(&mut self, live: &Line) -> Result<bool, Ended> {
         let lag = self.outbox.lag();
         if lag == self.told {
-            return Ok(());
+            return Ok(true);
         }
         // A line that is too busy to take it is told the next time.
         match live.out.try_send(Piece::Frame(Up::Lag { streams: lag.clone() })) {
             Ok(()) => self.told = lag,
-            Err(mpsc::error::TrySendError::Full(_)) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => return Ok(false),
             Err(error) => return Err(line(error)),
         }
-        Ok(())
+        Ok(true)
     }
+}
+
+/// The next multiple of `every` since `begin`.
+fn next_tick(begin: Instant, every: Duration) -> Instant {
+    let since = begin.elapsed();
+    begin + since + every - Duration::from_nanos((since.as_nanos() % every.as_nanos()) as u64)
 }
 
 /// The answer to both openings: what the hub has.

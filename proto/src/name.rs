@@ -1,8 +1,8 @@
 //! Names that are safe in paths, URLs, certificates and MQTT topics.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Why a text is no name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -24,10 +24,12 @@ fn is_label(text: &str, max: usize) -> bool {
 macro_rules! text_newtype {
     ($(#[$doc:meta])* $name:ident, $what:literal, $rule:literal, $check:expr) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
+        ///
+        /// Shared by its clones: names are keys everywhere.
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+        #[serde(try_from = "String")]
         #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = String))]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// The text.
@@ -41,7 +43,7 @@ macro_rules! text_newtype {
             fn try_from(text: String) -> Result<Self, NameError> {
                 let check: fn(&str) -> bool = $check;
                 if check(&text) {
-                    Ok($name(text))
+                    Ok($name(text.into()))
                 } else {
                     let text = text.chars().take(80).collect();
                     Err(NameError { what: $what, rule: $rule, text })
@@ -56,7 +58,12 @@ macro_rules! text_newtype {
         }
         impl From<$name> for String {
             fn from(name: $name) -> String {
-                name.0
+                name.as_str().to_owned()
+            }
+        }
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
             }
         }
         impl AsRef<str> for $name {
@@ -125,7 +132,7 @@ impl ReleaseName {
     /// Name of the `Release` object: `app.version` (an app has no dot, so it splits one way only).
     #[must_use]
     pub fn object_name(&self) -> ObjectName {
-        ObjectName(format!("{}.{}", self.app, self.version))
+        ObjectName(format!("{}.{}", self.app, self.version).into())
     }
 
     /// Path of the TUF target that is this release's manifest.

@@ -197,6 +197,12 @@ impl<T> Receiver<T> {
         Ref(value)
     }
 
+    /// Whether there is a value that was not seen.
+    #[must_use]
+    pub fn has_changed(&self) -> bool {
+        self.shared.version() != self.seen
+    }
+
     /// The value counts as not seen, so that the next [`Receiver::changed`] returns at once.
     pub fn mark_changed(&mut self) {
         self.seen = self.seen.wrapping_sub(1);

@@ -65,6 +65,8 @@ struct State {
     apps: BTreeMap<Name, Process>,
     /// Which version of an app was to be started last.
     tried: BTreeMap<Name, Version>,
+    /// Attempts to start something.
+    attempts: u64,
     /// Instances so far, which are numbered from 1 on.
     started: u64,
     violations: Vec<String>,
@@ -147,6 +149,14 @@ impl SimDriver {
         self.lock().tried.iter().map(|(app, version)| (app.clone(), version.clone())).collect()
     }
 
+    /// Another whenever [`SimDriver::tried`] or [`SimDriver::all_running`] is: between two attempts to start something,
+    /// what runs can only become less.
+    #[must_use]
+    pub fn moment(&self) -> (u64, usize) {
+        let state = self.lock();
+        (state.attempts, state.apps.values().filter(|process| process.instance.exit.is_none()).count())
+    }
+
     /// Everything that runs now, with the number of its instance: no two of a box share one.
     #[must_use]
     pub fn all_running(&self) -> Vec<(Name, ReleaseRef, u64)> {
@@ -195,7 +205,11 @@ impl SimDriver {
             self.trace.line(&self.host, format_args!("VIOLATION {app}@{version}: {problem}"));
             self.lock().violations.push(format!("{}: {app}@{version} was started: {problem}", self.host));
         }
-        self.lock().tried.insert(app.clone(), version.clone());
+        {
+            let mut state = self.lock();
+            state.attempts += 1;
+            state.tried.insert(app.clone(), version.clone());
+        }
         let behaviour = Behaviour::of(&spec.workload.args);
         if behaviour == Behaviour::Refuses {
             self.trace.line(&self.host, format_args!("{app}@{version} does not start"));

@@ -7,6 +7,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use sim::{bench, load, produce, scenario, swarm};
 
+/// A world of hundreds of hosts allocates all the time, in one thread.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Crossdock's simulator and benchmarks.
 ///
 /// Exit codes: 0 all was as it must be, 1 it was not, 2 usage.

@@ -302,7 +302,7 @@ impl Recorder {
                 backlog: Curve::default(),
             });
             track.state.set(at, state_of(node));
-            for (app, now) in &node.apps {
+            for (app, now) in node.apps.iter() {
                 track.apps.entry(app.clone()).or_default().set(at, state_of_app(now));
             }
             if last.is_none_or(|last| last.backlog_records != node.backlog_records) {

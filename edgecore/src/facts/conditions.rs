@@ -1,5 +1,7 @@
 //! Conditions with hysteresis: where one begins and where it ends lie apart, so it does not flutter.
 
+use std::sync::Arc;
+
 use jiff::{SignedDuration, Timestamp};
 use proto::object::{Condition, ConditionStatus, Usage};
 
@@ -15,7 +17,7 @@ const SKEW: SignedDuration = SignedDuration::from_secs(30);
 #[derive(Debug, Default)]
 pub(super) struct Conditions {
     clock_offset: Option<SignedDuration>,
-    now: Vec<Condition>,
+    now: Arc<[Condition]>,
 }
 
 impl Conditions {
@@ -24,27 +26,30 @@ impl Conditions {
         self.clock_offset = Some(offset);
     }
 
-    /// Judges anew.
-    pub(super) fn update(&mut self, usage: &Usage, memory_bytes: u64, now: Timestamp) -> Vec<Condition> {
-        self.now = [
+    /// Judges anew. While no status changes, what is returned stays the same one.
+    pub(super) fn update(&mut self, usage: &Usage, memory_bytes: u64, now: Timestamp) -> Arc<[Condition]> {
+        let judged = [
             self.judge("DiskPressure", now, |was| disk(usage, was)),
             self.judge("MemoryPressure", now, |was| memory(usage, memory_bytes, was)),
             self.judge("ClockSkew", now, |was| clock(self.clock_offset, was)),
-        ]
-        .into();
-        self.now.clone()
+        ];
+        if judged.iter().any(Option::is_some) {
+            let before = Arc::clone(&self.now);
+            let all = judged.into_iter().enumerate().filter_map(|(at, new)| new.or_else(|| before.get(at).cloned()));
+            self.now = all.collect();
+        }
+        Arc::clone(&self.now)
     }
 
-    fn judge(&self, kind: &str, now: Timestamp, verdict: impl FnOnce(bool) -> Verdict) -> Condition {
+    /// A condition whose status is another now.
+    fn judge(&self, kind: &str, now: Timestamp, verdict: impl FnOnce(bool) -> Verdict) -> Option<Condition> {
         let before = self.now.iter().find(|c| c.r#type == kind);
         let (status, reason, message) = verdict(before.is_some_and(|c| c.status == ConditionStatus::True));
-        match before {
-            Some(before) if before.status == status => before.clone(),
-            _ => {
-                let reason = reason.to_owned();
-                Condition { r#type: kind.to_owned(), status, reason, message, last_transition_time: now }
-            }
+        if before.is_some_and(|before| before.status == status) {
+            return None;
         }
+        let reason = reason.to_owned();
+        Some(Condition { r#type: kind.to_owned(), status, reason, message, last_transition_time: now })
     }
 }
 

@@ -115,9 +115,9 @@ impl Facts {
     }
 
     /// `DiskPressure`, `MemoryPressure` and `ClockSkew`, with hysteresis. A condition's text changes
-    /// only together with its status, so that an unchanged report stays unchanged.
+    /// only together with its status, so that an unchanged report stays unchanged; until then the same ones are returned.
     #[must_use]
-    pub fn conditions(&self, now: Timestamp) -> Vec<Condition> {
+    pub fn conditions(&self, now: Timestamp) -> Arc<[Condition]> {
         let usage = match &*self.source {
             // Without the processor: its busy share counts from one heartbeat to the next.
             Source::Machine { state_dir } => read::usage(state_dir, 0),

@@ -1,6 +1,6 @@
 //! One session with the hub: control stream, reports, heartbeats, and what the hub asks for.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use proto::link::{
@@ -109,11 +109,13 @@ impl Session {
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut report_at = Instant::now() + REPORT_EVERY;
         let mut changed = *board.borrow_and_update() != self.sent;
+        let connection = self.connection.clone();
+        let mut closed = pin!(connection.closed());
         loop {
             // Writes happen in the arms' bodies, which run to their end; every arm itself is cancel safe.
             let wrote = tokio::select! {
                 biased;
-                error = self.connection.closed() => return Problem::of(&error, &self.hub, true),
+                error = &mut closed => return Problem::of(&error, &self.hub, true),
                 message = self.inbox.recv() => match message {
                     Some(message) => self.handle(message).await,
                     None => Err("the control stream ended".into()),

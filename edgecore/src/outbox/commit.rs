@@ -250,12 +250,14 @@ impl Core {
         if self.store.is_none() && self.retry_at.is_none_or(|at| at <= now) {
             self.retry(now);
         }
+        let mut told = false;
         for order in turn.orders {
             self.obey(order, now);
         }
         if !turn.appends.is_empty() || !self.deletions.is_empty() {
             let answers = self.write(&turn.appends, now);
             self.publish();
+            told = true;
             while let Some(done) = self.deletions.pop_front_if(|deletion| deletion.ranges.is_empty()) {
                 let _ = done.answer.send(Ok(()));
             }
@@ -264,14 +266,20 @@ impl Core {
                 let _ = append.answer.send(answer); // whoever asked may have gone
             }
         }
-        if let Err(error) = self.rest(turn.idle) {
-            if error.is_damage() {
-                let _ = self.mend(error, now); // it is in the state now
-            } else {
-                tracing::debug!(error = &error as &dyn std::error::Error, "the outbox does not shrink now");
+        match self.rest(turn.idle) {
+            Ok(changed) => told &= !changed,
+            Err(error) => {
+                told = false;
+                if error.is_damage() {
+                    let _ = self.mend(error, now); // it is in the state now
+                } else {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "the outbox does not shrink now");
+                }
             }
         }
-        self.publish();
+        if !told {
+            self.publish();
+        }
     }
 
     fn obey(&mut self, order: Order, now: Instant) {

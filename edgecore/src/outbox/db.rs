@@ -7,7 +7,7 @@
 use std::{path::Path, time::Duration};
 
 use proto::stream::{Class, Epoch, GapReason, StreamKey, batch::Batch, ranges::Range};
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, config::DbConfig, params};
 use sha2::{Digest as _, Sha256};
 
 use super::{
@@ -77,6 +77,8 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, OutboxError> {
 /// Little memory, and a damaged page is noticed rather than followed.
 fn frugal(connection: &Connection, cache_kib: i64) -> Result<(), OutboxError> {
     let failed = OutboxError::during("open");
+    // A plan stays whatever numbers are asked for: otherwise SQLite compiles ranges anew for each.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(failed)?;
     connection.pragma_update(None, "cache_size", -cache_kib).map_err(failed)?;
     connection.pragma_update(None, "cell_size_check", true).map_err(failed)?;
     connection.pragma_update(None, "trusted_schema", false).map_err(failed)?;
@@ -441,7 +443,11 @@ pub(super) fn extents(
 /// Bytes of pages with content, and of pages without.
 pub(super) fn pages(connection: &Connection) -> Result<(u64, u64), OutboxError> {
     let failed = OutboxError::during("read");
-    let pragma = |name| connection.pragma_query_value(None, name, |row| unsigned(row, 0)).map_err(failed);
-    let (all, free) = (pragma("page_count")?, pragma("freelist_count")?);
+    let pragma = |sql| {
+        let mut statement = connection.prepare_cached(sql)?;
+        statement.query_row([], |row| unsigned(row, 0))
+    };
+    let all = pragma("PRAGMA page_count").map_err(failed)?;
+    let free = pragma("PRAGMA freelist_count").map_err(failed)?;
     Ok((all.saturating_sub(free) * super::space::PAGE_BYTES, free * super::space::PAGE_BYTES))
 }

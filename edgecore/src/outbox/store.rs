@@ -81,6 +81,8 @@ pub(super) struct Store {
     inode: u64,
     life: Life,
     streams: Vec<StreamRow>,
+    /// Bytes of pages with content and without, until something is written.
+    pages: Option<(u64, u64)>,
 }
 
 /// A store, and what was wrong with it.
@@ -139,7 +141,7 @@ pub(super) fn open(files: &Files, config: &OutboxConfig, draw: &Draw, distrusted
     let (life, streams) = begin(&mut connection, config, draw, &says, verdict)?;
     durable::sync_parent(&files.db).map_err(epoch_error)?;
     let inode = fs::metadata(&files.db).map_err(OutboxError::file("look at", &files.db))?.ino();
-    let mut store = Store { files: files.clone(), connection, inode, life, streams };
+    let mut store = Store { files: files.clone(), connection, inode, life, streams, pages: None };
 
     let mut problems = vec![];
     if let Verdict::Begin(why) = verdict {
@@ -252,6 +254,7 @@ impl Store {
         if fs::metadata(&self.files.db).map(|m| m.ino()).ok() != Some(self.inode) {
             return Err(OutboxError::Damaged("its file was removed or replaced while it was open".into()));
         }
+        self.pages = None;
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
         if db::life(&transaction)? != self.life {
             return Err(OutboxError::Fenced);
@@ -269,8 +272,11 @@ impl Store {
     }
 
     /// How the space is used.
-    pub(super) fn space(&self, full: bool) -> Result<Use, OutboxError> {
-        let (live_bytes, free_bytes) = db::pages(&self.connection)?;
+    pub(super) fn space(&mut self, full: bool) -> Result<Use, OutboxError> {
+        let (live_bytes, free_bytes) = match self.pages {
+            Some(pages) => pages,
+            None => *self.pages.insert(db::pages(&self.connection)?),
+        };
         let of = |class| self.streams.iter().filter(|s| s.class == class).map(|s| s.bytes).sum();
         Ok(Use { live_bytes, free_bytes, logs_bytes: of(Class::Logs), metrics_bytes: of(Class::Metrics), full })
     }
@@ -339,7 +345,8 @@ impl Store {
     }
 
     /// Gives free pages at most back to the file system.
-    pub(super) fn vacuum(&self, pages: u64) -> Result<(), OutboxError> {
+    pub(super) fn vacuum(&mut self, pages: u64) -> Result<(), OutboxError> {
+        self.pages = None;
         let failed = OutboxError::during("shrink");
         let mut statement = self.connection.prepare(&format!("PRAGMA incremental_vacuum({pages})")).map_err(failed)?;
         // Each row that is stepped frees a page.

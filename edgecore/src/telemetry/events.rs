@@ -275,6 +275,7 @@ pub(crate) async fn run(mut teller: Teller, stream: Name, record: Record) {
     let mut waiting: VecDeque<EventRecord> = VecDeque::new();
     let mut lost = 0_usize;
     let mut clock = (teller.env.wall.now(), Instant::now());
+    teller.board.mark_changed();
     loop {
         let now = teller.env.wall.now();
         let step = step(clock, now);
@@ -282,8 +283,9 @@ pub(crate) async fn run(mut teller: Teller, stream: Name, record: Record) {
         if step.abs() > STEP {
             news.stepped(step, now);
         }
-        let board = teller.board.borrow_and_update().clone();
-        news.look(&board, now);
+        if teller.board.has_changed() {
+            news.look(&teller.board.borrow_and_update(), now);
+        }
         waiting.extend(news.take());
         lost += waiting.len().saturating_sub(MAX_WAITING);
         waiting.drain(..waiting.len().saturating_sub(MAX_WAITING));

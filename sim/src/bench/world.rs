@@ -30,6 +30,10 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 /// How long the hub is away: longer than it takes every box to notice.
 const AWAY: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(500);
+/// Files that an agent has open: its lock, and its outbox for writing and for reading.
+const FILES_EACH: u64 = 6;
+/// Files that everything else has open.
+const FILES_BESIDE: u64 = 256;
 const STACK_BYTES: usize = 16 << 20;
 
 /// `sim bench world`.
@@ -157,11 +161,13 @@ struct Back {
 
 async fn come_back(boxes: u32, seed: u64) -> anyhow::Result<Back> {
     eprintln!("{boxes} boxes reconnect, seed {seed}");
+    enough_files(boxes)?;
     let before = own_cpu()?;
     let mut world = World::new(Seed::from_u64(seed), Trace::new(None)?).await?;
     world.start_hub().await?;
     let text = format!(
-        "about = \"all reconnect\"\nduration = \"1h\"\n[[site]]\nname = \"site\"\nnodes = {boxes}\nline = \"4g\"\n"
+        "about = \"all reconnect\"\nduration = \"1h\"\n[[site]]\nname = \"site\"\nnodes = {boxes}\nline = \"4g\"\n\
+         settings = {{ quota = \"2Mi\" }}\n" // their disks are in memory
     );
     let plan = plan::parse("reconnect", "the bench", &text, None)?;
     for site in &plan.sites {
@@ -181,6 +187,18 @@ async fn come_back(boxes: u32, seed: u64) -> anyhow::Result<Back> {
     let rss_bytes = process::peak_rss(std::process::id())?;
     world.end().await?;
     Ok(Back { took, cpu, joined, rss_bytes })
+}
+
+/// Says before an hour of work what would be missing at its end.
+fn enough_files(boxes: u32) -> anyhow::Result<()> {
+    let needed = u64::from(boxes) * FILES_EACH + FILES_BESIDE;
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    ensure!(
+        needed <= most,
+        "{boxes} boxes have {needed} files open, a process may have {most} here: raise the limit (ulimit -Hn), or ask for \
+         fewer with --reconnect"
+    );
+    Ok(())
 }
 
 /// Waits until so many thousandths of the boxes have a session, and the hub calls them Ready.

@@ -21,7 +21,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use super::state::{Change, Named, Refused, State, is_folder, length, remove, stat, with_slash};
 
 /// Descriptors that can be watched; one beyond is an ordinary file.
-const MAX_FDS: usize = 1 << 14;
+const MAX_FDS: usize = 1 << 17;
 
 struct Open {
     disk: u32,

@@ -14,7 +14,7 @@ mod profile;
 mod socket;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     fmt, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -53,9 +53,9 @@ struct Shared {
 struct State {
     seed: Seed,
     profile: Profile,
-    hosts: BTreeMap<IpAddr, HostState>,
+    hosts: HashMap<IpAddr, HostState>,
     names: BTreeMap<String, IpAddr>,
-    lines: BTreeMap<(IpAddr, IpAddr), Line>,
+    lines: HashMap<(IpAddr, IpAddr), Line>,
     /// Boxes behind a NAT that gave them another address, and how far it moves their ports.
     nats: BTreeMap<IpAddr, (IpAddr, u16)>,
     /// Addresses that NATs gave, now or before, and whose they were.
@@ -95,9 +95,9 @@ impl Net {
         let state = State {
             seed,
             profile,
-            hosts: BTreeMap::new(),
+            hosts: HashMap::new(),
             names: BTreeMap::new(),
-            lines: BTreeMap::new(),
+            lines: HashMap::new(),
             nats: BTreeMap::new(),
             given: BTreeMap::new(),
             sockets: BTreeMap::new(),

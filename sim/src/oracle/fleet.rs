@@ -1,6 +1,10 @@
 //! What a plan says of who may run what.
 
-use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use proto::{
     name::{Name, Version},
@@ -15,7 +19,7 @@ pub(super) struct Planned {
     pub(super) app: Name,
     pub(super) version: Version,
     pub(super) bad: bool,
-    pub(super) nodes: Vec<Name>,
+    pub(super) nodes: BTreeSet<Name>,
     /// Its place among those that have begun.
     pub(super) began: Option<usize>,
     /// What it must come to; otherwise what its release and its followers imply.

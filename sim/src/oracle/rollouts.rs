@@ -2,17 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proto::{name::Name, object::RolloutPhase};
+use proto::{
+    name::{Name, Version},
+    object::RolloutPhase,
+};
 
 use super::{Fleet, Invariant, Violation, fleet::Planned};
 use crate::{fault::Fault, world::Observation};
+
+/// Boxes by app and version.
+type Touched = BTreeMap<(Name, Version), BTreeSet<Name>>;
 
 /// Rollouts, over time.
 #[derive(Debug, Default)]
 pub(super) struct Rollouts {
     /// Boxes on which the release of a rollout was seen to run, and on which a start of it was tried.
-    ran: BTreeMap<String, BTreeSet<Name>>,
-    tried: BTreeMap<String, BTreeSet<Name>>,
+    ran: Touched,
+    tried: Touched,
     /// The hub lost what it knew since a backup: it cannot be asked for it any more.
     hub_restored: bool,
 }
@@ -24,10 +30,10 @@ impl Rollouts {
 
     pub(super) fn look(&mut self, fleet: &Fleet, seen: &Observation) -> Result<(), Violation> {
         for (name, node) in &seen.nodes {
-            for (app, now) in &node.apps {
+            for (app, now) in node.apps.iter() {
                 for (version, of) in [(&now.running, &mut self.ran), (&now.tried, &mut self.tried)] {
                     let Some(version) = version else { continue };
-                    let nodes = of.entry(format!("{app}@{version}")).or_default();
+                    let nodes = of.entry((app.clone(), version.clone())).or_default();
                     if !nodes.contains(name) {
                         nodes.insert(name.clone());
                     }
@@ -43,7 +49,8 @@ impl Rollouts {
     /// Nobody counts who was not touched, and a box that is only away has not failed.
     fn counts(&self, planned: &Planned, seen: &Observation) -> Result<(), Violation> {
         let Some(now) = seen.rollouts.get(&planned.key) else { return Ok(()) };
-        let count = |of: &BTreeMap<String, BTreeSet<Name>>| of.get(&planned.key).map_or(0, BTreeSet::len);
+        let release = (planned.app.clone(), planned.version.clone());
+        let count = |of: &Touched| of.get(&release).map_or(0, BTreeSet::len);
         let broken = |message: String| Err(Violation::new(Invariant::Blast, seen.at, None, message));
         if now.total as usize > planned.nodes.len() {
             return broken(format!(

@@ -1,6 +1,6 @@
 //! Each invariant is shown a violation, and what looks like one and is none.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use cloudcore::streams::sink::StreamState;
 use jiff::Timestamp;
@@ -94,7 +94,7 @@ fn well(at: u64) -> Observation {
             line_open: true,
             ready: Some(true),
             phase: NodePhase::Ready,
-            apps: BTreeMap::from([(name("app"), app)]),
+            apps: Arc::new(BTreeMap::from([(name("app"), app)])),
             backlog_records: 0,
             backlog_bytes: 0,
             connected: true,
@@ -115,9 +115,9 @@ fn well(at: u64) -> Observation {
 fn with(at: u64, node: &str, change: impl FnOnce(&mut Seen, &mut AppSeen)) -> Observation {
     let mut seen = well(at);
     let node = seen.nodes.get_mut(&name(node)).unwrap();
-    let mut app = node.apps.remove(&name("app")).unwrap();
+    let mut app = Arc::make_mut(&mut node.apps).remove(&name("app")).unwrap();
     change(node, &mut app);
-    node.apps.insert(name("app"), app);
+    Arc::make_mut(&mut node.apps).insert(name("app"), app);
     seen
 }
 
@@ -252,7 +252,7 @@ fn what_runs_is_not_started_again_behind_ones_back() {
     assert_eq!((invariant, text.contains("it was started again")), (Invariant::Undisturbed, true), "{text}");
     // Nor does it vanish with what the hub tells of it.
     let mut nothing = well(61);
-    nothing.nodes.get_mut(&name("box-1")).unwrap().apps.clear();
+    Arc::make_mut(&mut nothing.nodes.get_mut(&name("box-1")).unwrap().apps).clear();
     let (invariant, text) = found(&mut oracle(), &[nothing]);
     assert_eq!((invariant, text.contains("nothing runs")), (Invariant::Undisturbed, true), "{text}");
 }

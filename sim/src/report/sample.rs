@@ -1,6 +1,6 @@
 //! A run that nobody played: boxes, faults, two releases and a backlog, to draw reports of.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use proto::{
     name::Name,
@@ -78,7 +78,7 @@ fn seen(site: &Name, at: u64, number: u64) -> Seen {
         line_open: !cut,
         ready: Some(connected || (cut && at < 2_060)),
         phase: if connected { NodePhase::Ready } else { NodePhase::Unknown },
-        apps: BTreeMap::from([("scan-counter".parse().unwrap(), app)]),
+        apps: Arc::new(BTreeMap::from([("scan-counter".parse().unwrap(), app)])),
         backlog_records: if cut { at - 2_000 } else { 0 },
         backlog_bytes: 0,
         connected,

@@ -107,8 +107,7 @@ impl EdgeBox {
 
     /// Whether the agent has a session with the hub, by its own account.
     pub fn is_connected(&self) -> bool {
-        let running = self.live().running.clone();
-        running.is_some_and(|running| running.status.is_connected())
+        self.live().running.as_ref().is_some_and(|running| running.status.is_connected())
     }
 
     /// Records and bytes in the outbox; while the agent is down, those known last.

@@ -19,13 +19,12 @@ use proto::{
     name::{Name, Version},
     object::{Kind, NodePhase, NodeSpec, NodeStatus, Object, RolloutPhase, RolloutSpec, UpdatePhase},
 };
-use serde::Serialize;
 use tokio::task::unconstrained;
 
 use super::{World, edge::EdgeBox};
 
 /// The fleet at one moment.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Observation {
     /// Virtual time since the world began.
     pub at: Duration,
@@ -38,7 +37,7 @@ pub struct Observation {
 }
 
 /// One box.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Seen {
     /// Its site.
     pub site: Name,
@@ -53,7 +52,7 @@ pub struct Seen {
     /// What the hub says, or said last.
     pub phase: NodePhase,
     /// Its apps: those that the hub tells of, and those that really run.
-    pub apps: BTreeMap<Name, AppSeen>,
+    pub apps: Arc<BTreeMap<Name, AppSeen>>,
     /// Records in its outbox; while the agent is down, those known last.
     pub backlog_records: u64,
     /// Bytes of its outbox, likewise.
@@ -65,7 +64,7 @@ pub struct Seen {
 }
 
 /// One app of a box.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AppSeen {
     /// What really runs, whatever anybody believes.
     pub running: Option<Version>,
@@ -92,7 +91,7 @@ impl AppSeen {
 }
 
 /// One rollout.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RolloutSeen {
     /// Where it stands.
     pub phase: RolloutPhase,
@@ -109,6 +108,14 @@ pub struct RolloutSeen {
 pub(super) struct Watched {
     nodes: Follow<NodeSpec>,
     rollouts: Follow<RolloutSpec>,
+    apps: BTreeMap<Name, AppsSeen>,
+}
+
+/// The apps of a box, and what they were made of.
+struct AppsSeen {
+    node: Option<Arc<Object<NodeSpec>>>,
+    moment: (u64, usize),
+    apps: Arc<BTreeMap<Name, AppSeen>>,
 }
 
 /// One kind, followed. A follower that fell behind, or whose hub is another, lists anew.
@@ -163,8 +170,8 @@ impl World {
         // Nobody else holds it across a wait: the world is one task's.
         let mut watched = std::mem::take(&mut *self.watched.lock().unwrap_or_else(PoisonError::into_inner));
         let looked = look(&mut watched, hub.as_ref()).await;
-        let nodes =
-            self.boxes.values().map(|edge| (edge.name.clone(), self.see(edge, &watched, hub.is_some()))).collect();
+        let runs = hub.is_some();
+        let nodes = self.boxes.values().map(|edge| (edge.name.clone(), self.see(edge, &mut watched, runs))).collect();
         let rollouts = watched.rollouts.objects.values().map(|rollout| see_rollout(rollout)).collect();
         *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = watched;
         looked.context("look at the hub's objects")?;
@@ -178,10 +185,10 @@ impl World {
         watched.rollouts.watch = None;
     }
 
-    fn see(&self, edge: &EdgeBox, watched: &Watched, hub_runs: bool) -> Seen {
+    fn see(&self, edge: &EdgeBox, watched: &mut Watched, hub_runs: bool) -> Seen {
         let node = watched.nodes.objects.get::<str>(edge.name.as_ref());
-        let status = node.map(|node| &node.status);
-        let phase = status.map_or(NodePhase::Pending, |status| status.phase);
+        let phase = node.map_or(NodePhase::Pending, |node| node.status.phase);
+        let apps = see_apps(edge, node, &mut watched.apps);
         let (backlog_records, backlog_bytes) = edge.backlog();
         Seen {
             site: edge.site.clone(),
@@ -190,7 +197,7 @@ impl World {
             line_open: self.line_is_open(edge),
             ready: hub_runs.then_some(phase == NodePhase::Ready),
             phase,
-            apps: see_apps(edge, status),
+            apps,
             backlog_records,
             backlog_bytes,
             connected: edge.is_connected(),
@@ -205,7 +212,25 @@ async fn look(watched: &mut Watched, hub: Option<&Hub>) -> anyhow::Result<()> {
     watched.rollouts.look(hub.store()).await
 }
 
-fn see_apps(edge: &EdgeBox, status: Option<&NodeStatus>) -> BTreeMap<Name, AppSeen> {
+/// The apps of a box; those of the last look, if they are made of the same.
+fn see_apps(
+    edge: &EdgeBox,
+    node: Option<&Arc<Object<NodeSpec>>>,
+    known: &mut BTreeMap<Name, AppsSeen>,
+) -> Arc<BTreeMap<Name, AppSeen>> {
+    let moment = edge.driver.moment();
+    if let Some(known) = known.get(&edge.name)
+        && known.moment == moment
+        && known.node.as_ref().map(Arc::as_ptr) == node.map(Arc::as_ptr)
+    {
+        return Arc::clone(&known.apps);
+    }
+    let apps = Arc::new(make_apps(edge, node.map(|node| &node.status)));
+    known.insert(edge.name.clone(), AppsSeen { node: node.cloned(), moment, apps: Arc::clone(&apps) });
+    apps
+}
+
+fn make_apps(edge: &EdgeBox, status: Option<&NodeStatus>) -> BTreeMap<Name, AppSeen> {
     let mut apps = BTreeMap::new();
     for (app, workload) in status.iter().flat_map(|status| &status.workloads) {
         let seen = AppSeen {

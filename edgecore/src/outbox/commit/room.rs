@@ -16,6 +16,8 @@ use crate::{
 
 /// What is shed at least when the disk is full.
 const SHED_BYTES: u64 = 1 << 20;
+/// Of the ballast so much is written at once.
+const BALLAST_PIECE_BYTES: u64 = 64 << 10;
 /// The ballast is taken up when the disk has so many times its size left.
 const PLENTY: u64 = 4;
 
@@ -54,18 +56,21 @@ impl Core {
         self.flush(); // the log begins anew with all of the room
     }
 
-    /// Gives pages back, a little a turn; flushes the log when nothing else is to be done.
-    pub(super) fn rest(&mut self, idle: bool) -> Result<(), OutboxError> {
-        let Some(store) = &self.store else {
+    /// Gives pages back, a little a turn; flushes the log when nothing else is to be done. Returns whether others may
+    /// see anything of it.
+    pub(super) fn rest(&mut self, idle: bool) -> Result<bool, OutboxError> {
+        let Some(store) = &mut self.store else {
             self.shrinking = false;
-            return Ok(());
+            return Ok(true);
         };
         let used = store.space(self.full)?;
-        self.full = space::still_full(self.limits, used);
+        let mut changed = idle;
+        changed |= std::mem::replace(&mut self.full, space::still_full(self.limits, used)) != self.full;
         let pages = space::vacuum_pages(used, self.shrinking);
         self.shrinking = false;
         if pages > 0 {
             store.vacuum(pages)?;
+            changed = true;
             self.shrinking = true;
             self.unsettled = true;
         }
@@ -73,6 +78,7 @@ impl Core {
         if idle || log > self.limits.wal_bytes.saturating_mul(2) {
             let reader = lock(&self.shared.reader); // nobody reads, so all of the log can go
             store.checkpoint()?;
+            changed = true;
             drop(reader);
         }
         if idle {
@@ -80,7 +86,7 @@ impl Core {
             self.limits = self.files.limits(&self.config);
             self.hold_ballast(true);
         }
-        Ok(())
+        Ok(changed)
     }
 
     /// Takes the ballast up: when the disk has plenty, or of what is left.
@@ -93,8 +99,14 @@ impl Core {
         }
         let written = fs::File::create(&self.files.ballast).and_then(|mut file| {
             // Not zeros: some file systems keep none of those.
-            let page: Vec<u8> = (0..4096_u32).map(|i| ((i * 31) >> 3) as u8).collect();
-            (0..wanted.min(free) / 4096).try_for_each(|_| file.write_all(&page))?;
+            let page = |i: u64| ((i % 4096 * 31) >> 3) as u8;
+            let piece: Vec<u8> = (0..BALLAST_PIECE_BYTES).map(page).collect();
+            let mut left = wanted.min(free) / 4096 * 4096;
+            while left > 0 {
+                let bytes = left.min(BALLAST_PIECE_BYTES);
+                file.write_all(piece.get(..bytes as usize).unwrap_or_default())?;
+                left -= bytes;
+            }
             file.sync_all()
         });
         if let Err(error) = written {

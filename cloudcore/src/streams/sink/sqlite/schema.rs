@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use proto::env::Blocking;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, config::DbConfig};
 
 use super::{SinkError, failed};
 
@@ -51,11 +51,17 @@ fn patience(blocking: Blocking) -> Duration {
     if blocking == Blocking::Inline { Duration::ZERO } else { BUSY_PATIENCE }
 }
 
+/// A plan stays whatever numbers are asked for: otherwise SQLite compiles queries of ranges anew for each.
+fn plan_once(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)
+}
+
 /// Opens for writing; makes the tables.
 pub(super) fn open(path: &Path, blocking: Blocking) -> Result<Connection, SinkError> {
     let failed = |e| failed(path, "open", &e);
     let mut connection = Connection::open(path).map_err(failed)?;
     connection.busy_timeout(patience(blocking)).map_err(failed)?;
+    plan_once(&connection).map_err(failed)?;
     // Before anything is written: a newer file is left as it is.
     let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
     let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
@@ -84,6 +90,7 @@ pub(super) fn open(path: &Path, blocking: Blocking) -> Result<Connection, SinkEr
 pub(super) fn open_reader(path: &Path, blocking: Blocking) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     connection.busy_timeout(patience(blocking))?;
+    plan_once(&connection)?;
     connection.pragma_update(None, "cache_size", CACHE_KIB)?;
     Ok(connection)
 }
