@@ -66,6 +66,7 @@ fn report() -> Report {
         since: time(1),
         progress: Some(Progress { done_bytes: 10, total_bytes: 30 }),
         restarted: None,
+        restart_failed: None,
         running: Some(Running {
             release: ReleaseRef { version: "1.3.0".parse().unwrap(), digest: Digest::of(b"older") },
             state: RunState::Running,

@@ -386,6 +386,7 @@ fn report(observed_generation: u64, release: &ReleaseRef) -> Report {
     };
     let status = WorkloadStatus {
         restarted: None,
+        restart_failed: None,
         target: Some(release.clone()),
         phase: UpdatePhase::Succeeded,
         reason: String::new(),

@@ -68,6 +68,7 @@ fn workload(version: u8, phase: UpdatePhase) -> WorkloadStatus {
     };
     WorkloadStatus {
         restarted: None,
+        restart_failed: None,
         target: Some(release_ref(version)),
         phase,
         reason: String::new(),

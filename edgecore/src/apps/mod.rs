@@ -33,7 +33,7 @@ use std::{
 
 use proto::{
     durable::Record,
-    link::message::Assignment,
+    link::message::{Assignment, OrderedApp},
     name::Name,
     object::{UpdatePhase, WorkloadStatus},
     watch,
@@ -41,7 +41,7 @@ use proto::{
 use tokio::{task::JoinSet, time::timeout};
 
 use self::{
-    plan::Wanted,
+    plan::{Ask, Wanted},
     slot::{Slot, SlotError},
     task::{App, Context},
 };
@@ -119,7 +119,10 @@ impl Apps {
     fn direct(&mut self, app: &Name) {
         let wanted = match &*self.assignment.borrow() {
             None => Wanted::Keep,
-            Some(assignment) => assignment.apps.get(app).map_or(Wanted::Remove, |app| Wanted::Run(app.release.clone())),
+            Some(Assignment { apps, drained, .. }) => match apps.get(app).cloned() {
+                Some(OrderedApp { release, order }) => Wanted::Run(Ask { release, order, drained: *drained }),
+                None => Wanted::Remove,
+            },
         };
         match self.wanted.get(app) {
             Some(sender) => {
@@ -145,10 +148,7 @@ async fn work(shared: Arc<Context>, name: Name, folder: PathBuf, mut wanted: wat
             // Whatever runs goes on untouched; nothing is installed without knowing the floor.
             Err(error) => {
                 tracing::error!(app = %name, %error, "the app is left as it is");
-                let target = match &*wanted.borrow_and_update() {
-                    Wanted::Run(release) => Some(release.clone()),
-                    Wanted::Keep | Wanted::Remove => None,
-                };
+                let target = wanted.borrow_and_update().release().cloned();
                 let status = WorkloadStatus {
                     target,
                     phase: UpdatePhase::Blocked,
@@ -157,6 +157,7 @@ async fn work(shared: Arc<Context>, name: Name, folder: PathBuf, mut wanted: wat
                     since: shared.env.wall.now(),
                     progress: None,
                     restarted: None,
+                    restart_failed: None,
                     running: None,
                 };
                 shared.board.send_if_modified(|report| {

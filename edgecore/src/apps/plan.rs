@@ -14,13 +14,33 @@
 //! is planned from again. A failed trial stops before it is recorded, so that a full disk keeps no bad
 //! release running; a cut in between forgets the verdict, and the trial is resumed or abandoned as after
 //! any other cut. [`super::task`] carries the steps out.
+//!
+//! What is ordered besides the release ([`AppOrder`]):
+//!
+//! - **hold**: a staged release does not begin its trial. One that began goes on.
+//! - **drained**: everything stops and no trial begins. One under way is withdrawn, with nothing held against it.
+//! - **restart**, **retry**: each new text is acted on once. They wait until there is nothing else to do, a
+//!   restart also until no release is on trial, so that neither keeps a bad release running when the slot cannot
+//!   be written. A release that goes on trial is a start anew: a restart asked for before counts as that one.
+//!
+//! ```text
+//! restart:  due (record) --Stop--> started (record) --Start--> done when healthy for the soak time, or failed
+//! ```
+//!
+//! `trial` plans while a release is on trial, `settled` while none is.
+
+mod settled;
+mod trial;
 
 use std::time::Duration;
 
-use proto::{digest::Digest, object::ReleaseRef};
+use proto::{
+    digest::Digest,
+    object::{AppOrder, ReleaseRef},
+};
 use tokio::time::Instant;
 
-use super::slot::{Failure, Installed, MAX_ATTEMPTS, Slot};
+use super::slot::{Failure, Installed, Restart, RestartState, Slot, Trial};
 
 /// After a power cut during a trial the active release runs this long before the next attempt.
 pub const RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -28,12 +48,53 @@ pub const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// What the assignment says about an app.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
-    /// Run this release.
-    Run(ReleaseRef),
+    /// Run this.
+    Run(Ask),
     /// Go on with whatever is active: there is no assignment to read.
     Keep,
     /// Stop it and remove it.
     Remove,
+}
+
+/// What the assignment asks of an app that is to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ask {
+    /// Which release.
+    pub release: ReleaseRef,
+    /// What is asked besides.
+    pub order: AppOrder,
+    /// Everything of the node is to be stopped, and stays installed.
+    pub drained: bool,
+}
+
+impl Wanted {
+    /// What is asked of an app that is to run.
+    #[must_use]
+    pub fn ask(&self) -> Option<&Ask> {
+        match self {
+            Wanted::Run(ask) => Some(ask),
+            Wanted::Keep | Wanted::Remove => None,
+        }
+    }
+
+    /// The release that is to run.
+    #[must_use]
+    pub fn release(&self) -> Option<&ReleaseRef> {
+        self.ask().map(|ask| &ask.release)
+    }
+
+    /// Whether it is to be stopped for as long as the node is drained.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.ask().is_some_and(|ask| ask.drained)
+    }
+}
+
+impl From<ReleaseRef> for Wanted {
+    /// To be run at once.
+    fn from(release: ReleaseRef) -> Wanted {
+        Wanted::Run(Ask { release, order: AppOrder::default(), drained: false })
+    }
 }
 
 /// What runs under supervision.
@@ -53,6 +114,17 @@ pub struct RunningView {
     pub soak: Duration,
     /// By when it must have become healthy, counted from its start.
     pub deadline: Duration,
+}
+
+impl RunningView {
+    /// What is wrong with it.
+    fn detail(&self) -> &str {
+        if self.message.is_empty() { "no probe has succeeded" } else { &self.message }
+    }
+
+    fn not_healthy_in_time(&self) -> String {
+        format!("it was not healthy within {} s: {}", self.deadline.as_secs_f64(), self.detail())
+    }
 }
 
 /// All that the planner looks at.
@@ -88,7 +160,7 @@ pub enum Step {
     /// Run a release, or adopt it where it runs.
     Start(Installed),
     /// Record that a staged release is on trial.
-    Switch(Installed),
+    Switch(Trial),
     /// Record that the trial goes on after the agent came back.
     Resume,
     /// Record that the trial proved itself.
@@ -101,6 +173,10 @@ pub enum Step {
     Undo,
     /// Record that the trial is over because something else is wanted now.
     Withdraw,
+    /// Record how far a restart is.
+    Restart(Restart),
+    /// Record that this text to try the wanted release once more was read; its failure, if any, is forgotten.
+    Retry(String),
     /// Record that nothing is installed any more.
     Remove,
     /// Clear away all of the app but its data and its floor, and end.
@@ -132,7 +208,7 @@ pub struct Plan {
 pub fn plan(view: &View<'_>) -> Plan {
     if *view.wanted == Wanted::Remove {
         let step = match view.slot.is_cleared() {
-            _ if view.running.is_some() || view.leftover => Step::Stop,
+            _ if view.is_alive() => Step::Stop,
             false => Step::Remove,
             true => Step::Done,
         };
@@ -140,15 +216,32 @@ pub fn plan(view: &View<'_>) -> Plan {
     }
     let fetch = fetch(view);
     let step = match &view.slot.trial {
-        Some(trial) => trial_step(view, &trial.installed, &trial.boot_id),
-        None => settled_step(view),
+        Some(trial) => trial::step(view, trial),
+        None => settled::step(view),
+    };
+    let step = match step {
+        Step::Wait(until) => asked(view).unwrap_or(Step::Wait(until)),
+        step => step,
     };
     Plan { step, fetch }
 }
 
+impl View<'_> {
+    /// Whether anything of the app runs, or may.
+    fn is_alive(&self) -> bool {
+        self.running.is_some() || self.leftover
+    }
+
+    /// A restart text that was not acted on yet.
+    fn new_restart(&self) -> Option<&str> {
+        let text = self.wanted.ask()?.order.restart.as_deref()?;
+        (self.slot.restart.as_ref().map(|r| r.text.as_str()) != Some(text)).then_some(text)
+    }
+}
+
 /// The wanted release, unless it is running well or known to fail.
 fn target<'a>(view: &View<'a>) -> Option<&'a ReleaseRef> {
-    let Wanted::Run(release) = view.wanted else { return None };
+    let release = view.wanted.release()?;
     let active = view.slot.active.as_ref().is_some_and(|a| a.release.digest == release.digest);
     (!active && view.slot.failure(release.digest).is_none()).then_some(release)
 }
@@ -164,80 +257,18 @@ fn fetch(view: &View<'_>) -> Option<Fetch> {
     (!on_trial && !staged).then(|| Fetch::New(release.clone()))
 }
 
-fn trial_step(view: &View<'_>, trial: &Installed, boot_id: &str) -> Step {
-    let digest = trial.release.digest;
-    if let Some(failure) = view.verdict.filter(|f| f.digest == digest) {
-        let alive = view.running.is_some() || view.leftover;
-        return if alive { Step::Stop } else { Step::Abandon(Some(failure.clone())) };
+/// What is asked for once, when there is nothing else to do.
+fn asked(view: &View<'_>) -> Option<Step> {
+    let retry = view.wanted.ask().and_then(|ask| ask.order.retry.as_ref());
+    if let Some(text) = retry.filter(|text| view.slot.retried.as_ref() != Some(text)) {
+        return Some(Step::Retry(text.clone()));
     }
-    let superseded = matches!(view.wanted, Wanted::Run(release) if release.digest != digest);
-    if let Some(running) = &view.running
-        && (running.digest != digest || superseded || !view.begun)
-    {
-        return Step::Stop;
-    }
-    if superseded {
-        return Step::Withdraw;
-    }
-    // A tree that does not match its manifest is never run: it is fetched again and tried again.
-    if view.damaged == Some(digest) {
-        return Step::Undo;
-    }
-    if !view.begun {
-        let attempts = view.slot.attempts(digest);
-        if attempts >= MAX_ATTEMPTS {
-            return Step::Abandon(Some(interrupted(trial, attempts)));
-        }
-        return if boot_id == view.boot_id { Step::Resume } else { Step::Abandon(None) };
-    }
-    let Some(running) = &view.running else { return Step::Start(trial.clone()) };
-    judge(trial, running, view.now)
+    let quiet = view.slot.trial.is_none() && view.slot.active.is_some();
+    let text = view.new_restart().filter(|_| quiet)?;
+    Some(Step::Restart(Restart::new(text, RestartState::Due)))
 }
 
 fn interrupted(installed: &Installed, attempts: u32) -> Failure {
     let message = format!("{attempts} trials were cut short by a restart of the agent or the box");
     Failure::of(installed, "Interrupted", message)
-}
-
-/// Whether a running trial has proved itself, has failed, or needs more time.
-fn judge(trial: &Installed, running: &RunningView, now: Instant) -> Step {
-    if let Some(since) = running.healthy_since {
-        let proven = since + running.soak;
-        return if now >= proven { Step::Confirm } else { Step::Wait(Some(proven)) };
-    }
-    let detail = if running.message.is_empty() { "no probe has succeeded" } else { &running.message };
-    let failed = |reason: &str, message: String| Step::Fail(Failure::of(trial, reason, message));
-    if running.ended {
-        return failed("Exited", format!("it ended before it proved healthy: {detail}"));
-    }
-    let deadline = running.since + running.deadline;
-    if now >= deadline {
-        let secs = running.deadline.as_secs_f64();
-        return failed("Unhealthy", format!("it was not healthy within {secs} s: {detail}"));
-    }
-    Step::Wait(Some(deadline))
-}
-
-fn settled_step(view: &View<'_>) -> Step {
-    let ready = view.staged.filter(|s| target(view).is_some_and(|t| t.digest == s.release.digest));
-    let active = view.slot.active.as_ref();
-    if let Some(running) = &view.running {
-        if active.is_none_or(|a| a.release.digest != running.digest) {
-            return Step::Stop;
-        }
-        let Some(ready) = ready else { return Step::Wait(None) };
-        let retry_at = running.since + RETRY_AFTER;
-        let again = view.slot.attempts(ready.release.digest) > 0;
-        return if again && view.now < retry_at { Step::Wait(Some(retry_at)) } else { Step::Stop };
-    }
-    // Nothing runs. A staged release goes on trial; otherwise the active one comes up.
-    match (ready, active) {
-        (Some(ready), _) if view.slot.attempts(ready.release.digest) >= MAX_ATTEMPTS => {
-            Step::Abandon(Some(interrupted(ready, MAX_ATTEMPTS)))
-        }
-        (Some(ready), _) => Step::Switch(ready.clone()),
-        (None, Some(active)) if view.damaged != Some(active.release.digest) => Step::Start(active.clone()),
-        _ if view.leftover => Step::Stop,
-        _ => Step::Wait(None),
-    }
 }

@@ -197,7 +197,7 @@ impl App {
     /// When the step could not be carried out; the next turn tries it again.
     pub async fn turn(&mut self) -> Result<Turn, StepError> {
         let wanted = self.wanted.borrow_and_update().clone();
-        if !matches!((&wanted, &self.staged), (Wanted::Run(r), Some(s)) if r.digest == s.release.digest) {
+        if self.staged.as_ref().is_some_and(|s| wanted.release().is_none_or(|r| r.digest != s.release.digest)) {
             self.litter |= self.staged.take().is_some();
         }
         if let Some(run) = self.run.as_ref().filter(|r| r.damaged.load(Ordering::Relaxed)) {
@@ -241,9 +241,9 @@ impl App {
             }
             Step::Stop => self.stop().await?,
             Step::Start(installed) => self.start(&installed).await?,
-            Step::Switch(installed) => {
-                let boot_id = self.shared.boot_id.clone();
-                self.store(|slot| slot.begin(installed, &boot_id)).await?;
+            Step::Switch(trial) => {
+                let restart = wanted.ask().and_then(|ask| ask.order.restart.clone());
+                self.store(|slot| slot.begin(trial, restart.as_deref())).await?;
                 self.begun = true;
             }
             Step::Resume => {
@@ -259,6 +259,11 @@ impl App {
             }
             Step::Undo => self.store(Slot::undo).await?,
             Step::Withdraw => self.store(Slot::withdraw).await?,
+            Step::Restart(restart) => self.store(|slot| slot.restart = Some(restart)).await?,
+            Step::Retry(text) => {
+                let Some(release) = wanted.release() else { return Ok(Turn::Again) };
+                self.store(|slot| slot.retry(release.digest, text)).await?;
+            }
             Step::Remove => self.store(Slot::clear).await?,
             Step::Done => {
                 self.shared.driver.remove(&self.name).await?;
@@ -279,6 +284,7 @@ impl App {
         self.shared.env.blocking.run(move || slot::store(&record, &written)).await?;
         self.begun &= next.trial.is_some();
         self.verdict.take_if(|_| next.trial.is_none());
+        self.staged.take_if(|s| next.failure(s.release.digest).is_some()); // its tree is swept away
         self.slot = next;
         self.litter = true;
         Ok(())
@@ -290,11 +296,7 @@ impl App {
             return Ok(());
         }
         let mut keep: BTreeSet<Digest> = self.slot.kept().collect();
-        if let Wanted::Run(release) = wanted
-            && self.slot.failure(release.digest).is_none()
-        {
-            keep.insert(release.digest);
-        }
+        keep.extend(wanted.release().map(|r| r.digest).filter(|digest| self.slot.failure(*digest).is_none()));
         let releases = self.folder.join("releases");
         let collected = self.shared.env.blocking.run(move || tree::collect(&releases, &keep)).await;
         self.litter |= collected.is_err(); // the next turn tries again

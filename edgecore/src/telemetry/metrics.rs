@@ -240,6 +240,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let status = WorkloadStatus {
             restarted: None,
+            restart_failed: None,
             target: None,
             phase: UpdatePhase::Succeeded,
             reason: String::new(),

@@ -188,6 +188,7 @@ async fn events_of(hub: &Hub, tells_events: bool, node: &str, machine: &Machine)
     let now = hub.env().wall.now();
     let status = WorkloadStatus {
         restarted: None,
+        restart_failed: None,
         target: None,
         phase: UpdatePhase::RolledBack,
         reason: "Unhealthy".into(),

@@ -56,7 +56,7 @@ impl App {
             Fetching::Hindered { fetch, .. } if *fetch == planned => {}
             _ => {
                 self.backoff.succeeded();
-                self.litter |= matches!(wanted, Wanted::Run(_));
+                self.litter |= wanted.release().is_some();
             }
         }
         let (sender, progress) = watch::channel(Progress { done_bytes: 0, total_bytes: 0 });

@@ -64,6 +64,10 @@ pub(super) struct FakeDriver {
     pub(super) violations: Mutex<Vec<String>>,
     /// It has a bug.
     pub(super) broken: AtomicBool,
+    /// Nothing is ready, for a reason outside.
+    sick: AtomicBool,
+    /// What was never ready is.
+    healed: AtomicBool,
 }
 
 fn ended() -> LastExit {
@@ -75,6 +79,14 @@ pub(super) fn kind(version: &str) -> Kind {
 }
 
 impl FakeDriver {
+    pub(super) fn set_sick(&self, sick: bool) {
+        self.sick.store(sick, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_healed(&self, healed: bool) {
+        self.healed.store(healed, Ordering::Relaxed);
+    }
+
     pub(super) fn running(&self) -> Option<Digest> {
         self.process.lock().unwrap().as_ref().filter(|p| p.exit.is_none()).map(|p| p.spec.release.digest)
     }
@@ -130,7 +142,9 @@ impl Driver for FakeDriver {
     fn probe<'a>(&'a self, spec: &'a InstanceSpec, _: &'a Probe) -> BoxFuture<'a, ProbeOutcome> {
         Box::pin(async move {
             match kind(spec.release.version.as_str()) {
+                _ if self.sick.load(Ordering::Relaxed) => ProbeOutcome::Failure("its camera is dark".into()),
                 Kind::Good => ProbeOutcome::Success,
+                Kind::NeverReady if self.healed.load(Ordering::Relaxed) => ProbeOutcome::Success,
                 _ => ProbeOutcome::Failure("not ready".into()),
             }
         })

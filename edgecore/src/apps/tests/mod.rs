@@ -9,12 +9,14 @@
 //! | [`fakes`] | driver and stage that only pretend, and the versions they know |
 //! | [`world`] | the box around one app, and what must hold between any two steps |
 //! | [`updates`] | releases that come, go back and are removed |
+//! | [`orders`] | hold, restart, retry, drain |
 //! | [`cuts`] | crashes and reboots between any two steps; the property over everything |
 //! | [`disk`] | damage, a lost slot, a full disk, litter |
 
 mod cuts;
 mod disk;
 mod fakes;
+mod orders;
 mod updates;
 mod world;
 

@@ -12,7 +12,7 @@ use proto::{
     digest::Digest,
     durable::Record,
     link::message::Report,
-    object::{ReleaseRef, UpdatePhase},
+    object::{AppOrder, ReleaseRef, UpdatePhase, WorkloadStatus},
     watch,
 };
 use tempfile::TempDir;
@@ -27,8 +27,8 @@ use super::{
 };
 use crate::{
     apps::{
-        plan::Wanted,
-        slot::{self, MAX_ATTEMPTS, Slot},
+        plan::{Ask, Wanted},
+        slot::{self, MAX_ATTEMPTS, RestartState, Slot},
         task::{App, Context, Turn},
     },
     doors::Endpoints,
@@ -80,7 +80,26 @@ impl World {
     }
 
     pub(super) fn want(&self, version: &str) {
-        self.wanted.send_replace(Wanted::Run(self.releases[version].clone()));
+        self.wanted.send_replace(self.releases[version].clone().into());
+    }
+
+    /// Changes what is asked besides the release that is wanted.
+    pub(super) fn ask(&self, change: impl FnOnce(&mut Ask)) {
+        self.wanted.send_modify(|wanted| {
+            if let Wanted::Run(ask) = wanted {
+                change(ask);
+            }
+        });
+    }
+
+    pub(super) fn status(&self) -> WorkloadStatus {
+        self.board.borrow().workloads[APP].clone()
+    }
+
+    /// How often a version was started.
+    pub(super) fn starts(&self, version: &str) -> usize {
+        let digest = self.digest(version);
+        self.driver.started.lock().unwrap().iter().filter(|d| **d == digest).count()
     }
 
     pub(super) fn digest(&self, version: &str) -> Digest {
@@ -192,7 +211,7 @@ impl World {
         let active = slot.active.as_ref().map(|a| a.release.digest);
         let wanted = self.wanted.borrow().clone();
         match &wanted {
-            Wanted::Run(release) => {
+            Wanted::Run(Ask { release, order, drained }) => {
                 let failure = slot.failure(release.digest);
                 let counter = VERSIONS.iter().find(|v| v.0 == release.version.as_str()).unwrap().1;
                 if let Some(failure) = failure {
@@ -200,13 +219,26 @@ impl World {
                     let bad = kind(release.version.as_str()) != Kind::Good;
                     let cut = failure.reason == "Interrupted" && interruptions >= MAX_ATTEMPTS;
                     assert!(bad || cut, "a good release failed: {failure:?}");
-                } else if counter >= slot.floor {
+                } else if counter >= slot.floor && !order.hold && !drained {
                     assert_eq!(active, Some(release.digest), "a good release is not active");
                 }
+                self.check_asked(&slot, order);
             }
             Wanted::Remove => assert_eq!(active, None),
             Wanted::Keep => {}
         }
-        assert_eq!(self.driver.running(), active, "what runs is the active release");
+        let runs = active.filter(|_| !wanted.is_drained());
+        assert_eq!(self.driver.running(), runs, "what runs is the active release");
+    }
+
+    /// What is asked for once was heard; a restart is over unless everything is stopped.
+    fn check_asked(&self, slot: &Slot, order: &AppOrder) {
+        if order.retry.is_some() {
+            assert_eq!(slot.retried, order.retry);
+        }
+        let (Some(text), Some(_), Some(restart)) = (&order.restart, &slot.active, &slot.restart) else { return };
+        assert_eq!(&restart.text, text);
+        let over = matches!(restart.state, RestartState::Done | RestartState::Failed(_));
+        assert!(over || self.wanted.borrow().is_drained(), "{restart:?}");
     }
 }

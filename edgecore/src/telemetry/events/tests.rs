@@ -33,6 +33,7 @@ fn status(version: &str, phase: UpdatePhase, running: Option<Running>) -> Worklo
     let (reason, message) = if bad { ("Unhealthy", "no probe has succeeded") } else { ("", "") };
     WorkloadStatus {
         restarted: None,
+        restart_failed: None,
         target: Some(release(version)),
         phase,
         reason: reason.into(),
