@@ -78,6 +78,9 @@ fn content(repository: &Repository, before: &BTreeMap<&str, Target>, target: &Ta
     if old.workload != new.workload {
         lines.push("         the workload changes: command, environment, limits or probes".into());
     }
+    if old.hooks != new.hooks {
+        lines.push("         the hooks change: what runs before the old one stops, or in the trial".into());
+    }
     lines
 }
 

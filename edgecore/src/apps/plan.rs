@@ -27,6 +27,16 @@
 //! restart:  due (record) --Stop--> started (record) --Start--> done when healthy for the soak time, or failed
 //! ```
 //!
+//! Hooks of the release ([`Hooks`](proto::release::Hooks)):
+//!
+//! - **preApply** runs once a staged release may begin its trial, while the active one runs. When it puts the
+//!   update off it is asked again after [`ASK_AGAIN`], each time twice as long up to [`ASK_AGAIN_MOST`], until it
+//!   was put off for `max_deferral_s` in all: then the update goes ahead unasked, and with 0 it does so at once.
+//!   The time that was spent is on record ([`Deferral`](super::slot::Deferral)) and counts while the agent runs.
+//! - **postApply** runs in the trial once the release is healthy, beside its soak time.
+//!
+//! An answer is on no record but a failure and the time put off: after a cut the hook runs again.
+//!
 //! `trial` plans while a release is on trial, `settled` while none is.
 
 mod settled;
@@ -34,16 +44,24 @@ mod trial;
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use proto::{
     digest::Digest,
     object::{AppOrder, ReleaseRef},
 };
 use tokio::time::Instant;
 
-use super::slot::{Failure, Installed, Restart, RestartState, Slot, Trial};
+use super::slot::{Deferral, Failure, Installed, Restart, RestartState, Slot, Trial};
 
+/// Longest time that updates may be put off, whatever the assignment says.
+const MAX_DEFERRAL_S: u64 = 365 * 86_400;
 /// After a power cut during a trial the active release runs this long before the next attempt.
 pub const RETRY_AFTER: Duration = Duration::from_secs(10);
+
+/// Until a hook that put the update off is asked again, at first.
+pub const ASK_AGAIN: Duration = Duration::from_secs(30);
+/// The same at most.
+pub const ASK_AGAIN_MOST: Duration = Duration::from_secs(300);
 
 /// What the assignment says about an app.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,6 +145,46 @@ impl RunningView {
     }
 }
 
+/// How a hook stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HookView<'a> {
+    /// It has to run.
+    Due,
+    /// It runs.
+    Running,
+    /// It ended well, or the release has none.
+    Passed,
+    /// It put the update off.
+    PutOff(PutOff<'a>),
+    /// It failed, and how.
+    Failed(&'a str),
+}
+
+/// An update was put off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PutOff<'a> {
+    /// When it was said.
+    pub at: Instant,
+    /// The same by the node's clock, for people.
+    pub at_wall: Timestamp,
+    /// How long it had been put off before, in all.
+    pub spent: Duration,
+    /// Whether that is on record.
+    pub recorded: bool,
+    /// When the hook is to be asked again.
+    pub again_at: Instant,
+    /// What it said.
+    pub message: &'a str,
+}
+
+impl PutOff<'_> {
+    /// For how long it may still be put off.
+    #[must_use]
+    pub fn left(&self, order: &AppOrder) -> Duration {
+        Duration::from_secs(order.max_deferral_s.min(MAX_DEFERRAL_S)).saturating_sub(self.spent)
+    }
+}
+
 /// All that the planner looks at.
 #[derive(Debug, Clone)]
 pub struct View<'a> {
@@ -142,6 +200,10 @@ pub struct View<'a> {
     pub leftover: bool,
     /// Whether this process has counted the recorded trial as an attempt.
     pub begun: bool,
+    /// The preApply hook of what is staged.
+    pub pre_apply: HookView<'a>,
+    /// The postApply hook of what runs.
+    pub post_apply: HookView<'a>,
     /// Why the trial failed, which is not on record yet.
     pub verdict: Option<&'a Failure>,
     /// Digest of a release whose tree was found damaged and must be fetched again before it runs.
@@ -159,6 +221,12 @@ pub enum Step {
     Stop,
     /// Run a release, or adopt it where it runs.
     Start(Installed),
+    /// Run the preApply hook of a staged release.
+    PreApply(Installed),
+    /// Record for how long the update to a release was put off.
+    Defer(Deferral),
+    /// Run the postApply hook of the trial.
+    PostApply,
     /// Record that a staged release is on trial.
     Switch(Trial),
     /// Record that the trial goes on after the agent came back.

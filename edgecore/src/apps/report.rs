@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use proto::object::{Progress, ReleaseRef, Running, UpdatePhase, WorkloadStatus};
 
 use super::{
-    plan::{View, Wanted},
+    plan::{HookView, PutOff, View, Wanted},
     slot::{Restart, RestartState, Slot},
     stage::Hindrance,
 };
@@ -17,6 +17,7 @@ const NOT_TRIED_AGAIN: &str = "; it is not tried again on this node: mend the ca
 
 const DRAINED: &str = "the node is drained: its workloads are stopped until it is not";
 const HELD: &str = "Held";
+const PRE_APPLY: &str = "PreApply";
 const RESTARTING: &str = "Restarting";
 
 /// How a fetch stands.
@@ -62,7 +63,9 @@ impl Verdict {
         };
         match (phase, self.reason.as_str()) {
             (UpdatePhase::Blocked | UpdatePhase::Failed | UpdatePhase::RolledBack, _) => self,
-            (_, "" | HELD | RESTARTING) => Verdict { since: self.since, ..verdict(phase, "Drained", DRAINED) },
+            (_, "" | HELD | PRE_APPLY | RESTARTING) => {
+                Verdict { since: self.since, ..verdict(phase, "Drained", DRAINED) }
+            }
             _ => Verdict { phase, ..self },
         }
     }
@@ -128,6 +131,9 @@ fn judge(view: &View<'_>, extra: &Extra<'_>, target: &ReleaseRef) -> Verdict {
             return verdict(UpdatePhase::Applying, &failure.reason, format!("it goes back: {}", failure.message));
         }
         return match &view.running {
+            Some(running) if running.digest == digest && view.post_apply == HookView::Running => {
+                verdict(UpdatePhase::Verifying, "Trial", "its postApply hook runs")
+            }
             Some(running) if running.digest == digest => verdict(UpdatePhase::Verifying, "Trial", health()),
             _ => verdict(UpdatePhase::Applying, "", ""),
         };
@@ -158,8 +164,7 @@ fn judge(view: &View<'_>, extra: &Extra<'_>, target: &ReleaseRef) -> Verdict {
                 "it is fetched and verified, and waits for the word to apply it",
             );
         }
-        let phase = if view.running.is_some() { UpdatePhase::Staged } else { UpdatePhase::Applying };
-        return verdict(phase, "", "");
+        return staged(view);
     }
     match &extra.fetch {
         FetchView::Idle => verdict(UpdatePhase::Pending, "", ""),
@@ -167,6 +172,26 @@ fn judge(view: &View<'_>, extra: &Extra<'_>, target: &ReleaseRef) -> Verdict {
         FetchView::Hindered(h) if h.offline => verdict(UpdatePhase::Downloading, h.reason, h.message.clone()),
         FetchView::Hindered(h) => verdict(UpdatePhase::Blocked, h.reason, h.message.clone()),
     }
+}
+
+/// The target is on disk and may be applied.
+fn staged(view: &View<'_>) -> Verdict {
+    let put_off = |put_off: &PutOff<'_>| {
+        let left = put_off.left(&view.wanted.ask()?.order);
+        let until = put_off.at_wall.checked_add(left).ok().filter(|_| !left.is_zero())?;
+        Some(format!("its preApply hook put the update off until {until:.0} at the latest: {}", put_off.message))
+    };
+    match &view.pre_apply {
+        HookView::Running => return verdict(UpdatePhase::Staged, PRE_APPLY, "its preApply hook is asked"),
+        HookView::PutOff(it) => {
+            if let Some(message) = put_off(it) {
+                return verdict(UpdatePhase::Staged, "Deferred", message);
+            }
+        }
+        HookView::Due | HookView::Passed | HookView::Failed(_) => {}
+    }
+    let phase = if view.running.is_some() { UpdatePhase::Staged } else { UpdatePhase::Applying };
+    verdict(phase, "", "")
 }
 
 /// The target is the active release.

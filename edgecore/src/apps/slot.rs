@@ -72,6 +72,16 @@ impl Failure {
     }
 }
 
+/// An update was put off by the release's preApply hook.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Deferral {
+    /// Which release.
+    pub digest: Digest,
+    /// For how many seconds in all, while an agent was there to ask.
+    pub spent_s: u64,
+}
+
 /// The workload is, or was, to be stopped and started again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restart {
@@ -124,6 +134,8 @@ pub struct Slot {
     pub restart: Option<Restart>,
     /// The text that asked last to try a failed release once more.
     pub retried: Option<String>,
+    /// The update that was put off last.
+    pub deferral: Option<Deferral>,
 }
 
 impl Slot {
@@ -154,6 +166,7 @@ impl Slot {
     pub fn begin(&mut self, trial: Trial, restart: Option<&str>) {
         self.count_attempt(trial.installed.release.digest);
         self.trial = Some(trial);
+        self.deferral = None;
         let first = self.active.is_none();
         match (restart, &mut self.restart) {
             (Some(text), _) if first => self.restart = Some(Restart::new(text, RestartState::Done)),
@@ -197,6 +210,7 @@ impl Slot {
         self.trial = None;
         if let Some(failure) = failure {
             self.attempts = None;
+            self.deferral.take_if(|d| d.digest == failure.digest);
             self.failed.retain(|f| f.digest != failure.digest);
             self.failed.push(failure);
             let surplus = self.failed.len().saturating_sub(MAX_FAILURES);

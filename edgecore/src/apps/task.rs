@@ -3,9 +3,11 @@
 //! [`App::turn`] is one round of it. Every round begins from the durable slot and what runs, so a crash
 //! between any two rounds is the same as a restart. Dropping an [`App`] leaves its workload running.
 //!
-//! Here are the rounds and the slot; `fetching` is about the fetch beside them, `running` about the workload.
+//! Here are the rounds and the slot; `fetching` is about the fetch beside them, `hooks` about a release's hooks,
+//! `running` about the workload.
 
 mod fetching;
+mod hooks;
 mod running;
 
 use std::{
@@ -30,13 +32,14 @@ use tokio::{
 };
 
 use self::{
-    fetching::{Fetching, RETRY_BASE, RETRY_CAP, finished},
-    running::{Run, health_changed},
+    fetching::{Fetching, RETRY_BASE, RETRY_CAP, Staged, finished},
+    hooks::Hooking,
+    running::{Run, WorkloadEvent, workload_changed},
 };
 use super::{
-    plan::{Plan, Step, View, Wanted, plan},
+    plan::{HookView, Plan, Step, View, Wanted, plan},
     report::{Extra, FetchView, report},
-    slot::{self, Failure, Installed, Slot, SlotError},
+    slot::{self, Failure, Slot, SlotError},
     stage::Stage,
 };
 use crate::{
@@ -114,7 +117,8 @@ pub struct App {
     leftover: bool,
     begun: bool,
     verdict: Option<Failure>,
-    staged: Option<Installed>,
+    staged: Option<Staged>,
+    pre_apply: Hooking,
     damaged: Option<Digest>,
     fetching: Fetching,
     backoff: Backoff,
@@ -164,6 +168,7 @@ impl App {
             begun: false,
             verdict: None,
             staged: None,
+            pre_apply: Hooking::default(),
             damaged: None,
             fetching: Fetching::Idle,
             backoff: Backoff::new(RETRY_BASE, RETRY_CAP),
@@ -197,12 +202,17 @@ impl App {
     /// When the step could not be carried out; the next turn tries it again.
     pub async fn turn(&mut self) -> Result<Turn, StepError> {
         let wanted = self.wanted.borrow_and_update().clone();
-        if self.staged.as_ref().is_some_and(|s| wanted.release().is_none_or(|r| r.digest != s.release.digest)) {
+        if self.staged.as_ref().is_some_and(|s| wanted.release().is_none_or(|r| r.digest != s.installed.release.digest))
+        {
             self.litter |= self.staged.take().is_some();
         }
         if let Some(run) = self.run.as_ref().filter(|r| r.damaged.load(Ordering::Relaxed)) {
             (self.damaged, self.staged) = (Some(run.release.digest), None);
             self.stop().await?;
+        }
+        let applies = wanted.ask().is_some_and(|ask| !ask.order.hold && !ask.drained);
+        if self.staged.is_none() || self.slot.trial.is_some() || !applies {
+            self.pre_apply = Hooking::default(); // what it answered was about that moment
         }
         let Plan { step, fetch } = plan(&self.view(&wanted, Instant::now()));
         self.direct_fetch(fetch, &wanted);
@@ -222,7 +232,9 @@ impl App {
         View {
             slot: &self.slot,
             wanted,
-            staged: self.staged.as_ref(),
+            staged: self.staged.as_ref().map(|s| &s.installed),
+            pre_apply: self.pre_apply.view(self.staged.as_ref().and_then(|s| s.hooks.pre_apply.as_ref())),
+            post_apply: self.run.as_ref().map_or(HookView::Passed, |r| r.post_apply.view(r.hooks.post_apply.as_ref())),
             running: self.run.as_ref().map(Run::view),
             leftover: self.leftover,
             begun: self.begun,
@@ -241,6 +253,12 @@ impl App {
             }
             Step::Stop => self.stop().await?,
             Step::Start(installed) => self.start(&installed).await?,
+            Step::PreApply(_) => self.run_pre_apply(),
+            Step::Defer(deferral) => {
+                self.store(|slot| slot.deferral = Some(deferral)).await?;
+                self.pre_apply.recorded();
+            }
+            Step::PostApply => self.run_post_apply(),
             Step::Switch(trial) => {
                 let restart = wanted.ask().and_then(|ask| ask.order.restart.clone());
                 self.store(|slot| slot.begin(trial, restart.as_deref())).await?;
@@ -284,7 +302,7 @@ impl App {
         self.shared.env.blocking.run(move || slot::store(&record, &written)).await?;
         self.begun &= next.trial.is_some();
         self.verdict.take_if(|_| next.trial.is_none());
-        self.staged.take_if(|s| next.failure(s.release.digest).is_some()); // its tree is swept away
+        self.staged.take_if(|s| next.failure(s.installed.release.digest).is_some()); // its tree is swept away
         self.slot = next;
         self.litter = true;
         Ok(())
@@ -329,7 +347,12 @@ impl App {
                 }
                 self.litter = true;
             }
-            Ok(()) = health_changed(self.run.as_mut()) => {}
+            event = workload_changed(self.run.as_mut()) => {
+                if let WorkloadEvent::Hook(outcome) = event {
+                    self.post_apply_ended(outcome);
+                }
+            }
+            outcome = self.pre_apply.ended() => self.pre_apply_ended(outcome),
             result = finished(fetching) => self.fetched(result),
             Ok(()) = self.online.changed(), if offline => {
                 if *self.online.borrow_and_update()

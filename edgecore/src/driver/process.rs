@@ -25,7 +25,7 @@ use proto::{
     env::{BoxFuture, Env},
     name::Name,
     object::LastExit,
-    release::Probe,
+    release::{Hook, Probe},
 };
 use rand::Rng as _;
 use rand_chacha::ChaCha12Rng;
@@ -39,9 +39,9 @@ use tokio::{
 };
 
 use super::{
-    Driver, DriverError, Instance, InstanceSpec, InstanceUsage, ProbeOutcome,
+    Driver, DriverError, HookOutcome, Instance, InstanceSpec, InstanceUsage, ProbeOutcome,
     cgroup::Group,
-    logs, probe, procs,
+    hook, logs, probe, procs,
     records::{Ended, Folder, Launch, is_damaged},
     shim::STARTED,
 };
@@ -118,6 +118,7 @@ impl ProcessDriver {
 
     async fn try_start(&self, spec: &InstanceSpec) -> Result<(), String> {
         let folder = self.folder(&spec.app);
+        self.end_hook(&folder).await?;
         self.try_stop(&folder, spec.workload.stop_grace.get()).await?;
         let (launch, data) = (self.launch_for(spec), spec.data.clone());
         let prepared = self.on(&folder, move |folder| {
@@ -148,6 +149,32 @@ impl ProcessDriver {
         // It goes on when this process ends; while this process lives, somebody must reap it.
         tokio::spawn(async move { child.wait().await });
         Ok(reader)
+    }
+
+    async fn try_hook(&self, spec: &InstanceSpec, hook: &Hook) -> Result<HookOutcome, String> {
+        let folder = self.folder(&spec.app);
+        self.end_hook(&folder).await?; // of an agent before
+        let launch = self.launch_for(spec);
+        let launch = Launch { group: format!("{}-hook", launch.group), ..launch };
+        let prepared = self.on(&folder.hook(), move |folder| hook::prepare(folder, &launch)).await;
+        let outcome = match prepared {
+            Ok(prepared) => hook::run(&self.program, prepared, hook).await,
+            Err(e) => HookOutcome::Failure(format!("it cannot be run: {}", chain(&e))),
+        };
+        self.end_hook(&folder).await?;
+        Ok(outcome)
+    }
+
+    /// Nothing of a hook of the app is left.
+    async fn end_hook(&self, folder: &Folder) -> Result<(), String> {
+        let hook = folder.hook();
+        let begun = self.on(&hook, |hook| Ok(hook.path().exists())).await;
+        if begun.map_err(|e| format!("its hook's records cannot be read: {e}"))? {
+            let app = folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+            self.sweep_group(&hook, format!("{}-hook", self.group(&app))).await?;
+            self.on(&hook, hook::forget).await.map_err(|e| format!("its hook's records stay: {e}"))?;
+        }
+        Ok(())
     }
 
     /// The newest instance and what is known of it.
@@ -227,7 +254,10 @@ impl ProcessDriver {
     /// Kills what is left in this boot of the instance of a folder without a shim; whether there was one.
     async fn sweep_folder(&self, folder: &Folder) -> Result<bool, String> {
         let app = folder.path().file_name().unwrap_or_default().to_string_lossy();
-        let group = self.group(&app);
+        self.sweep_group(folder, self.group(&app)).await
+    }
+
+    async fn sweep_group(&self, folder: &Folder, group: String) -> Result<bool, String> {
         let remains = self.on(folder, move |folder| match folder.launch() {
             Ok(launch) => Ok(launch.filter(|l| l.boot_id == procs::boot_id()).map(|l| Remains::of(&l))),
             // Its group is known by the app's name, and `running.json` names the instance too.
@@ -317,18 +347,18 @@ fn see(folder: &Folder) -> io::Result<Seen> {
 
 /// By what the processes of an instance are found.
 #[derive(Debug, Clone)]
-struct Remains {
+pub(super) struct Remains {
     group: String,
     instance: Option<String>,
 }
 
 impl Remains {
-    fn of(launch: &Launch) -> Remains {
+    pub(super) fn of(launch: &Launch) -> Remains {
         Remains { group: launch.group.clone(), instance: Some(launch.instance.clone()) }
     }
 
     /// Kills what is marked as part of the instance or sits in its group; returns it.
-    fn kill(&self) -> BTreeSet<i32> {
+    pub(super) fn kill(&self) -> BTreeSet<i32> {
         let group = Group::existing(&self.group);
         let mut left = self.instance.as_deref().map(procs::marked).unwrap_or_default();
         left.extend(group.pids());
@@ -447,6 +477,7 @@ impl Driver for ProcessDriver {
     fn remove<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<(), DriverError>> {
         Box::pin(async move {
             let folder = self.folder(app);
+            self.end_hook(&folder).await.map_err(failed("remove", app))?;
             let removed = self.on(&folder, |folder| match fs::remove_dir_all(folder.path()) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
                 _ => Ok(()),
@@ -470,6 +501,10 @@ impl Driver for ProcessDriver {
     fn probe<'a>(&'a self, spec: &'a InstanceSpec, probe: &'a Probe) -> BoxFuture<'a, ProbeOutcome> {
         let folder = self.folder(&spec.app);
         Box::pin(async move { probe::attempt(&self.program, &folder, probe).await })
+    }
+
+    fn hook<'a>(&'a self, spec: &'a InstanceSpec, hook: &'a Hook) -> BoxFuture<'a, HookOutcome> {
+        Box::pin(async move { self.try_hook(spec, hook).await.unwrap_or_else(HookOutcome::Failure) })
     }
 
     fn usage<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Option<InstanceUsage>> {

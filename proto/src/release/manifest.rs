@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_FILES, MAX_PATH_BYTES, Workload};
+use super::{Hooks, MAX_FILES, MAX_PATH_BYTES, Workload};
 use crate::{
     digest::Digest,
     name::{Name, ReleaseName, Version},
@@ -30,6 +30,9 @@ pub struct Manifest {
     pub files: Vec<FileEntry>,
     /// What to run.
     pub workload: Workload,
+    /// Commands around the update.
+    #[serde(default, skip_serializing_if = "Hooks::is_empty")]
+    pub hooks: Hooks,
 }
 
 /// One file of the tree. Folders follow from paths; links and devices do not exist.
@@ -77,6 +80,9 @@ pub enum ManifestError {
     /// Workload fields contradict each other.
     #[error("workload: {0}")]
     Workload(String),
+    /// A hook cannot work.
+    #[error("hooks: {0}")]
+    Hooks(String),
     /// Not JSON of a manifest.
     #[error("manifest is not readable: {0}")]
     Malformed(String),
@@ -192,6 +198,7 @@ impl Manifest {
                 return Err(ManifestError::AgentTooOld { needs: needs.clone() });
             }
         }
+        self.hooks.check()?;
         self.workload.check()
     }
 
@@ -229,6 +236,7 @@ mod tests {
             hardware: BTreeSet::new(),
             files,
             workload,
+            hooks: Hooks::default(),
         };
         m.check().map(|()| m)
     }

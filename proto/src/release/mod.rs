@@ -7,9 +7,10 @@
 //! Unknown fields are skipped everywhere, so older agents read newer manifests; what they must not
 //! skip is guarded by [`Manifest::min_agent`].
 //!
-//! `manifest` holds the manifest, its paths and its rules, `workload` the process with its limits and probes;
-//! all of it is re-exported here.
+//! `manifest` holds the manifest, its paths and its rules, `workload` the process with its limits and probes,
+//! `hooks` the commands around an update; all of it is re-exported here.
 
+mod hooks;
 mod manifest;
 mod workload;
 
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::name::{Name, Version};
 
 pub use self::{
+    hooks::{Hook, Hooks, MAX_HOOK_TIMEOUT, PUT_OFF},
     manifest::{FileEntry, Manifest, ManifestError, TreePath},
     workload::{ExecProbe, HttpProbe, Limits, Port, Probe, Probes, RestartPolicy, TcpProbe, Workload},
 };
@@ -56,6 +58,9 @@ pub struct ReleaseYaml {
     pub artifacts: Vec<ArtifactYaml>,
     /// What to run.
     pub workload: Workload,
+    /// Commands around the update.
+    #[serde(default)]
+    pub hooks: Hooks,
 }
 
 /// A file or folder to pack.

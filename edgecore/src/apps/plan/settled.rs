@@ -1,7 +1,9 @@
 //! The next step while no release is on trial.
 
-use super::{RETRY_AFTER, RunningView, Step, View, interrupted, target};
-use crate::apps::slot::{Installed, MAX_ATTEMPTS, Restart, RestartState, Trial};
+use tokio::time::Instant;
+
+use super::{Ask, HookView, RETRY_AFTER, RunningView, Step, View, interrupted, target};
+use crate::apps::slot::{Deferral, Failure, Installed, MAX_ATTEMPTS, Restart, RestartState, Trial};
 
 /// How a staged release stands.
 enum Update<'a> {
@@ -34,9 +36,18 @@ pub(super) fn step(view: &View<'_>) -> Step {
     }
     match update {
         Update::Ready(_) => Step::Stop,
+        // While the update waits, a restart goes on.
+        Update::First(Step::Wait(until)) => match restart(view, running) {
+            Step::Wait(other) => Step::Wait(earlier(until, other)),
+            step => step,
+        },
         Update::First(step) => step,
         Update::None => restart(view, running),
     }
+}
+
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
 }
 
 fn on_trial(view: &View<'_>, ready: &Installed) -> Trial {
@@ -47,9 +58,7 @@ fn update<'a>(view: &View<'a>) -> Update<'a> {
     let Some(ready) = view.staged.filter(|s| target(view).is_some_and(|t| t.digest == s.release.digest)) else {
         return Update::None;
     };
-    if view.wanted.ask().is_some_and(|ask| ask.order.hold) {
-        return Update::None;
-    }
+    let Some(ask) = view.wanted.ask().filter(|ask| !ask.order.hold) else { return Update::None };
     let attempts = view.slot.attempts(ready.release.digest);
     if attempts >= MAX_ATTEMPTS {
         return Update::First(Step::Abandon(Some(interrupted(ready, MAX_ATTEMPTS))));
@@ -60,7 +69,30 @@ fn update<'a>(view: &View<'a>) -> Update<'a> {
             return Update::First(Step::Wait(Some(retry_at)));
         }
     }
-    Update::Ready(ready)
+    may_apply(view, ask, ready).map_or(Update::Ready(ready), Update::First)
+}
+
+/// What the release's preApply hook leaves to do first.
+fn may_apply(view: &View<'_>, ask: &Ask, ready: &Installed) -> Option<Step> {
+    match view.pre_apply {
+        HookView::Passed => None,
+        HookView::Due => Some(Step::PreApply(ready.clone())),
+        HookView::Running => Some(Step::Wait(None)),
+        HookView::Failed(why) => {
+            let why = format!("its preApply hook failed: {why}");
+            Some(Step::Abandon(Some(Failure::of(ready, "PreApplyFailed", why))))
+        }
+        HookView::PutOff(put_off) => {
+            let ends_at = put_off.at + put_off.left(&ask.order);
+            let (digest, spent_s) = (ready.release.digest, put_off.spent.as_secs());
+            match view.now {
+                now if now >= ends_at => None,
+                _ if !put_off.recorded => Some(Step::Defer(Deferral { digest, spent_s })),
+                now if now >= put_off.again_at => Some(Step::PreApply(ready.clone())),
+                _ => Some(Step::Wait(Some(ends_at.min(put_off.again_at)))),
+            }
+        }
+    }
 }
 
 /// The active release starts, once it is on record that a restart that is due stopped it.

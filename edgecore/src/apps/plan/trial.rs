@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{RunningView, Step, View, interrupted};
+use super::{HookView, PutOff, RunningView, Step, View, interrupted};
 use crate::apps::slot::{Failure, Installed, MAX_ATTEMPTS, Trial};
 
 pub(super) fn step(view: &View<'_>, trial: &Trial) -> Step {
@@ -35,16 +35,26 @@ pub(super) fn step(view: &View<'_>, trial: &Trial) -> Step {
         return if boot_id == view.boot_id { Step::Resume } else { Step::Abandon(None) };
     }
     let Some(running) = &view.running else { return Step::Start(installed.clone()) };
-    judge(installed, running, view.now)
+    judge(installed, running, view.post_apply, view.now)
 }
 
 /// Whether a running trial has proved itself, has failed, or needs more time.
-fn judge(trial: &Installed, running: &RunningView, now: Instant) -> Step {
+fn judge(trial: &Installed, running: &RunningView, hook: HookView<'_>, now: Instant) -> Step {
+    let failed = |reason: &str, message: String| Step::Fail(Failure::of(trial, reason, message));
     if let Some(since) = running.healthy_since {
         let proven = since + running.soak;
-        return if now >= proven { Step::Confirm } else { Step::Wait(Some(proven)) };
+        return match hook {
+            HookView::Due => Step::PostApply,
+            HookView::Running => Step::Wait(None),
+            HookView::Failed(why) => failed("PostApplyFailed", format!("its postApply hook failed: {why}")),
+            HookView::PutOff(PutOff { message, .. }) => failed(
+                "PostApplyFailed",
+                format!("its postApply hook wants to put the update off, too late: {message}"),
+            ),
+            HookView::Passed if now >= proven => Step::Confirm,
+            HookView::Passed => Step::Wait(Some(proven)),
+        };
     }
-    let failed = |reason: &str, message: String| Step::Fail(Failure::of(trial, reason, message));
     if running.ended {
         return failed("Exited", format!("it ended before it proved healthy: {}", running.detail()));
     }

@@ -9,14 +9,18 @@ use proto::{
     durable,
     name::ReleaseName,
     object::{ReleaseRef, RunState},
+    release::{Hooks, Manifest, Workload},
     watch,
 };
 use tokio::time::Instant;
 
-use super::{App, Context, StepError};
+use super::{
+    App, Context, StepError,
+    hooks::{Hooking, lowered},
+};
 use crate::{
     apps::{guard::Guard, plan::RunningView, slot::Installed},
-    driver::InstanceSpec,
+    driver::{HookOutcome, InstanceSpec},
     fetch::tree,
     supervisor::{Health, Supervisor},
 };
@@ -32,6 +36,9 @@ pub(super) struct Run {
     pub(super) since: Instant,
     pub(super) soak: Duration,
     pub(super) deadline: Duration,
+    pub(super) spec: InstanceSpec,
+    pub(super) hooks: Hooks,
+    pub(super) post_apply: Hooking,
     /// Raised when a start found the tree damaged.
     pub(super) damaged: Arc<AtomicBool>,
 }
@@ -80,10 +87,9 @@ impl App {
     /// past the [`Guard`], which verifies the tree.
     pub(super) async fn start(&mut self, installed: &Installed) -> Result<(), StepError> {
         let release = installed.release.clone();
-        let folder = tree::release_folder(&self.folder.join("releases"), release.digest);
-        let data = self.folder.join("data");
+        let (releases, made) = (self.folder.join("releases"), self.folder.join("data"));
+        let at = tree::release_folder(&releases, release.digest);
         let name = ReleaseName { app: self.name.clone(), version: release.version.clone() };
-        let (at, made) = (folder.clone(), data.clone());
         let manifest = self.shared.env.blocking.run(move || {
             durable::create_dir_all(&made)?;
             Ok::<_, StepError>(tree::manifest(&at, release.digest, &name))
@@ -97,26 +103,49 @@ impl App {
                 return Ok(());
             }
         };
-        let mut workload = manifest.workload;
-        workload.env.extend(self.shared.streams_environment());
+        let Manifest { workload, hooks, .. } = manifest;
         let (soak, deadline) = (workload.soak.get(), workload.deadline.get());
         let release = installed.release.clone();
-        let tree = tree::tree_folder(&folder);
-        let spec = InstanceSpec { app: self.name.clone(), release: release.clone(), tree, data, workload };
-        let damaged = Arc::new(AtomicBool::new(false));
-        let Context { driver, env, checks, .. } = &*self.shared;
-        let guard = Guard::new(driver.clone(), env.clone(), checks.clone(), damaged.clone());
-        let supervisor = Supervisor::start(self.shared.env.clone(), Arc::new(guard), spec);
+        let spec = self.spec(&release, workload);
+        let damaged = lowered();
+        let guard = self.guard(damaged.clone());
+        let supervisor = Supervisor::start(self.shared.env.clone(), Arc::new(guard), spec.clone());
         let health = supervisor.health();
         self.leftover = false;
-        self.run = Some(Run { release, supervisor, health, since: Instant::now(), soak, deadline, damaged });
+        let (since, post_apply) = (Instant::now(), Hooking::default());
+        self.run = Some(Run { release, supervisor, health, since, soak, deadline, spec, hooks, post_apply, damaged });
         Ok(())
+    }
+
+    /// What to run of a release.
+    pub(super) fn spec(&self, release: &ReleaseRef, mut workload: Workload) -> InstanceSpec {
+        workload.env.extend(self.shared.streams_environment());
+        let folder = tree::release_folder(&self.folder.join("releases"), release.digest);
+        let (app, release) = (self.name.clone(), release.clone());
+        let (tree, data) = (tree::tree_folder(&folder), self.folder.join("data"));
+        InstanceSpec { app, release, tree, data, workload }
+    }
+
+    pub(super) fn guard(&self, damaged: Arc<AtomicBool>) -> Guard {
+        let Context { driver, env, checks, .. } = &*self.shared;
+        Guard::new(driver.clone(), env.clone(), checks.clone(), damaged)
     }
 }
 
-pub(super) async fn health_changed(run: Option<&mut Run>) -> Result<(), watch::Closed> {
-    match run {
-        Some(run) => run.health.changed().await,
-        None => std::future::pending().await,
+/// Something is new about what runs.
+pub(super) enum WorkloadEvent {
+    Health,
+    /// The postApply hook ended.
+    Hook(HookOutcome),
+}
+
+/// Cancel safe.
+pub(super) async fn workload_changed(run: Option<&mut Run>) -> WorkloadEvent {
+    let Some(Run { health, post_apply, .. }) = run else { return std::future::pending().await };
+    // Both arms are cancel safe: a watch, and a set that hands out a task or nothing.
+    tokio::select! {
+        biased;
+        Ok(()) = health.changed() => WorkloadEvent::Health,
+        outcome = post_apply.ended() => WorkloadEvent::Hook(outcome),
     }
 }

@@ -9,12 +9,15 @@ use tokio::time::timeout;
 use super::{APP, LONG, fakes::VERSIONS, world::World};
 use crate::{
     apps::{Apps, plan::Wanted, slot::MAX_ATTEMPTS},
+    driver::HookOutcome,
     fetch::tests::Fault,
 };
 
 #[tokio::test(start_paused = true)]
 async fn cut_between_any_two_steps_it_converges() {
-    for (target, reboot) in [("2", false), ("2", true), ("3", false), ("3", true), ("4", false), ("4", true)] {
+    for (target, reboot) in
+        [("2", false), ("2", true), ("3", false), ("3", true), ("4", false), ("4", true), ("6", false), ("6", true)]
+    {
         let mut cuts = 0;
         loop {
             let mut world = World::new();
@@ -97,6 +100,8 @@ pub(super) enum Op {
     Drain(bool),
     Restart(u8),
     Retry(u8),
+    MaxDeferral(u64),
+    Answer(u8),
     Turns(usize),
     Sleep(u64),
     Crash,
@@ -115,6 +120,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => any::<bool>().prop_map(Op::Drain),
         1 => (0..3u8).prop_map(Op::Restart),
         1 => (0..3u8).prop_map(Op::Retry),
+        1 => (0..200u64).prop_map(Op::MaxDeferral),
+        2 => (0..3u8).prop_map(Op::Answer),
         8 => (1..12usize).prop_map(Op::Turns),
         4 => (1..40u64).prop_map(Op::Sleep),
         2 => Just(Op::Crash),
@@ -136,6 +143,12 @@ pub(super) async fn play(ops: Vec<Op>) {
             Op::Drain(drained) => world.ask(|ask| ask.drained = drained),
             Op::Restart(text) => world.ask(|ask| ask.order.restart = Some(text.to_string())),
             Op::Retry(text) => world.ask(|ask| ask.order.retry = Some(text.to_string())),
+            Op::MaxDeferral(secs) => world.ask(|ask| ask.order.max_deferral_s = secs),
+            Op::Answer(how) => world.driver.answers.lock().unwrap().push_back(match how {
+                0 => HookOutcome::Success,
+                1 => HookOutcome::PutOff("busy".into()),
+                _ => HookOutcome::Failure("no".into()),
+            }),
             Op::Turns(turns) => drop(world.turns(turns, LONG).await),
             Op::Sleep(secs) => drop(world.turns(10_000, Duration::from_secs(secs)).await),
             Op::Crash => {

@@ -1,6 +1,7 @@
 //! A driver that runs nothing and a stage without signatures, and the versions that they know.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -14,7 +15,7 @@ use proto::{
     env::BoxFuture,
     name::{Name, ReleaseName},
     object::{LastExit, Progress},
-    release::Probe,
+    release::{Hook, Probe},
     watch,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -26,7 +27,7 @@ use crate::{
         slot::Installed,
         stage::{Hindrance, Order, Stage},
     },
-    driver::{Driver, DriverError, Instance, InstanceSpec, ProbeOutcome},
+    driver::{Driver, DriverError, HookOutcome, Instance, InstanceSpec, ProbeOutcome},
     fetch::{Fetcher, Job, tests::env, tree},
 };
 
@@ -40,13 +41,17 @@ pub(super) enum Kind {
     NeverReady,
 }
 
+/// The version that has hooks.
+pub(super) const WITH_HOOKS: &str = "6";
+
 /// Versions of the tests: number, counter, behaviour.
-pub(super) const VERSIONS: [(&str, u64, Kind); 5] = [
+pub(super) const VERSIONS: [(&str, u64, Kind); 6] = [
     ("1", 1, Kind::Good),
     ("2", 2, Kind::Good),
     ("3", 3, Kind::Crashes),
     ("4", 4, Kind::NeverReady),
     ("5", 5, Kind::Good),
+    (WITH_HOOKS, 6, Kind::Good),
 ];
 
 #[derive(Debug)]
@@ -64,6 +69,10 @@ pub(super) struct FakeDriver {
     pub(super) violations: Mutex<Vec<String>>,
     /// It has a bug.
     pub(super) broken: AtomicBool,
+    /// What hooks answer; success when nothing is left.
+    pub(super) answers: Mutex<VecDeque<HookOutcome>>,
+    /// Which hooks ran, and what of the app ran at that moment.
+    pub(super) hooks: Mutex<Vec<(String, Option<Digest>)>>,
     /// Nothing is ready, for a reason outside.
     sick: AtomicBool,
     /// What was never ready is.
@@ -138,6 +147,13 @@ impl Driver for FakeDriver {
     }
     fn list(&self) -> BoxFuture<'_, Result<Vec<Name>, DriverError>> {
         Box::pin(async { Ok(self.running().map(|_| APP.parse().unwrap()).into_iter().collect()) })
+    }
+    fn hook<'a>(&'a self, spec: &'a InstanceSpec, hook: &'a Hook) -> BoxFuture<'a, HookOutcome> {
+        Box::pin(async move {
+            assert_eq!(spec.release.version.as_str(), WITH_HOOKS);
+            self.hooks.lock().unwrap().push((hook.command[0].clone(), self.running()));
+            self.answers.lock().unwrap().pop_front().unwrap_or(HookOutcome::Success)
+        })
     }
     fn probe<'a>(&'a self, spec: &'a InstanceSpec, _: &'a Probe) -> BoxFuture<'a, ProbeOutcome> {
         Box::pin(async move {

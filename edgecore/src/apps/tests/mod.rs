@@ -10,12 +10,14 @@
 //! | [`world`] | the box around one app, and what must hold between any two steps |
 //! | [`updates`] | releases that come, go back and are removed |
 //! | [`orders`] | hold, restart, retry, drain |
+//! | [`hooks`] | hooks of a release: asked, put off, failed |
 //! | [`cuts`] | crashes and reboots between any two steps; the property over everything |
 //! | [`disk`] | damage, a lost slot, a full disk, litter |
 
 mod cuts;
 mod disk;
 mod fakes;
+mod hooks;
 mod orders;
 mod updates;
 mod world;

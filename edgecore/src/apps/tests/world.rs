@@ -23,7 +23,7 @@ use tokio::{
 
 use super::{
     APP, LONG,
-    fakes::{FakeDriver, FakeStage, Kind, VERSIONS, kind},
+    fakes::{FakeDriver, FakeStage, Kind, VERSIONS, WITH_HOOKS, kind},
 };
 use crate::{
     apps::{
@@ -38,6 +38,8 @@ use crate::{
         tree,
     },
 };
+
+const HOOKS: &str = r#""hooks": {"preApply": {"command": ["bin/pre"]}, "postApply": {"command": ["bin/post"]}}"#;
 
 /// It keeps what a crash keeps: the disk, and the workloads unless the box itself went down.
 pub(super) struct World {
@@ -61,7 +63,9 @@ impl World {
             "probes": {"readiness": {"tcp": {"port": 1}, "period": "500ms"}}}"#;
         let releases = VERSIONS.iter().map(|(version, _, _)| {
             let files: &[(&str, &[u8])] = &[("bin/run", version.as_bytes()), ("share/same", b"same")];
-            let (digest, _) = publish(&source, &format!("{APP}@{version}"), files, probed);
+            let with_hooks = probed.replacen('{', &format!("{{{HOOKS},"), 1);
+            let workload = if *version == WITH_HOOKS { &with_hooks } else { probed };
+            let (digest, _) = publish(&source, &format!("{APP}@{version}"), files, workload);
             (*version, ReleaseRef { version: version.parse().unwrap(), digest })
         });
         World {
@@ -218,7 +222,8 @@ impl World {
                     assert_ne!(active, Some(release.digest));
                     let bad = kind(release.version.as_str()) != Kind::Good;
                     let cut = failure.reason == "Interrupted" && interruptions >= MAX_ATTEMPTS;
-                    assert!(bad || cut, "a good release failed: {failure:?}");
+                    let hook = release.version.as_str() == WITH_HOOKS && failure.reason.ends_with("ApplyFailed");
+                    assert!(bad || cut || hook, "a good release failed: {failure:?}");
                 } else if counter >= slot.floor && !order.hold && !drained {
                     assert_eq!(active, Some(release.digest), "a good release is not active");
                 }
