@@ -37,6 +37,15 @@
 //!
 //! An answer is on no record but a failure and the time put off: after a cut the hook runs again.
 //!
+//! Health is judged against what was before: a probe that was red already (a camera that is dark, a server that is
+//! away) does not blame the update.
+//!
+//! - The active release *was unhealthy* when it had not been healthy for as long as its own probes take to say so
+//!   ([`RunningView::red_after`]), or had ended for good, at the moment when it was stopped for the update. Until that
+//!   is known, at most for so long after the agent's start, no trial begins. It is on record in the trial.
+//! - A trial after one that was unhealthy, which at its deadline is still not healthy but has been up all the time
+//!   (no exit, no kill by a probe), is confirmed: `UnhealthyBefore`. One that ended even once is blamed as ever.
+//!
 //! `trial` plans while a release is on trial, `settled` while none is.
 
 mod settled;
@@ -124,6 +133,13 @@ pub struct RunningView {
     pub since: Instant,
     /// Since when it is healthy without a break.
     pub healthy_since: Option<Instant>,
+    /// Since when it is not, as far as this process knows; absent while it is healthy.
+    pub unhealthy_since: Option<Instant>,
+    /// How long its probes take to tell that it is not healthy: the first waits and failure thresholds of its
+    /// startup and readiness probes, at most its deadline.
+    pub red_after: Duration,
+    /// It runs, and never ended since this process supervises it.
+    pub steady: bool,
     /// It ended and will not be started again.
     pub ended: bool,
     /// What is wrong with it, for people.
@@ -135,6 +151,18 @@ pub struct RunningView {
 }
 
 impl RunningView {
+    /// From when on it counts as unhealthy; `None` while it is healthy.
+    fn red_at(&self) -> Option<Instant> {
+        let since = self.unhealthy_since?;
+        Some(if self.ended { since } else { since + self.red_after })
+    }
+
+    /// Whether it counts as unhealthy.
+    #[must_use]
+    pub fn is_red(&self, now: Instant) -> bool {
+        self.red_at().is_some_and(|at| now >= at)
+    }
+
     /// What is wrong with it.
     fn detail(&self) -> &str {
         if self.message.is_empty() { "no probe has succeeded" } else { &self.message }
@@ -204,6 +232,8 @@ pub struct View<'a> {
     pub pre_apply: HookView<'a>,
     /// The postApply hook of what runs.
     pub post_apply: HookView<'a>,
+    /// Whether what was stopped last was the active release, and counted as unhealthy then.
+    pub stopped_red: bool,
     /// Why the trial failed, which is not on record yet.
     pub verdict: Option<&'a Failure>,
     /// Digest of a release whose tree was found damaged and must be fetched again before it runs.
@@ -212,6 +242,15 @@ pub struct View<'a> {
     pub boot_id: &'a str,
     /// Now.
     pub now: Instant,
+}
+
+/// Why a trial is confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// It was healthy for its soak time.
+    Healthy,
+    /// It was not, and neither was what ran before it.
+    UnhealthyBefore,
 }
 
 /// What to do next.
@@ -231,8 +270,8 @@ pub enum Step {
     Switch(Trial),
     /// Record that the trial goes on after the agent came back.
     Resume,
-    /// Record that the trial proved itself.
-    Confirm,
+    /// Record that the trial proved itself, or that it is not to blame.
+    Confirm(Proof),
     /// Remember why the trial failed: it is stopped next, and then abandoned.
     Fail(Failure),
     /// Record that the trial is over; what it goes back to is the active release.

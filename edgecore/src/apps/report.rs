@@ -200,6 +200,11 @@ fn succeeded(view: &View<'_>) -> Verdict {
         Some(Restart { state: RestartState::Due | RestartState::Started, .. }) => {
             verdict(UpdatePhase::Succeeded, RESTARTING, "it is started again, as was asked, and has to prove healthy")
         }
+        _ if view.slot.unhealthy_before => verdict(
+            UpdatePhase::Succeeded,
+            "UnhealthyBefore",
+            "it was not healthy in its trial, nor was what ran before it",
+        ),
         _ => verdict(UpdatePhase::Succeeded, "", ""),
     }
 }

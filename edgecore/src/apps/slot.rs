@@ -12,6 +12,8 @@ use proto::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::plan::Proof;
+
 /// Attempts of one release that may be cut short (agent killed, power lost) before it counts as failed.
 pub const MAX_ATTEMPTS: u32 = 3;
 /// Failures remembered of one app; the oldest go first.
@@ -35,6 +37,9 @@ pub struct Trial {
     pub installed: Installed,
     /// The boot in which it began.
     pub boot_id: String,
+    /// What ran before was not healthy when it was stopped for this.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unhealthy_before: bool,
 }
 
 /// How often a release was put on trial and cut short.
@@ -136,6 +141,8 @@ pub struct Slot {
     pub retried: Option<String>,
     /// The update that was put off last.
     pub deferral: Option<Deferral>,
+    /// The active release was not healthy in its trial, and neither was what ran before it.
+    pub unhealthy_before: bool,
 }
 
 impl Slot {
@@ -194,9 +201,10 @@ impl Slot {
     }
 
     /// The trial succeeded: it is the active release now, and nothing older is accepted any more.
-    pub fn confirm(&mut self) {
+    pub fn confirm(&mut self, proof: Proof) {
         let Some(trial) = self.trial.take() else { return };
         self.attempts = None;
+        self.unhealthy_before = proof == Proof::UnhealthyBefore;
         self.floor = self.floor.max(trial.installed.counter);
         let same = self.active.as_ref().is_some_and(|a| a.release == trial.installed.release);
         let before = self.active.replace(trial.installed);

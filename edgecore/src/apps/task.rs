@@ -115,6 +115,8 @@ pub struct App {
     online: watch::Receiver<bool>,
     run: Option<Run>,
     leftover: bool,
+    /// See [`View::stopped_red`].
+    stopped_red: bool,
     begun: bool,
     verdict: Option<Failure>,
     staged: Option<Staged>,
@@ -165,6 +167,7 @@ impl App {
             online,
             run: None,
             leftover,
+            stopped_red: false,
             begun: false,
             verdict: None,
             staged: None,
@@ -214,6 +217,9 @@ impl App {
         if self.staged.is_none() || self.slot.trial.is_some() || !applies {
             self.pre_apply = Hooking::default(); // what it answered was about that moment
         }
+        if let Some(run) = &mut self.run {
+            run.look();
+        }
         let Plan { step, fetch } = plan(&self.view(&wanted, Instant::now()));
         self.direct_fetch(fetch, &wanted);
         self.publish();
@@ -237,6 +243,7 @@ impl App {
             post_apply: self.run.as_ref().map_or(HookView::Passed, |r| r.post_apply.view(r.hooks.post_apply.as_ref())),
             running: self.run.as_ref().map(Run::view),
             leftover: self.leftover,
+            stopped_red: self.stopped_red,
             begun: self.begun,
             verdict: self.verdict.as_ref(),
             damaged: self.damaged,
@@ -268,7 +275,7 @@ impl App {
                 self.store(Slot::resume).await?;
                 self.begun = true;
             }
-            Step::Confirm => self.store(Slot::confirm).await?,
+            Step::Confirm(proof) => self.store(|slot| slot.confirm(proof)).await?,
             Step::Fail(failure) => self.verdict = Some(failure),
             Step::Abandon(failure) => {
                 let at = Some(self.shared.env.wall.now());

@@ -51,7 +51,7 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 }
 
 fn on_trial(view: &View<'_>, ready: &Installed) -> Trial {
-    Trial { installed: ready.clone(), boot_id: view.boot_id.to_owned() }
+    Trial { installed: ready.clone(), boot_id: view.boot_id.to_owned(), unhealthy_before: view.stopped_red }
 }
 
 fn update<'a>(view: &View<'a>) -> Update<'a> {
@@ -68,6 +68,9 @@ fn update<'a>(view: &View<'a>) -> Update<'a> {
         if view.now < retry_at {
             return Update::First(Step::Wait(Some(retry_at)));
         }
+    }
+    if let Some(red_at) = view.running.as_ref().and_then(RunningView::red_at).filter(|at| view.now < *at) {
+        return Update::First(Step::Wait(Some(red_at))); // nobody knows yet how healthy it is
     }
     may_apply(view, ask, ready).map_or(Update::Ready(ready), Update::First)
 }

@@ -2,8 +2,8 @@
 
 use tokio::time::Instant;
 
-use super::{HookView, PutOff, RunningView, Step, View, interrupted};
-use crate::apps::slot::{Failure, Installed, MAX_ATTEMPTS, Trial};
+use super::{HookView, Proof, PutOff, RunningView, Step, View, interrupted};
+use crate::apps::slot::{Failure, MAX_ATTEMPTS, Trial};
 
 pub(super) fn step(view: &View<'_>, trial: &Trial) -> Step {
     let Trial { installed, boot_id, .. } = trial;
@@ -35,32 +35,30 @@ pub(super) fn step(view: &View<'_>, trial: &Trial) -> Step {
         return if boot_id == view.boot_id { Step::Resume } else { Step::Abandon(None) };
     }
     let Some(running) = &view.running else { return Step::Start(installed.clone()) };
-    judge(installed, running, view.post_apply, view.now)
+    judge(trial, running, view.post_apply, view.now)
 }
 
 /// Whether a running trial has proved itself, has failed, or needs more time.
-fn judge(trial: &Installed, running: &RunningView, hook: HookView<'_>, now: Instant) -> Step {
-    let failed = |reason: &str, message: String| Step::Fail(Failure::of(trial, reason, message));
-    if let Some(since) = running.healthy_since {
-        let proven = since + running.soak;
-        return match hook {
-            HookView::Due => Step::PostApply,
-            HookView::Running => Step::Wait(None),
-            HookView::Failed(why) => failed("PostApplyFailed", format!("its postApply hook failed: {why}")),
-            HookView::PutOff(PutOff { message, .. }) => failed(
-                "PostApplyFailed",
-                format!("its postApply hook wants to put the update off, too late: {message}"),
-            ),
-            HookView::Passed if now >= proven => Step::Confirm,
-            HookView::Passed => Step::Wait(Some(proven)),
-        };
-    }
-    if running.ended {
-        return failed("Exited", format!("it ended before it proved healthy: {}", running.detail()));
-    }
+fn judge(trial: &Trial, running: &RunningView, hook: HookView<'_>, now: Instant) -> Step {
+    let failed = |reason: &str, message: String| Step::Fail(Failure::of(&trial.installed, reason, message));
     let deadline = running.since + running.deadline;
-    if now >= deadline {
-        return failed("Unhealthy", running.not_healthy_in_time());
+    let (proof, proven_at) = match running.healthy_since {
+        Some(since) => (Proof::Healthy, since + running.soak),
+        None if running.ended => {
+            return failed("Exited", format!("it ended before it proved healthy: {}", running.detail()));
+        }
+        None if now < deadline => return Step::Wait(Some(deadline)),
+        None if trial.unhealthy_before && running.steady => (Proof::UnhealthyBefore, deadline),
+        None => return failed("Unhealthy", running.not_healthy_in_time()),
+    };
+    match hook {
+        HookView::Due => Step::PostApply,
+        HookView::Running => Step::Wait(None),
+        HookView::Failed(why) => failed("PostApplyFailed", format!("its postApply hook failed: {why}")),
+        HookView::PutOff(PutOff { message, .. }) => {
+            failed("PostApplyFailed", format!("its postApply hook wants to put the update off, too late: {message}"))
+        }
+        HookView::Passed if now >= proven_at => Step::Confirm(proof),
+        HookView::Passed => Step::Wait(Some(proven_at)),
     }
-    Step::Wait(Some(deadline))
 }

@@ -9,7 +9,7 @@ use proto::{
     durable,
     name::ReleaseName,
     object::{ReleaseRef, RunState},
-    release::{Hooks, Manifest, Workload},
+    release::{Hooks, Manifest, Probe, Probes, Workload},
     watch,
 };
 use tokio::time::Instant;
@@ -28,6 +28,9 @@ use crate::{
 /// Grace for an instance whose manifest nobody read.
 const LEFTOVER_GRACE: Duration = Duration::from_secs(10);
 
+/// A workload that just starts is not unhealthy, whatever its probes.
+const RED_AT_LEAST: Duration = Duration::from_secs(1);
+
 #[derive(Debug)]
 pub(super) struct Run {
     pub(super) release: ReleaseRef,
@@ -36,6 +39,9 @@ pub(super) struct Run {
     pub(super) since: Instant,
     pub(super) soak: Duration,
     pub(super) deadline: Duration,
+    /// See [`RunningView::unhealthy_since`].
+    unhealthy_since: Option<Instant>,
+    red_after: Duration,
     pub(super) spec: InstanceSpec,
     pub(super) hooks: Hooks,
     pub(super) post_apply: Hooking,
@@ -44,18 +50,40 @@ pub(super) struct Run {
 }
 
 impl Run {
+    /// Notes since when it is not healthy.
+    pub(super) fn look(&mut self) {
+        match self.health.borrow().healthy_since {
+            Some(_) => self.unhealthy_since = None,
+            None => drop(self.unhealthy_since.get_or_insert_with(Instant::now)),
+        }
+    }
+
     pub(super) fn view(&self) -> RunningView {
         let health = self.health.borrow();
         RunningView {
             digest: self.release.digest,
             since: self.since,
             healthy_since: health.healthy_since,
+            unhealthy_since: self.unhealthy_since.filter(|_| health.healthy_since.is_none()),
+            red_after: self.red_after,
+            steady: health.live && health.restarts == 0,
             ended: health.state == RunState::Exited,
             message: health.message.clone(),
             soak: self.soak,
             deadline: self.deadline,
         }
     }
+}
+
+/// See [`RunningView::red_after`].
+fn red_after(workload: &Workload) -> Duration {
+    let Probes { startup, readiness, .. } = &workload.probes;
+    let takes = |probe: &Probe| {
+        let periods = probe.period.get().saturating_mul(probe.failure_threshold);
+        probe.initial_delay.get().saturating_add(periods)
+    };
+    let probes = startup.iter().chain(readiness).map(takes).fold(Duration::ZERO, Duration::saturating_add);
+    probes.max(RED_AT_LEAST).min(workload.deadline.get())
 }
 
 impl Context {
@@ -75,7 +103,12 @@ impl App {
     pub(super) async fn stop(&mut self) -> Result<(), StepError> {
         // From here on nobody supervises it: were the stop to fail, the driver is asked again.
         self.leftover = true;
-        match self.run.take() {
+        let run = self.run.take();
+        let active = self.slot.active.as_ref().map(|a| a.release.digest);
+        self.stopped_red = run.as_ref().is_some_and(|run| {
+            self.slot.trial.is_none() && active == Some(run.release.digest) && run.view().is_red(Instant::now())
+        });
+        match run {
             Some(run) => run.supervisor.stop().await?,
             None => self.shared.driver.stop(&self.name, LEFTOVER_GRACE).await?,
         }
@@ -104,7 +137,7 @@ impl App {
             }
         };
         let Manifest { workload, hooks, .. } = manifest;
-        let (soak, deadline) = (workload.soak.get(), workload.deadline.get());
+        let (soak, deadline, red_after) = (workload.soak.get(), workload.deadline.get(), red_after(&workload));
         let release = installed.release.clone();
         let spec = self.spec(&release, workload);
         let damaged = lowered();
@@ -113,7 +146,20 @@ impl App {
         let health = supervisor.health();
         self.leftover = false;
         let (since, post_apply) = (Instant::now(), Hooking::default());
-        self.run = Some(Run { release, supervisor, health, since, soak, deadline, spec, hooks, post_apply, damaged });
+        self.run = Some(Run {
+            release,
+            supervisor,
+            health,
+            since,
+            soak,
+            deadline,
+            unhealthy_since: Some(since),
+            red_after,
+            spec,
+            hooks,
+            post_apply,
+            damaged,
+        });
         Ok(())
     }
 

@@ -102,6 +102,7 @@ pub(super) enum Op {
     Retry(u8),
     MaxDeferral(u64),
     Answer(u8),
+    Sick(bool),
     Turns(usize),
     Sleep(u64),
     Crash,
@@ -122,6 +123,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..3u8).prop_map(Op::Retry),
         1 => (0..200u64).prop_map(Op::MaxDeferral),
         2 => (0..3u8).prop_map(Op::Answer),
+        1 => any::<bool>().prop_map(Op::Sick),
         8 => (1..12usize).prop_map(Op::Turns),
         4 => (1..40u64).prop_map(Op::Sleep),
         2 => Just(Op::Crash),
@@ -133,7 +135,7 @@ fn op() -> impl Strategy<Value = Op> {
 
 pub(super) async fn play(ops: Vec<Op>) {
     let mut world = World::new();
-    let mut interruptions = 0;
+    let (mut interruptions, mut sickness) = (0, false);
     for op in ops {
         match op {
             Op::Want(version) => world.want(VERSIONS[version].0),
@@ -149,6 +151,10 @@ pub(super) async fn play(ops: Vec<Op>) {
                 1 => HookOutcome::PutOff("busy".into()),
                 _ => HookOutcome::Failure("no".into()),
             }),
+            Op::Sick(sick) => {
+                world.driver.set_sick(sick);
+                sickness |= sick;
+            }
             Op::Turns(turns) => drop(world.turns(turns, LONG).await),
             Op::Sleep(secs) => drop(world.turns(10_000, Duration::from_secs(secs)).await),
             Op::Crash => {
@@ -170,8 +176,13 @@ pub(super) async fn play(ops: Vec<Op>) {
     // Heal, and demand progress.
     world.source.set(Fault::None);
     world.online.send_replace(true);
+    world.driver.set_sick(false);
     world.settle().await;
-    world.check_settled(interruptions);
+    if sickness {
+        world.check_runs(); // what failed then was, for all that the box could tell, bad
+    } else {
+        world.check_settled(interruptions);
+    }
 }
 
 proptest! {

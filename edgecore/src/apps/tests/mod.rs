@@ -11,9 +11,11 @@
 //! | [`updates`] | releases that come, go back and are removed |
 //! | [`orders`] | hold, restart, retry, drain |
 //! | [`hooks`] | hooks of a release: asked, put off, failed |
+//! | [`blame`] | what was unhealthy before the update does not blame it |
 //! | [`cuts`] | crashes and reboots between any two steps; the property over everything |
 //! | [`disk`] | damage, a lost slot, a full disk, litter |
 
+mod blame;
 mod cuts;
 mod disk;
 mod fakes;

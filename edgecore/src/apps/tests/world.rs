@@ -232,7 +232,14 @@ impl World {
             Wanted::Remove => assert_eq!(active, None),
             Wanted::Keep => {}
         }
-        let runs = active.filter(|_| !wanted.is_drained());
+        self.check_runs();
+    }
+
+    /// The active release runs, and nothing else, unless the node is drained.
+    pub(super) fn check_runs(&self) {
+        let slot = self.slot();
+        assert_eq!(slot.trial, None);
+        let runs = slot.active.map(|a| a.release.digest).filter(|_| !self.wanted.borrow().is_drained());
         assert_eq!(self.driver.running(), runs, "what runs is the active release");
     }
 
