@@ -138,7 +138,12 @@ fn read_yaml(path: &Path) -> Result<(ReleaseYaml, Vec<String>), ReleaseError> {
 
 /// Whether every command of the tree is in the tree and may be executed.
 fn check_commands(manifest: &Manifest) -> Result<(), ReleaseError> {
-    let workload = &manifest.workload;
+    for (name, hook) in manifest.hooks.iter() {
+        if let Some(command) = hook.command.first() {
+            check_command(manifest, &format!("hook {name}'s command"), command)?;
+        }
+    }
+    let Some(workload) = &manifest.workload else { return Ok(()) };
     check_command(manifest, "workload.command", &workload.command)?;
     let probes = [
         ("startup", &workload.probes.startup),
@@ -154,11 +159,6 @@ fn check_commands(manifest: &Manifest) -> Result<(), ReleaseError> {
         let exec = probe.as_ref().and_then(|probe| probe.exec.as_ref());
         if let Some(command) = exec.and_then(|exec| exec.command.first()) {
             check_command(manifest, &format!("{name} probe's command"), command)?;
-        }
-    }
-    for (name, hook) in manifest.hooks.iter() {
-        if let Some(command) = hook.command.first() {
-            check_command(manifest, &format!("hook {name}'s command"), command)?;
         }
     }
     let Some(folder) = workload.working_dir.as_deref().filter(|f| *f != ".") else { return Ok(()) };

@@ -46,7 +46,8 @@ impl Guard {
 }
 
 impl Guard {
-    async fn verify(&self, spec: &InstanceSpec) -> Result<(), String> {
+    /// Whether the tree is as its manifest says; otherwise `damaged` is raised.
+    pub(super) async fn verify(&self, spec: &InstanceSpec) -> Result<(), String> {
         let name = ReleaseName { app: spec.app.clone(), version: spec.release.version.clone() };
         let (folder, digest) = (spec.tree.parent().map(ToOwned::to_owned).unwrap_or_default(), spec.release.digest);
         let permit = self.checks.clone().acquire_owned().await; // never closed

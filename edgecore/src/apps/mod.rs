@@ -5,6 +5,7 @@
 //! | [`slot`] | what is durably known of an app |
 //! | [`plan`] | the pure planner: what to do next |
 //! | [`stage`] | acceptance and fetch of a release |
+//! | [`current`] | the way to an app's files for other apps |
 //! | [`guard`] | nothing damaged is started, restarts included |
 //! | [`task`] | carries the planned steps out |
 //! | [`report`] | what is said about it |
@@ -12,6 +13,7 @@
 //! [`Apps::run`] keeps a task for every app that is assigned, or left on the box. Without an assignment
 //! whatever is active goes on.
 
+pub mod current;
 pub mod guard;
 pub mod plan;
 pub mod report;

@@ -153,7 +153,7 @@ fn judge(view: &View<'_>, extra: &Extra<'_>, target: &ReleaseRef) -> Verdict {
             (_, true) => {
                 verdict(UpdatePhase::Blocked, "TreeDamaged", "its files are damaged on disk, fetching them again")
             }
-            (_, false) => succeeded(view),
+            (_, false) => succeeded(view, extra),
         };
     }
     if view.staged.is_some_and(|s| s.release.digest == digest) {
@@ -195,7 +195,10 @@ fn staged(view: &View<'_>) -> Verdict {
 }
 
 /// The target is the active release.
-fn succeeded(view: &View<'_>) -> Verdict {
+fn succeeded(view: &View<'_>, extra: &Extra<'_>) -> Verdict {
+    if view.running.is_some() && extra.running.is_none() {
+        return verdict(UpdatePhase::Succeeded, "NoWorkload", "its files are in place; it has nothing to run");
+    }
     match &view.slot.restart {
         Some(Restart { state: RestartState::Due | RestartState::Started, .. }) => {
             verdict(UpdatePhase::Succeeded, RESTARTING, "it is started again, as was asked, and has to prove healthy")

@@ -3,15 +3,15 @@
 //! [`App::turn`] is one round of it. Every round begins from the durable slot and what runs, so a crash
 //! between any two rounds is the same as a restart. Dropping an [`App`] leaves its workload running.
 //!
-//! Here are the rounds and the slot; `fetching` is about the fetch beside them, `hooks` about a release's hooks,
-//! `running` about the workload.
+//! Here are the rounds and the slot; `fetching` is about the fetch beside them, `folder` about what else lies in the
+//! app's folder, `hooks` about a release's hooks, `running` about the workload.
 
 mod fetching;
+mod folder;
 mod hooks;
 mod running;
 
 use std::{
-    collections::BTreeSet,
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -37,6 +37,7 @@ use self::{
     running::{Run, WorkloadEvent, workload_changed},
 };
 use super::{
+    current,
     plan::{HookView, Plan, Step, View, Wanted, plan},
     report::{Extra, FetchView, report},
     slot::{self, Failure, Slot, SlotError},
@@ -45,7 +46,6 @@ use super::{
 use crate::{
     doors::Endpoints,
     driver::{Driver, DriverError},
-    fetch::tree,
     link::backoff::Backoff,
 };
 
@@ -98,6 +98,9 @@ pub enum StepError {
     /// A folder could not be made.
     #[error(transparent)]
     Durable(#[from] durable::DurableError),
+    /// The way for other apps could not be changed.
+    #[error("could not have `current` lead to the release: {0}")]
+    Link(std::io::Error),
     /// Old releases could not be removed.
     #[error("could not remove old releases: {0}")]
     Collect(std::io::Error),
@@ -126,6 +129,8 @@ pub struct App {
     backoff: Backoff,
     rng: ChaCha12Rng,
     trouble: Option<String>,
+    /// Where `current` leads.
+    linked: Option<Digest>,
     /// Releases may lie about that nobody needs.
     litter: bool,
 }
@@ -143,11 +148,11 @@ impl App {
     ) -> Result<App, StepError> {
         let record = Record::at(folder.join("slot"));
         let (made, read) = (folder.clone(), record.clone());
-        let slot = shared.env.blocking.run(move || {
+        let found = shared.env.blocking.run(move || {
             durable::create_dir_all(&made)?;
-            Ok::<_, StepError>(slot::load_and_mend(&read)?)
+            Ok::<_, StepError>((slot::load_and_mend(&read)?, current::linked(&made)))
         });
-        let slot = slot.await?;
+        let (slot, linked) = found.await?;
         let leftover = match shared.driver.inspect(&name).await {
             Ok(found) => found.is_some_and(|i| i.exit.is_none()),
             Err(error) => {
@@ -177,6 +182,7 @@ impl App {
             backoff: Backoff::new(RETRY_BASE, RETRY_CAP),
             rng,
             trouble: None,
+            linked,
             litter: true,
         })
     }
@@ -247,6 +253,7 @@ impl App {
             begun: self.begun,
             verdict: self.verdict.as_ref(),
             damaged: self.damaged,
+            linked: self.linked,
             boot_id: &self.shared.boot_id,
             now,
         }
@@ -284,6 +291,7 @@ impl App {
             }
             Step::Undo => self.store(Slot::undo).await?,
             Step::Withdraw => self.store(Slot::withdraw).await?,
+            Step::Link(digest) => self.link(digest).await?,
             Step::Restart(restart) => self.store(|slot| slot.restart = Some(restart)).await?,
             Step::Retry(text) => {
                 let Some(release) = wanted.release() else { return Ok(Turn::Again) };
@@ -292,6 +300,7 @@ impl App {
             Step::Remove => self.store(Slot::clear).await?,
             Step::Done => {
                 self.shared.driver.remove(&self.name).await?;
+                self.link(None).await?;
                 self.litter = true;
                 self.sweep(wanted).await?;
                 self.shared.board.send_if_modified(|report| report.workloads.remove(&self.name).is_some());
@@ -313,19 +322,6 @@ impl App {
         self.slot = next;
         self.litter = true;
         Ok(())
-    }
-
-    /// Removes releases that nobody needs any more.
-    async fn sweep(&mut self, wanted: &Wanted) -> Result<(), StepError> {
-        if !std::mem::take(&mut self.litter) {
-            return Ok(());
-        }
-        let mut keep: BTreeSet<Digest> = self.slot.kept().collect();
-        keep.extend(wanted.release().map(|r| r.digest).filter(|digest| self.slot.failure(*digest).is_none()));
-        let releases = self.folder.join("releases");
-        let collected = self.shared.env.blocking.run(move || tree::collect(&releases, &keep)).await;
-        self.litter |= collected.is_err(); // the next turn tries again
-        collected.map_err(StepError::Collect)
     }
 
     /// Waits until a turn may have something to do.
@@ -380,7 +376,8 @@ impl App {
             Fetching::Active { progress, .. } => FetchView::Active(*progress.borrow()),
             Fetching::Hindered { hindrance, .. } => FetchView::Hindered(hindrance),
         };
-        let running = self.run.as_ref().map(|run| (&run.release, run.health.borrow().clone()));
+        let running = self.run.as_ref().filter(|run| run.supervisor.is_some());
+        let running = running.map(|run| (&run.release, run.health.borrow().clone()));
         let extra = Extra { fetch, running, trouble: self.trouble.as_deref() };
         let view = self.view(&wanted, Instant::now());
         let now = self.shared.env.wall.now();

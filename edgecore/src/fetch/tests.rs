@@ -161,7 +161,8 @@ pub(crate) fn publish(source: &MemorySource, name: &str, files: &[(&str, &[u8])]
     let mut workload: serde_json::Value = serde_json::from_str(workload).unwrap();
     let hooks = workload.as_object_mut().unwrap().remove("hooks").unwrap_or_else(|| "{}".parse().unwrap());
     let hooks: Hooks = serde_json::from_value(hooks).unwrap();
-    let workload: Workload = serde_json::from_value(workload).unwrap();
+    let files_only = workload.as_object().unwrap().is_empty();
+    let workload: Option<Workload> = (!files_only).then(|| serde_json::from_value(workload).unwrap());
     let manifest = Manifest {
         api_version: proto::API_VERSION.into(),
         app: name.app,

@@ -28,7 +28,8 @@ pub struct Hooks {
     pub post_apply: Option<Hook>,
 }
 
-/// A command in the tree of the release, run as its workload's user, with its environment and its limits.
+/// A command in the tree of the release, run as its workload's user, with its environment and its limits
+/// (of a release without one: as the agent, without limits).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Hook {

@@ -1,6 +1,6 @@
 //! What a release contains: the manifest that TUF signs for, and the workload that it describes.
 //!
-//! A release is a tree of files, each named by its digest, and a workload. Its [`Manifest`] is the TUF
+//! A release is a tree of files, each named by its digest, and a workload that runs (or none). Its [`Manifest`] is the TUF
 //! target `<app>/<version>.json`; everything else follows from the manifest's digest. [`ReleaseYaml`]
 //! is what an engineer writes; `crossdock release build` turns it into a manifest and blobs.
 //!
@@ -56,8 +56,9 @@ pub struct ReleaseYaml {
     pub hardware: BTreeSet<String>,
     /// Files and folders to pack, relative to `release.yaml`.
     pub artifacts: Vec<ArtifactYaml>,
-    /// What to run.
-    pub workload: Workload,
+    /// What to run; without it the release is files for other apps, see [`Manifest::workload`].
+    #[serde(default)]
+    pub workload: Option<Workload>,
     /// Commands around the update.
     #[serde(default)]
     pub hooks: Hooks,

@@ -30,7 +30,7 @@ pub(super) const RETRY_CAP: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 pub(super) struct Staged {
     pub(super) installed: Installed,
-    pub(super) workload: Workload,
+    pub(super) workload: Option<Workload>,
     pub(super) hooks: Hooks,
     /// Raised when a hook found the tree damaged.
     pub(super) damaged: Arc<AtomicBool>,

@@ -34,14 +34,13 @@ const RED_AT_LEAST: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Run {
     pub(super) release: ReleaseRef,
-    pub(super) supervisor: Supervisor,
+    /// Of a workload; a release without one has nothing to supervise and is healthy.
+    pub(super) supervisor: Option<Supervisor>,
     pub(super) health: watch::Receiver<Health>,
     pub(super) since: Instant,
-    pub(super) soak: Duration,
-    pub(super) deadline: Duration,
+    timing: Timing,
     /// See [`RunningView::unhealthy_since`].
     unhealthy_since: Option<Instant>,
-    red_after: Duration,
     pub(super) spec: InstanceSpec,
     pub(super) hooks: Hooks,
     pub(super) post_apply: Hooking,
@@ -65,25 +64,36 @@ impl Run {
             since: self.since,
             healthy_since: health.healthy_since,
             unhealthy_since: self.unhealthy_since.filter(|_| health.healthy_since.is_none()),
-            red_after: self.red_after,
+            red_after: self.timing.red_after,
             steady: health.live && health.restarts == 0,
             ended: health.state == RunState::Exited,
             message: health.message.clone(),
-            soak: self.soak,
-            deadline: self.deadline,
+            soak: self.timing.soak,
+            deadline: self.timing.deadline,
         }
     }
 }
 
-/// See [`RunningView::red_after`].
-fn red_after(workload: &Workload) -> Duration {
-    let Probes { startup, readiness, .. } = &workload.probes;
-    let takes = |probe: &Probe| {
-        let periods = probe.period.get().saturating_mul(probe.failure_threshold);
-        probe.initial_delay.get().saturating_add(periods)
-    };
-    let probes = startup.iter().chain(readiness).map(takes).fold(Duration::ZERO, Duration::saturating_add);
-    probes.max(RED_AT_LEAST).min(workload.deadline.get())
+/// How long a workload may take; a release without one takes no time.
+#[derive(Debug, Clone, Copy, Default)]
+struct Timing {
+    soak: Duration,
+    deadline: Duration,
+    /// See [`RunningView::red_after`].
+    red_after: Duration,
+}
+
+impl Timing {
+    fn of(workload: &Workload) -> Timing {
+        let (soak, deadline) = (workload.soak.get(), workload.deadline.get());
+        let Probes { startup, readiness, .. } = &workload.probes;
+        let takes = |probe: &Probe| {
+            let periods = probe.period.get().saturating_mul(probe.failure_threshold);
+            probe.initial_delay.get().saturating_add(periods)
+        };
+        let probes = startup.iter().chain(readiness).map(takes).fold(Duration::ZERO, Duration::saturating_add);
+        Timing { soak, deadline, red_after: probes.max(RED_AT_LEAST).min(deadline) }
+    }
 }
 
 impl Context {
@@ -104,12 +114,13 @@ impl App {
         // From here on nobody supervises it: were the stop to fail, the driver is asked again.
         self.leftover = true;
         let run = self.run.take();
-        let active = self.slot.active.as_ref().map(|a| a.release.digest);
-        self.stopped_red = run.as_ref().is_some_and(|run| {
-            self.slot.trial.is_none() && active == Some(run.release.digest) && run.view().is_red(Instant::now())
-        });
-        match run {
-            Some(run) => run.supervisor.stop().await?,
+        if let Some(run) = &run {
+            let active = self.slot.active.as_ref().is_some_and(|a| a.release == run.release);
+            self.stopped_red = active && self.slot.trial.is_none() && run.view().is_red(Instant::now());
+        }
+        match run.map(|run| run.supervisor) {
+            Some(Some(supervisor)) => supervisor.stop().await?,
+            Some(None) => {}
             None => self.shared.driver.stop(&self.name, LEFTOVER_GRACE).await?,
         }
         self.leftover = false;
@@ -130,42 +141,50 @@ impl App {
         let manifest = match manifest.await? {
             Ok(manifest) => manifest,
             Err(error) => {
-                tracing::warn!(app = %self.name, %error, "not started");
-                self.damaged = Some(installed.release.digest);
-                self.staged = None;
+                self.found_damaged(installed, &error.to_string());
                 return Ok(());
             }
         };
         let Manifest { workload, hooks, .. } = manifest;
-        let (soak, deadline, red_after) = (workload.soak.get(), workload.deadline.get(), red_after(&workload));
         let release = installed.release.clone();
-        let spec = self.spec(&release, workload);
+        let spec = self.spec(&release, workload.clone());
         let damaged = lowered();
         let guard = self.guard(damaged.clone());
-        let supervisor = Supervisor::start(self.shared.env.clone(), Arc::new(guard), spec.clone());
-        let health = supervisor.health();
+        let timing = workload.as_ref().map_or_else(Timing::default, Timing::of);
+        let (supervisor, health) = if workload.is_some() {
+            let supervisor = Supervisor::start(self.shared.env.clone(), Arc::new(guard), spec.clone());
+            let health = supervisor.health();
+            (Some(supervisor), health)
+        } else {
+            if self.leftover {
+                self.shared.driver.stop(&self.name, LEFTOVER_GRACE).await?;
+            }
+            if let Err(problem) = guard.verify(&spec).await {
+                self.found_damaged(installed, &problem);
+                return Ok(());
+            }
+            (None, watch::channel(Health::in_place(Instant::now())).1)
+        };
         self.leftover = false;
         let (since, post_apply) = (Instant::now(), Hooking::default());
-        self.run = Some(Run {
-            release,
-            supervisor,
-            health,
-            since,
-            soak,
-            deadline,
-            unhealthy_since: Some(since),
-            red_after,
-            spec,
-            hooks,
-            post_apply,
-            damaged,
-        });
+        let unhealthy_since = Some(since);
+        self.run =
+            Some(Run { release, supervisor, health, since, timing, unhealthy_since, spec, hooks, post_apply, damaged });
         Ok(())
     }
 
+    /// It is not started before it was fetched again.
+    fn found_damaged(&mut self, installed: &Installed, problem: &str) {
+        tracing::warn!(app = %self.name, problem, "not started");
+        (self.damaged, self.staged) = (Some(installed.release.digest), None);
+    }
+
     /// What to run of a release.
-    pub(super) fn spec(&self, release: &ReleaseRef, mut workload: Workload) -> InstanceSpec {
+    pub(super) fn spec(&self, release: &ReleaseRef, workload: Option<Workload>) -> InstanceSpec {
+        let mut workload = workload.unwrap_or_else(|| Workload::new(String::new())); // for its hooks
         workload.env.extend(self.shared.streams_environment());
+        let apps = self.folder.parent().unwrap_or(&self.folder).display().to_string();
+        workload.env.insert("CROSSDOCK_APPS".into(), apps);
         let folder = tree::release_folder(&self.folder.join("releases"), release.digest);
         let (app, release) = (self.name.clone(), release.clone());
         let (tree, data) = (tree::tree_folder(&folder), self.folder.join("data"));

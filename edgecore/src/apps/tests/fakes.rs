@@ -39,19 +39,25 @@ pub(super) enum Kind {
     Crashes,
     /// Runs, and its readiness probe never succeeds.
     NeverReady,
+    /// Nothing of it runs.
+    Files,
 }
 
 /// The version that has hooks.
 pub(super) const WITH_HOOKS: &str = "6";
 
+/// The version without a workload, which has hooks too.
+pub(super) const FILES: &str = "7";
+
 /// Versions of the tests: number, counter, behaviour.
-pub(super) const VERSIONS: [(&str, u64, Kind); 6] = [
+pub(super) const VERSIONS: [(&str, u64, Kind); 7] = [
     ("1", 1, Kind::Good),
     ("2", 2, Kind::Good),
     ("3", 3, Kind::Crashes),
     ("4", 4, Kind::NeverReady),
     ("5", 5, Kind::Good),
     (WITH_HOOKS, 6, Kind::Good),
+    (FILES, 7, Kind::Files),
 ];
 
 #[derive(Debug)]
@@ -150,7 +156,7 @@ impl Driver for FakeDriver {
     }
     fn hook<'a>(&'a self, spec: &'a InstanceSpec, hook: &'a Hook) -> BoxFuture<'a, HookOutcome> {
         Box::pin(async move {
-            assert_eq!(spec.release.version.as_str(), WITH_HOOKS);
+            assert!([WITH_HOOKS, FILES].contains(&spec.release.version.as_str()));
             self.hooks.lock().unwrap().push((hook.command[0].clone(), self.running()));
             self.answers.lock().unwrap().pop_front().unwrap_or(HookOutcome::Success)
         })

@@ -12,6 +12,7 @@
 //! | [`orders`] | hold, restart, retry, drain |
 //! | [`hooks`] | hooks of a release: asked, put off, failed |
 //! | [`blame`] | what was unhealthy before the update does not blame it |
+//! | [`files`] | releases of which nothing runs, and the way to their files |
 //! | [`cuts`] | crashes and reboots between any two steps; the property over everything |
 //! | [`disk`] | damage, a lost slot, a full disk, litter |
 
@@ -19,6 +20,7 @@ mod blame;
 mod cuts;
 mod disk;
 mod fakes;
+mod files;
 mod hooks;
 mod orders;
 mod updates;

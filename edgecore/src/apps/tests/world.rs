@@ -23,10 +23,11 @@ use tokio::{
 
 use super::{
     APP, LONG,
-    fakes::{FakeDriver, FakeStage, Kind, VERSIONS, WITH_HOOKS, kind},
+    fakes::{FILES, FakeDriver, FakeStage, Kind, VERSIONS, WITH_HOOKS, kind},
 };
 use crate::{
     apps::{
+        current,
         plan::{Ask, Wanted},
         slot::{self, MAX_ATTEMPTS, RestartState, Slot},
         task::{App, Context, Turn},
@@ -63,8 +64,13 @@ impl World {
             "probes": {"readiness": {"tcp": {"port": 1}, "period": "500ms"}}}"#;
         let releases = VERSIONS.iter().map(|(version, _, _)| {
             let files: &[(&str, &[u8])] = &[("bin/run", version.as_bytes()), ("share/same", b"same")];
+            let files_only = format!("{{{HOOKS}}}");
             let with_hooks = probed.replacen('{', &format!("{{{HOOKS},"), 1);
-            let workload = if *version == WITH_HOOKS { &with_hooks } else { probed };
+            let workload = match *version {
+                WITH_HOOKS => &with_hooks,
+                FILES => &files_only,
+                _ => probed,
+            };
             let (digest, _) = publish(&source, &format!("{APP}@{version}"), files, workload);
             (*version, ReleaseRef { version: version.parse().unwrap(), digest })
         });
@@ -220,9 +226,10 @@ impl World {
                 let counter = VERSIONS.iter().find(|v| v.0 == release.version.as_str()).unwrap().1;
                 if let Some(failure) = failure {
                     assert_ne!(active, Some(release.digest));
-                    let bad = kind(release.version.as_str()) != Kind::Good;
+                    let bad = !matches!(kind(release.version.as_str()), Kind::Good | Kind::Files);
                     let cut = failure.reason == "Interrupted" && interruptions >= MAX_ATTEMPTS;
-                    let hook = release.version.as_str() == WITH_HOOKS && failure.reason.ends_with("ApplyFailed");
+                    let hook = [WITH_HOOKS, FILES].contains(&release.version.as_str())
+                        && failure.reason.ends_with("ApplyFailed");
                     assert!(bad || cut || hook, "a good release failed: {failure:?}");
                 } else if counter >= slot.floor && !order.hold && !drained {
                     assert_eq!(active, Some(release.digest), "a good release is not active");
@@ -239,7 +246,9 @@ impl World {
     pub(super) fn check_runs(&self) {
         let slot = self.slot();
         assert_eq!(slot.trial, None);
-        let runs = slot.active.map(|a| a.release.digest).filter(|_| !self.wanted.borrow().is_drained());
+        assert_eq!(current::linked(self.folder.path()), slot.active.as_ref().map(|a| a.release.digest));
+        let active = slot.active.filter(|a| kind(a.release.version.as_str()) != Kind::Files);
+        let runs = active.map(|a| a.release.digest).filter(|_| !self.wanted.borrow().is_drained());
         assert_eq!(self.driver.running(), runs, "what runs is the active release");
     }
 
