@@ -1,6 +1,6 @@
 //! A driver that verifies the tree of a release before every start, restarts after a crash included, and
-//! before every hook that it runs: a file that was damaged at rest since the last start is never executed. What runs already is left alone.
-//! Used by [`super::task`].
+//! before every hook that it runs: a file that was damaged at rest since the last start is never executed.
+//! What runs already is left alone. Used by [`super::task`].
 
 use std::{
     sync::{

@@ -18,7 +18,6 @@ const NOT_TRIED_AGAIN: &str = "; it is not tried again on this node: mend the ca
 const DRAINED: &str = "the node is drained: its workloads are stopped until it is not";
 const HELD: &str = "Held";
 const PRE_APPLY: &str = "PreApply";
-const RESTARTING: &str = "Restarting";
 
 /// How a fetch stands.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,7 +62,7 @@ impl Verdict {
         };
         match (phase, self.reason.as_str()) {
             (UpdatePhase::Blocked | UpdatePhase::Failed | UpdatePhase::RolledBack, _) => self,
-            (_, "" | HELD | PRE_APPLY | RESTARTING) => {
+            (UpdatePhase::Succeeded, _) | (_, "" | HELD | PRE_APPLY) => {
                 Verdict { since: self.since, ..verdict(phase, "Drained", DRAINED) }
             }
             _ => Verdict { phase, ..self },
@@ -201,7 +200,7 @@ fn succeeded(view: &View<'_>, extra: &Extra<'_>) -> Verdict {
     }
     match &view.slot.restart {
         Some(Restart { state: RestartState::Due | RestartState::Started, .. }) => {
-            verdict(UpdatePhase::Succeeded, RESTARTING, "it is started again, as was asked, and has to prove healthy")
+            verdict(UpdatePhase::Succeeded, "Restarting", "it is started again, as was asked, and has to prove healthy")
         }
         _ if view.slot.unhealthy_before => verdict(
             UpdatePhase::Succeeded,

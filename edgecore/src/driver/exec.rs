@@ -2,8 +2,9 @@
 //!
 //! A process of its own prepares itself (control group, user, no new privileges) and then becomes the
 //! program, so nothing unsafe runs between fork and exec. The shim runs it for the workload; the driver
-//! runs it, with a program after `--`, for a probe or a hook; `--own` gives the data folder to its user too. The shim learns what went wrong from a pipe that
-//! this process gets as its standard input, and that a successful exec closes.
+//! runs it, with a program after `--`, for a probe or a hook; `--own` gives the data folder to its user too.
+//! The shim learns what went wrong from a pipe that this process gets as its standard input, and that a
+//! successful exec closes.
 
 use std::{
     collections::BTreeMap,

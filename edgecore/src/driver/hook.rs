@@ -23,10 +23,10 @@ use tokio::{
 };
 
 use super::{
-    HookOutcome,
+    HookOutcome, InstanceSpec,
     cgroup::{Group, Layout},
     probe::KillGroup,
-    process::Remains,
+    process::{ProcessDriver, Remains, chain},
     records::{Folder, Launch},
 };
 
@@ -37,8 +37,37 @@ const SHOWN_CHARS: usize = 300;
 /// Until the output of a hook that was killed has ended.
 const REST: Duration = Duration::from_secs(1);
 
+impl ProcessDriver {
+    /// Runs a hook, and leaves nothing of it behind.
+    pub(super) async fn try_hook(&self, spec: &InstanceSpec, hook: &Hook) -> Result<HookOutcome, String> {
+        let folder = self.folder(&spec.app);
+        self.end_hook(&folder).await?; // of an agent before
+        let launch = self.launch_for(spec);
+        let launch = Launch { group: format!("{}-hook", launch.group), ..launch };
+        let prepared = self.on(&folder.hook(), move |folder| prepare(folder, &launch)).await;
+        let outcome = match prepared {
+            Ok(prepared) => run(&self.program, prepared, hook).await,
+            Err(e) => HookOutcome::Failure(format!("it cannot be run: {}", chain(&e))),
+        };
+        self.end_hook(&folder).await?;
+        Ok(outcome)
+    }
+
+    /// Nothing of a hook of the app is left.
+    pub(super) async fn end_hook(&self, folder: &Folder) -> Result<(), String> {
+        let hook = folder.hook();
+        let begun = self.on(&hook, |hook| Ok(hook.path().exists())).await;
+        if begun.map_err(|e| format!("its hook's records cannot be read: {e}"))? {
+            let app = folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+            self.sweep_group(&hook, format!("{}-hook", self.group(&app))).await?;
+            self.on(&hook, forget).await.map_err(|e| format!("its hook's records stay: {e}"))?;
+        }
+        Ok(())
+    }
+}
+
 /// A hook about to run.
-pub(super) struct Prepared {
+struct Prepared {
     folder: Folder,
     remains: Remains,
     group: Group,
@@ -47,7 +76,7 @@ pub(super) struct Prepared {
 }
 
 /// Writes down what is to run and makes its control group. Blocks.
-pub(super) fn prepare(folder: &Folder, launch: &Launch) -> io::Result<Prepared> {
+fn prepare(folder: &Folder, launch: &Launch) -> io::Result<Prepared> {
     let owns = !launch.data.exists();
     durable::create_dir_all(&launch.data).map_err(io::Error::other)?;
     folder.store_launch(launch)?;
@@ -56,7 +85,7 @@ pub(super) fn prepare(folder: &Folder, launch: &Launch) -> io::Result<Prepared> 
 }
 
 /// Runs it to its end, or to the end of its time.
-pub(super) async fn run(program: &Path, prepared: Prepared, hook: &Hook) -> HookOutcome {
+async fn run(program: &Path, prepared: Prepared, hook: &Hook) -> HookOutcome {
     let until = Instant::now() + hook.timeout.get();
     let mut command = Command::new(program);
     command.arg("exec").arg(prepared.folder.path());
@@ -153,7 +182,7 @@ impl Drop for Kill {
 }
 
 /// Forgets that a hook ran.
-pub(super) fn forget(folder: &Folder) -> io::Result<()> {
+fn forget(folder: &Folder) -> io::Result<()> {
     match fs::remove_dir_all(folder.path()) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),

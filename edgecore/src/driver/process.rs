@@ -41,7 +41,7 @@ use tokio::{
 use super::{
     Driver, DriverError, HookOutcome, Instance, InstanceSpec, InstanceUsage, ProbeOutcome,
     cgroup::Group,
-    hook, logs, probe, procs,
+    logs, probe, procs,
     records::{Ended, Folder, Launch, is_damaged},
     shim::STARTED,
 };
@@ -62,7 +62,7 @@ const SCAN_AGAIN: Duration = Duration::from_millis(50);
 pub struct ProcessDriver {
     root: PathBuf,
     env: Env,
-    program: PathBuf,
+    pub(super) program: PathBuf,
     names: Mutex<ChaCha12Rng>,
 }
 
@@ -81,19 +81,19 @@ impl ProcessDriver {
         self
     }
 
-    fn folder(&self, app: &Name) -> Folder {
+    pub(super) fn folder(&self, app: &Name) -> Folder {
         Folder::at(self.root.join(app.as_str()))
     }
 
     /// Name of an app's control group; agents with other folders have others.
-    fn group(&self, app: &str) -> String {
+    pub(super) fn group(&self, app: &str) -> String {
         let place = Digest::of(self.root.as_os_str().as_encoded_bytes()).to_string();
         let place: String = place.chars().filter(char::is_ascii_hexdigit).rev().take(8).collect();
         format!("{app}-{place}")
     }
 
     /// Does what blocks where it may.
-    async fn on<T: Send + 'static>(
+    pub(super) async fn on<T: Send + 'static>(
         &self,
         folder: &Folder,
         work: impl FnOnce(&Folder) -> io::Result<T> + Send + 'static,
@@ -102,7 +102,7 @@ impl ProcessDriver {
         self.env.blocking.run(move || work(&folder)).await
     }
 
-    fn launch_for(&self, spec: &InstanceSpec) -> Launch {
+    pub(super) fn launch_for(&self, spec: &InstanceSpec) -> Launch {
         let random = self.names.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next_u64();
         Launch {
             instance: format!("{random:016x}{:x}", self.env.wall.now().as_millisecond()),
@@ -149,32 +149,6 @@ impl ProcessDriver {
         // It goes on when this process ends; while this process lives, somebody must reap it.
         tokio::spawn(async move { child.wait().await });
         Ok(reader)
-    }
-
-    async fn try_hook(&self, spec: &InstanceSpec, hook: &Hook) -> Result<HookOutcome, String> {
-        let folder = self.folder(&spec.app);
-        self.end_hook(&folder).await?; // of an agent before
-        let launch = self.launch_for(spec);
-        let launch = Launch { group: format!("{}-hook", launch.group), ..launch };
-        let prepared = self.on(&folder.hook(), move |folder| hook::prepare(folder, &launch)).await;
-        let outcome = match prepared {
-            Ok(prepared) => hook::run(&self.program, prepared, hook).await,
-            Err(e) => HookOutcome::Failure(format!("it cannot be run: {}", chain(&e))),
-        };
-        self.end_hook(&folder).await?;
-        Ok(outcome)
-    }
-
-    /// Nothing of a hook of the app is left.
-    async fn end_hook(&self, folder: &Folder) -> Result<(), String> {
-        let hook = folder.hook();
-        let begun = self.on(&hook, |hook| Ok(hook.path().exists())).await;
-        if begun.map_err(|e| format!("its hook's records cannot be read: {e}"))? {
-            let app = folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-            self.sweep_group(&hook, format!("{}-hook", self.group(&app))).await?;
-            self.on(&hook, hook::forget).await.map_err(|e| format!("its hook's records stay: {e}"))?;
-        }
-        Ok(())
     }
 
     /// The newest instance and what is known of it.
@@ -257,7 +231,7 @@ impl ProcessDriver {
         self.sweep_group(folder, self.group(&app)).await
     }
 
-    async fn sweep_group(&self, folder: &Folder, group: String) -> Result<bool, String> {
+    pub(super) async fn sweep_group(&self, folder: &Folder, group: String) -> Result<bool, String> {
         let remains = self.on(folder, move |folder| match folder.launch() {
             Ok(launch) => Ok(launch.filter(|l| l.boot_id == procs::boot_id()).map(|l| Remains::of(&l))),
             // Its group is known by the app's name, and `running.json` names the instance too.
@@ -443,7 +417,7 @@ fn used(group: &str, shim: i32) -> InstanceUsage {
 }
 
 /// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -1,8 +1,8 @@
 //! What a release contains: the manifest that TUF signs for, and the workload that it describes.
 //!
-//! A release is a tree of files, each named by its digest, and a workload that runs (or none). Its [`Manifest`] is the TUF
-//! target `<app>/<version>.json`; everything else follows from the manifest's digest. [`ReleaseYaml`]
-//! is what an engineer writes; `crossdock release build` turns it into a manifest and blobs.
+//! A release is a tree of files, each named by its digest, and a workload that runs (or none). Its
+//! [`Manifest`] is the TUF target `<app>/<version>.json`; everything else follows from the manifest's digest.
+//! [`ReleaseYaml`] is what an engineer writes; `crossdock release build` turns it into a manifest and blobs.
 //!
 //! Unknown fields are skipped everywhere, so older agents read newer manifests; what they must not
 //! skip is guarded by [`Manifest::min_agent`].

@@ -38,6 +38,9 @@ async fn a_probe_that_was_red_before_does_not_blame_the_update() {
         world.settle().await;
         assert_eq!(said(&world).1, "UnhealthyBefore");
     }
+    world.ask(|ask| ask.drained = true);
+    world.settle().await;
+    assert_eq!(said(&world), (UpdatePhase::Succeeded, "Drained".into()));
     world.driver.set_sick(false);
     world.want("5");
     world.settle().await;
