@@ -334,6 +334,9 @@ fn apps(status: &Status) -> Vec<String> {
             }
             None => text.push_str("; nothing runs"),
         }
+        if let Some(why) = &workload.restart_failed {
+            let _ = write!(text, "; not healthy after its restart: {why}");
+        }
         lines.push(text);
     }
     for (app, slot) in &status.slots {

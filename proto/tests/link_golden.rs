@@ -112,6 +112,12 @@ fn agent_messages() {
     golden("agent-hello.json", &AgentMessage::Hello(Box::new(hello.clone())));
     golden("agent-report.json", &AgentMessage::Report(Box::new(report())));
     golden("agent-heartbeat.json", &AgentMessage::Heartbeat(Box::new(Heartbeat { usage: usage(), clock: time(3) })));
+    let mut restarted = report();
+    for status in restarted.workloads.values_mut() {
+        status.restarted = Some("2026-03-01 by ana".into());
+        status.restart_failed = Some("it was not healthy within 60 s: no probe has succeeded".into());
+    }
+    golden("agent-report-restarted.json", &AgentMessage::Report(Box::new(restarted)));
     // Fields that we do not know are skipped, words that we do not know read as the cautious one.
     let AgentMessage::Hello(newer) = read("agent-hello-newer.json") else { panic!("not a hello") };
     assert_eq!(newer.info, info());

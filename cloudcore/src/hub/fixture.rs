@@ -19,7 +19,7 @@ use proto::{
         message::{AgentMessage, Hello, HubMessage, JoinReply, JoinRequest, Report},
     },
     name::Name,
-    object::{NodeInfo, Usage},
+    object::{NodeInfo, Usage, feature},
     token::Token,
     tuf::key::SecretKey,
 };
@@ -240,7 +240,7 @@ impl Session {
 
 pub(crate) fn hello(hub: &Hub, report: Report) -> Hello {
     let info = NodeInfo {
-        features: Default::default(),
+        features: [feature::ORDERS.to_owned()].into(),
         agent_version: "0.1.0".into(),
         boot_id: "b".into(),
         architecture: "x86_64".into(),

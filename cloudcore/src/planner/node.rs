@@ -129,9 +129,16 @@ pub(super) fn says<'a>(node: &'a Node, app: &Name, target: &Target, told: &Assig
     }
 }
 
+/// The agent's word for a release that it took although it is not healthy: the one before was not either.
+const UNHEALTHY_BEFORE: &str = "UnhealthyBefore";
+
 /// What is wrong with the app on a node that had proved it; `None`: nothing.
 pub(super) fn degraded(node: &Node, app: &Name) -> Option<String> {
-    let running = node.status.workloads.get(app)?.running.as_ref()?;
+    let said = node.status.workloads.get(app)?;
+    let running = said.running.as_ref()?;
+    if said.reason == UNHEALTHY_BEFORE {
+        return None; // it was no better before, so it is not the release's fault
+    }
     let how = match running.state {
         RunState::BackOff => "ended and waits to be started again",
         RunState::Running | RunState::Starting if !running.ready => "runs and is not ready",

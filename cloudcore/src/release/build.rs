@@ -11,8 +11,8 @@ use proto::{
     digest::Digest,
     name::ReleaseName,
     release::{
-        ArtifactYaml, ExecProbe, FileEntry, HttpProbe, Limits, MAX_MANIFEST_BYTES, MAX_RELEASE_YAML_BYTES, Manifest,
-        ManifestError, Port, Probe, Probes, ReleaseYaml, TcpProbe, Workload,
+        ArtifactYaml, ExecProbe, FileEntry, Hook, Hooks, HttpProbe, Limits, MAX_MANIFEST_BYTES, MAX_RELEASE_YAML_BYTES,
+        Manifest, ManifestError, Port, Probe, Probes, ReleaseYaml, TcpProbe, Workload,
     },
 };
 
@@ -95,12 +95,13 @@ pub fn build(path: &Path) -> Result<Built, ReleaseError> {
         hardware: yaml.hardware,
         files,
         workload: yaml.workload,
+        hooks: yaml.hooks,
     };
     Ok(Built { warnings, ..Built::new(manifest, blobs)? })
 }
 
 /// Names of all fields that may stand in a `release.yaml`.
-fn known_fields() -> [&'static [&'static str]; 10] {
+fn known_fields() -> [&'static [&'static str]; 12] {
     [
         fields_of::<ReleaseYaml>(),
         fields_of::<ArtifactYaml>(),
@@ -112,6 +113,8 @@ fn known_fields() -> [&'static [&'static str]; 10] {
         fields_of::<HttpProbe>(),
         fields_of::<TcpProbe>(),
         fields_of::<ExecProbe>(),
+        fields_of::<Hooks>(),
+        fields_of::<Hook>(),
     ]
 }
 
@@ -135,7 +138,12 @@ fn read_yaml(path: &Path) -> Result<(ReleaseYaml, Vec<String>), ReleaseError> {
 
 /// Whether every command of the tree is in the tree and may be executed.
 fn check_commands(manifest: &Manifest) -> Result<(), ReleaseError> {
-    let workload = &manifest.workload;
+    for (name, hook) in manifest.hooks.iter() {
+        if let Some(command) = hook.command.first() {
+            check_command(manifest, &format!("hook {name}'s command"), command)?;
+        }
+    }
+    let Some(workload) = &manifest.workload else { return Ok(()) };
     check_command(manifest, "workload.command", &workload.command)?;
     let probes = [
         ("startup", &workload.probes.startup),

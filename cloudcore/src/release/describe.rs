@@ -60,8 +60,7 @@ fn content(repository: &Repository, before: &BTreeMap<&str, Target>, target: &Ta
     let Ok(new) = repository.manifest(target) else {
         return vec!["         its manifest is not in this copy of the repository: do not sign blindly".into()];
     };
-    let mut lines =
-        vec![format!("         {} files, {} bytes; runs {}", new.files.len(), new.total_bytes(), command(&new))];
+    let mut lines = vec![format!("         {} files, {} bytes; {}", new.files.len(), new.total_bytes(), command(&new))];
     let same_app = before.values().filter(|old| old.custom.app == target.custom.app);
     let newest = same_app.max_by_key(|old| old.custom.release_counter);
     let Some((version, old)) =
@@ -78,6 +77,9 @@ fn content(repository: &Repository, before: &BTreeMap<&str, Target>, target: &Ta
     if old.workload != new.workload {
         lines.push("         the workload changes: command, environment, limits or probes".into());
     }
+    if old.hooks != new.hooks {
+        lines.push("         the hooks change: what runs before the old one stops, or in the trial".into());
+    }
     lines
 }
 
@@ -86,12 +88,12 @@ fn files(manifest: &Manifest) -> BTreeMap<&str, Digest> {
 }
 
 fn command(manifest: &Manifest) -> String {
-    let workload = &manifest.workload;
+    let Some(workload) = &manifest.workload else { return "nothing of it runs: files for other apps".into() };
     let words = std::iter::once(&workload.command).chain(&workload.args);
     let text: String = words.map(String::as_str).collect::<Vec<_>>().join(" ").chars().take(100).collect();
     match &workload.user {
-        Some(user) => format!("{text:?} as {user}"),
-        None => format!("{text:?} as the agent's user"),
+        Some(user) => format!("runs {text:?} as {user}"),
+        None => format!("runs {text:?} as the agent's user"),
     }
 }
 

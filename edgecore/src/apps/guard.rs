@@ -1,6 +1,6 @@
-//! A driver that verifies the tree of a release before every start, restarts after a crash included: a
-//! file that was damaged at rest since the last start is never executed. What runs already is left alone.
-//! Used by [`super::task`].
+//! A driver that verifies the tree of a release before every start, restarts after a crash included, and
+//! before every hook that it runs: a file that was damaged at rest since the last start is never executed.
+//! What runs already is left alone. Used by [`super::task`].
 
 use std::{
     sync::{
@@ -15,12 +15,12 @@ use proto::{
     env::{BoxFuture, Env},
     name::{Name, ReleaseName},
     object::LastExit,
-    release::Probe,
+    release::{Hook, Probe},
 };
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::{
-    driver::{Driver, DriverError, Instance, InstanceSpec, InstanceUsage, ProbeOutcome},
+    driver::{Driver, DriverError, HookOutcome, Instance, InstanceSpec, InstanceUsage, ProbeOutcome},
     fetch::tree,
 };
 
@@ -45,21 +45,39 @@ impl Guard {
     }
 }
 
+impl Guard {
+    /// Whether the tree is as its manifest says; otherwise `damaged` is raised.
+    pub(super) async fn verify(&self, spec: &InstanceSpec) -> Result<(), String> {
+        let name = ReleaseName { app: spec.app.clone(), version: spec.release.version.clone() };
+        let (folder, digest) = (spec.tree.parent().map(ToOwned::to_owned).unwrap_or_default(), spec.release.digest);
+        let permit = self.checks.clone().acquire_owned().await; // never closed
+        let verified = self.env.blocking.run(move || {
+            let _permit = permit; // a check goes on when nobody waits for it any more
+            tree::verify(&folder, digest, &name)
+        });
+        if let Err(error) = verified.await {
+            self.damaged.store(true, Ordering::Relaxed);
+            return Err(error.to_string());
+        }
+        Ok(())
+    }
+}
+
 impl Driver for Guard {
     fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), DriverError>> {
         Box::pin(async move {
-            let name = ReleaseName { app: spec.app.clone(), version: spec.release.version.clone() };
-            let (folder, digest) = (spec.tree.parent().map(ToOwned::to_owned).unwrap_or_default(), spec.release.digest);
-            let permit = self.checks.clone().acquire_owned().await; // never closed
-            let verified = self.env.blocking.run(move || {
-                let _permit = permit; // a check goes on when nobody waits for it any more
-                tree::verify(&folder, digest, &name)
-            });
-            if let Err(error) = verified.await {
-                self.damaged.store(true, Ordering::Relaxed);
-                return Err(DriverError { attempt: "start", app: spec.app.clone(), problem: error.to_string() });
-            }
+            let refused = |problem| DriverError { attempt: "start", app: spec.app.clone(), problem };
+            self.verify(spec).await.map_err(refused)?;
             self.inner.start(spec).await
+        })
+    }
+
+    fn hook<'a>(&'a self, spec: &'a InstanceSpec, hook: &'a Hook) -> BoxFuture<'a, HookOutcome> {
+        Box::pin(async move {
+            match self.verify(spec).await {
+                Ok(()) => self.inner.hook(spec, hook).await,
+                Err(problem) => HookOutcome::Failure(problem),
+            }
         })
     }
 

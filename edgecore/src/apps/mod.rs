@@ -5,6 +5,7 @@
 //! | [`slot`] | what is durably known of an app |
 //! | [`plan`] | the pure planner: what to do next |
 //! | [`stage`] | acceptance and fetch of a release |
+//! | [`current`] | the way to an app's files for other apps |
 //! | [`guard`] | nothing damaged is started, restarts included |
 //! | [`task`] | carries the planned steps out |
 //! | [`report`] | what is said about it |
@@ -12,6 +13,7 @@
 //! [`Apps::run`] keeps a task for every app that is assigned, or left on the box. Without an assignment
 //! whatever is active goes on.
 
+pub mod current;
 pub mod guard;
 pub mod plan;
 pub mod report;
@@ -33,7 +35,7 @@ use std::{
 
 use proto::{
     durable::Record,
-    link::message::Assignment,
+    link::message::{Assignment, OrderedApp},
     name::Name,
     object::{UpdatePhase, WorkloadStatus},
     watch,
@@ -41,7 +43,7 @@ use proto::{
 use tokio::{task::JoinSet, time::timeout};
 
 use self::{
-    plan::Wanted,
+    plan::{Ask, Wanted},
     slot::{Slot, SlotError},
     task::{App, Context},
 };
@@ -119,7 +121,10 @@ impl Apps {
     fn direct(&mut self, app: &Name) {
         let wanted = match &*self.assignment.borrow() {
             None => Wanted::Keep,
-            Some(assignment) => assignment.apps.get(app).map_or(Wanted::Remove, |app| Wanted::Run(app.release.clone())),
+            Some(Assignment { apps, drained, .. }) => match apps.get(app).cloned() {
+                Some(OrderedApp { release, order }) => Wanted::Run(Ask { release, order, drained: *drained }),
+                None => Wanted::Remove,
+            },
         };
         match self.wanted.get(app) {
             Some(sender) => {
@@ -145,10 +150,7 @@ async fn work(shared: Arc<Context>, name: Name, folder: PathBuf, mut wanted: wat
             // Whatever runs goes on untouched; nothing is installed without knowing the floor.
             Err(error) => {
                 tracing::error!(app = %name, %error, "the app is left as it is");
-                let target = match &*wanted.borrow_and_update() {
-                    Wanted::Run(release) => Some(release.clone()),
-                    Wanted::Keep | Wanted::Remove => None,
-                };
+                let target = wanted.borrow_and_update().release().cloned();
                 let status = WorkloadStatus {
                     target,
                     phase: UpdatePhase::Blocked,

@@ -14,70 +14,71 @@
 //! is planned from again. A failed trial stops before it is recorded, so that a full disk keeps no bad
 //! release running; a cut in between forgets the verdict, and the trial is resumed or abandoned as after
 //! any other cut. [`super::task`] carries the steps out.
+//!
+//! What is ordered besides the release ([`AppOrder`](proto::object::AppOrder)):
+//!
+//! - **hold**: a staged release does not begin its trial. One that began goes on.
+//! - **drained**: everything stops and no trial begins. One under way is withdrawn, with nothing held against it.
+//! - **restart**, **retry**: each new text is acted on once. They wait until there is nothing else to do, a
+//!   restart also until no release is on trial, so that neither keeps a bad release running when the slot cannot
+//!   be written. A release that goes on trial is a start anew: a restart asked for before counts as that one.
+//!
+//! ```text
+//! restart:  due (record) --Stop--> started (record) --Start--> done when healthy for the soak time, or failed
+//! ```
+//!
+//! Hooks of the release ([`Hooks`](proto::release::Hooks)):
+//!
+//! - **preApply** runs once a staged release may begin its trial, while the active one runs. When it puts the
+//!   update off it is asked again after [`ASK_AGAIN`], each time twice as long up to [`ASK_AGAIN_MOST`], until it
+//!   was put off for `max_deferral_s` in all: then the update goes ahead unasked, and with 0 it does so at once.
+//!   The time that was spent is on record ([`Deferral`](super::slot::Deferral)) and counts while the agent runs.
+//! - **postApply** runs in the trial once the release is healthy, beside its soak time.
+//!
+//! An answer is on no record but a failure and the time put off: after a cut the hook runs again.
+//!
+//! Health is judged against what was before: a probe that was red already (a camera that is dark, a server that is
+//! away) does not blame the update.
+//!
+//! - The active release *was unhealthy* when it had not been healthy for as long as its own probes take to say so
+//!   ([`RunningView::red_after`]), or had ended for good, at the moment when it was stopped for the update. Until that
+//!   is known, at most for so long after the agent's start, no trial begins. It is on record in the trial.
+//! - A trial after one that was unhealthy, which at its deadline is still not healthy but has been up all the time
+//!   (no exit, no kill by a probe), is confirmed: `UnhealthyBefore`. One that ended even once is blamed as ever.
+//!
+//! The way to the app's files for other apps ([`current`](super::current)) follows the slot: it leads to the release on
+//! trial before that is confirmed, and back. Nothing that starts or stops waits for it. A release without a workload is
+//! started and stopped like any other, with nothing to run, and is healthy from then on.
+//!
+//! `view` holds what is looked at; `trial` plans while a release is on trial, `settled` while none is.
+
+mod settled;
+mod trial;
+mod view;
 
 use std::time::Duration;
 
 use proto::{digest::Digest, object::ReleaseRef};
 use tokio::time::Instant;
 
-use super::slot::{Failure, Installed, MAX_ATTEMPTS, Slot};
+pub use self::view::{Ask, HookView, PutOff, RunningView, View, Wanted};
+use super::slot::{Deferral, Failure, Installed, Restart, RestartState, Trial};
 
 /// After a power cut during a trial the active release runs this long before the next attempt.
 pub const RETRY_AFTER: Duration = Duration::from_secs(10);
 
-/// What the assignment says about an app.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wanted {
-    /// Run this release.
-    Run(ReleaseRef),
-    /// Go on with whatever is active: there is no assignment to read.
-    Keep,
-    /// Stop it and remove it.
-    Remove,
-}
+/// Until a hook that put the update off is asked again, at first.
+pub const ASK_AGAIN: Duration = Duration::from_secs(30);
+/// The same at most.
+pub const ASK_AGAIN_MOST: Duration = Duration::from_secs(300);
 
-/// What runs under supervision.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RunningView {
-    /// Which release.
-    pub digest: Digest,
-    /// Since when this process supervises it.
-    pub since: Instant,
-    /// Since when it is healthy without a break.
-    pub healthy_since: Option<Instant>,
-    /// It ended and will not be started again.
-    pub ended: bool,
-    /// What is wrong with it, for people.
-    pub message: String,
-    /// How long it must stay healthy.
-    pub soak: Duration,
-    /// By when it must have become healthy, counted from its start.
-    pub deadline: Duration,
-}
-
-/// All that the planner looks at.
-#[derive(Debug, Clone)]
-pub struct View<'a> {
-    /// The durable state.
-    pub slot: &'a Slot,
-    /// What is wanted.
-    pub wanted: &'a Wanted,
-    /// The release that is accepted, whole and on disk.
-    pub staged: Option<&'a Installed>,
-    /// What runs under supervision.
-    pub running: Option<RunningView>,
-    /// Whether the driver holds an instance that nobody supervises, left by an agent before.
-    pub leftover: bool,
-    /// Whether this process has counted the recorded trial as an attempt.
-    pub begun: bool,
-    /// Why the trial failed, which is not on record yet.
-    pub verdict: Option<&'a Failure>,
-    /// Digest of a release whose tree was found damaged and must be fetched again before it runs.
-    pub damaged: Option<Digest>,
-    /// This boot.
-    pub boot_id: &'a str,
-    /// Now.
-    pub now: Instant,
+/// Why a trial is confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// It was healthy for its soak time.
+    Healthy,
+    /// It was not, and neither was what ran before it.
+    UnhealthyBefore,
 }
 
 /// What to do next.
@@ -87,12 +88,18 @@ pub enum Step {
     Stop,
     /// Run a release, or adopt it where it runs.
     Start(Installed),
+    /// Run the preApply hook of a staged release.
+    PreApply(Installed),
+    /// Record for how long the update to a release was put off.
+    Defer(Deferral),
+    /// Run the postApply hook of the trial.
+    PostApply,
     /// Record that a staged release is on trial.
-    Switch(Installed),
+    Switch(Trial),
     /// Record that the trial goes on after the agent came back.
     Resume,
-    /// Record that the trial proved itself.
-    Confirm,
+    /// Record that the trial proved itself, or that it is not to blame.
+    Confirm(Proof),
     /// Remember why the trial failed: it is stopped next, and then abandoned.
     Fail(Failure),
     /// Record that the trial is over; what it goes back to is the active release.
@@ -101,6 +108,12 @@ pub enum Step {
     Undo,
     /// Record that the trial is over because something else is wanted now.
     Withdraw,
+    /// Have the way to the app's files lead to this release.
+    Link(Option<Digest>),
+    /// Record how far a restart is.
+    Restart(Restart),
+    /// Record that this text to try the wanted release once more was read; its failure, if any, is forgotten.
+    Retry(String),
     /// Record that nothing is installed any more.
     Remove,
     /// Clear away all of the app but its data and its floor, and end.
@@ -132,7 +145,7 @@ pub struct Plan {
 pub fn plan(view: &View<'_>) -> Plan {
     if *view.wanted == Wanted::Remove {
         let step = match view.slot.is_cleared() {
-            _ if view.running.is_some() || view.leftover => Step::Stop,
+            _ if view.is_alive() => Step::Stop,
             false => Step::Remove,
             true => Step::Done,
         };
@@ -140,15 +153,21 @@ pub fn plan(view: &View<'_>) -> Plan {
     }
     let fetch = fetch(view);
     let step = match &view.slot.trial {
-        Some(trial) => trial_step(view, &trial.installed, &trial.boot_id),
-        None => settled_step(view),
+        Some(trial) => trial::step(view, trial),
+        None => settled::step(view),
+    };
+    let step = match step {
+        Step::Wait(until) => link(view).or_else(|| asked(view)).unwrap_or(Step::Wait(until)),
+        // Whatever proves the release good finds it in place.
+        step @ (Step::PostApply | Step::Confirm(_)) => link(view).unwrap_or(step),
+        step => step,
     };
     Plan { step, fetch }
 }
 
 /// The wanted release, unless it is running well or known to fail.
 fn target<'a>(view: &View<'a>) -> Option<&'a ReleaseRef> {
-    let Wanted::Run(release) = view.wanted else { return None };
+    let release = view.wanted.release()?;
     let active = view.slot.active.as_ref().is_some_and(|a| a.release.digest == release.digest);
     (!active && view.slot.failure(release.digest).is_none()).then_some(release)
 }
@@ -164,80 +183,25 @@ fn fetch(view: &View<'_>) -> Option<Fetch> {
     (!on_trial && !staged).then(|| Fetch::New(release.clone()))
 }
 
-fn trial_step(view: &View<'_>, trial: &Installed, boot_id: &str) -> Step {
-    let digest = trial.release.digest;
-    if let Some(failure) = view.verdict.filter(|f| f.digest == digest) {
-        let alive = view.running.is_some() || view.leftover;
-        return if alive { Step::Stop } else { Step::Abandon(Some(failure.clone())) };
+/// The way to the release's files leads elsewhere. Nothing that starts or stops waits for it.
+fn link(view: &View<'_>) -> Option<Step> {
+    let trial = view.slot.trial.as_ref().map(|t| &t.installed);
+    let digest = trial.or(view.slot.active.as_ref()).map(|i| i.release.digest);
+    (view.linked != digest).then_some(Step::Link(digest))
+}
+
+/// What is asked for once, when there is nothing else to do.
+fn asked(view: &View<'_>) -> Option<Step> {
+    let retry = view.wanted.ask().and_then(|ask| ask.order.retry.as_ref());
+    if let Some(text) = retry.filter(|text| view.slot.retried.as_ref() != Some(text)) {
+        return Some(Step::Retry(text.clone()));
     }
-    let superseded = matches!(view.wanted, Wanted::Run(release) if release.digest != digest);
-    if let Some(running) = &view.running
-        && (running.digest != digest || superseded || !view.begun)
-    {
-        return Step::Stop;
-    }
-    if superseded {
-        return Step::Withdraw;
-    }
-    // A tree that does not match its manifest is never run: it is fetched again and tried again.
-    if view.damaged == Some(digest) {
-        return Step::Undo;
-    }
-    if !view.begun {
-        let attempts = view.slot.attempts(digest);
-        if attempts >= MAX_ATTEMPTS {
-            return Step::Abandon(Some(interrupted(trial, attempts)));
-        }
-        return if boot_id == view.boot_id { Step::Resume } else { Step::Abandon(None) };
-    }
-    let Some(running) = &view.running else { return Step::Start(trial.clone()) };
-    judge(trial, running, view.now)
+    let quiet = view.slot.trial.is_none() && view.slot.active.is_some();
+    let text = view.new_restart().filter(|_| quiet)?;
+    Some(Step::Restart(Restart::new(text, RestartState::Due)))
 }
 
 fn interrupted(installed: &Installed, attempts: u32) -> Failure {
     let message = format!("{attempts} trials were cut short by a restart of the agent or the box");
     Failure::of(installed, "Interrupted", message)
-}
-
-/// Whether a running trial has proved itself, has failed, or needs more time.
-fn judge(trial: &Installed, running: &RunningView, now: Instant) -> Step {
-    if let Some(since) = running.healthy_since {
-        let proven = since + running.soak;
-        return if now >= proven { Step::Confirm } else { Step::Wait(Some(proven)) };
-    }
-    let detail = if running.message.is_empty() { "no probe has succeeded" } else { &running.message };
-    let failed = |reason: &str, message: String| Step::Fail(Failure::of(trial, reason, message));
-    if running.ended {
-        return failed("Exited", format!("it ended before it proved healthy: {detail}"));
-    }
-    let deadline = running.since + running.deadline;
-    if now >= deadline {
-        let secs = running.deadline.as_secs_f64();
-        return failed("Unhealthy", format!("it was not healthy within {secs} s: {detail}"));
-    }
-    Step::Wait(Some(deadline))
-}
-
-fn settled_step(view: &View<'_>) -> Step {
-    let ready = view.staged.filter(|s| target(view).is_some_and(|t| t.digest == s.release.digest));
-    let active = view.slot.active.as_ref();
-    if let Some(running) = &view.running {
-        if active.is_none_or(|a| a.release.digest != running.digest) {
-            return Step::Stop;
-        }
-        let Some(ready) = ready else { return Step::Wait(None) };
-        let retry_at = running.since + RETRY_AFTER;
-        let again = view.slot.attempts(ready.release.digest) > 0;
-        return if again && view.now < retry_at { Step::Wait(Some(retry_at)) } else { Step::Stop };
-    }
-    // Nothing runs. A staged release goes on trial; otherwise the active one comes up.
-    match (ready, active) {
-        (Some(ready), _) if view.slot.attempts(ready.release.digest) >= MAX_ATTEMPTS => {
-            Step::Abandon(Some(interrupted(ready, MAX_ATTEMPTS)))
-        }
-        (Some(ready), _) => Step::Switch(ready.clone()),
-        (None, Some(active)) if view.damaged != Some(active.release.digest) => Step::Start(active.clone()),
-        _ if view.leftover => Step::Stop,
-        _ => Step::Wait(None),
-    }
 }

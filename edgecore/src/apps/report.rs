@@ -4,7 +4,8 @@ use jiff::Timestamp;
 use proto::object::{Progress, ReleaseRef, Running, UpdatePhase, WorkloadStatus};
 
 use super::{
-    plan::{View, Wanted},
+    plan::{HookView, PutOff, View, Wanted},
+    slot::{Restart, RestartState, Slot},
     stage::Hindrance,
 };
 use crate::supervisor::Health;
@@ -13,6 +14,10 @@ use crate::supervisor::Health;
 const MAX_MESSAGE_CHARS: usize = 1_000;
 /// What to do about a remembered failure, said with each of them, in whatever rollout it is wanted.
 const NOT_TRIED_AGAIN: &str = "; it is not tried again on this node: mend the cause and publish it under a new version";
+
+const DRAINED: &str = "the node is drained: its workloads are stopped until it is not";
+const HELD: &str = "Held";
+const PRE_APPLY: &str = "PreApply";
 
 /// How a fetch stands.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +53,23 @@ fn verdict(phase: UpdatePhase, reason: &str, message: impl Into<String>) -> Verd
     Verdict { phase, reason: reason.into(), message: message.into(), since: None }
 }
 
+impl Verdict {
+    /// The node is drained: unless there is something worse to say, that is why nothing runs.
+    fn drained(self) -> Verdict {
+        let phase = match self.phase {
+            UpdatePhase::Applying => UpdatePhase::Staged,
+            phase => phase,
+        };
+        match (phase, self.reason.as_str()) {
+            (UpdatePhase::Blocked | UpdatePhase::Failed | UpdatePhase::RolledBack, _) => self,
+            (UpdatePhase::Succeeded, _) | (_, "" | HELD | PRE_APPLY) => {
+                Verdict { since: self.since, ..verdict(phase, "Drained", DRAINED) }
+            }
+            _ => Verdict { phase, ..self },
+        }
+    }
+}
+
 /// The report; `before` is the last one, whose time stays while its phase does. `None`: nothing to say.
 #[must_use]
 pub fn report(
@@ -61,6 +83,7 @@ pub fn report(
         (_, Some(trouble)) => verdict(UpdatePhase::Blocked, "StepFailed", trouble),
         (None, None) if *view.wanted == Wanted::Keep => return None,
         (None, None) => verdict(UpdatePhase::Applying, "Removing", "no longer assigned: it is stopped and removed"),
+        (Some(target), None) if view.wanted.is_drained() => judge(view, extra, target).drained(),
         (Some(target), None) => judge(view, extra, target),
     };
     let before = before.filter(|b| b.phase == said.phase && b.target == target);
@@ -72,6 +95,8 @@ pub fn report(
     let Verdict { phase, reason, message, .. } = said;
     let message = message.chars().take(MAX_MESSAGE_CHARS).collect();
     let running = extra.running.as_ref().map(|(release, health)| running(release, health));
+    let (restarted, restart_failed) = restarted(view.slot);
+    let retried = view.slot.retried.clone();
     Some(WorkloadStatus {
         target,
         phase,
@@ -79,16 +104,28 @@ pub fn report(
         message,
         since,
         progress,
-        restarted: None,
-        restart_failed: None,
-        retried: None,
+        restarted,
+        restart_failed,
+        retried,
         running,
     })
 }
 
+/// The restart that was carried out last, and why the workload was not healthy after it.
+fn restarted(slot: &Slot) -> (Option<String>, Option<String>) {
+    let Some(Restart { text, state }) = slot.restart.as_ref().filter(|_| slot.active.is_some()) else {
+        return (None, None);
+    };
+    match state {
+        RestartState::Due | RestartState::Started => (None, None),
+        RestartState::Done => (Some(text.clone()), None),
+        RestartState::Failed(why) => (Some(text.clone()), Some(why.chars().take(MAX_MESSAGE_CHARS).collect())),
+    }
+}
+
 fn target(view: &View<'_>) -> Option<ReleaseRef> {
     match view.wanted {
-        Wanted::Run(release) => Some(release.clone()),
+        Wanted::Run(ask) => Some(ask.release.clone()),
         Wanted::Remove => None,
         Wanted::Keep => {
             let trial = view.slot.trial.as_ref().map(|t| &t.installed);
@@ -101,7 +138,13 @@ fn judge(view: &View<'_>, extra: &Extra<'_>, target: &ReleaseRef) -> Verdict {
     let digest = target.digest;
     let health = || extra.running.as_ref().map(|(_, h)| h.message.clone()).unwrap_or_default();
     if view.slot.trial.as_ref().is_some_and(|t| t.installed.release.digest == digest) {
+        if let Some(failure) = view.verdict {
+            return verdict(UpdatePhase::Applying, &failure.reason, format!("it goes back: {}", failure.message));
+        }
         return match &view.running {
+            Some(running) if running.digest == digest && view.post_apply == HookView::Running => {
+                verdict(UpdatePhase::Verifying, "Trial", "its postApply hook runs")
+            }
             Some(running) if running.digest == digest => verdict(UpdatePhase::Verifying, "Trial", health()),
             _ => verdict(UpdatePhase::Applying, "", ""),
         };
@@ -121,18 +164,62 @@ fn judge(view: &View<'_>, extra: &Extra<'_>, target: &ReleaseRef) -> Verdict {
             (_, true) => {
                 verdict(UpdatePhase::Blocked, "TreeDamaged", "its files are damaged on disk, fetching them again")
             }
-            (_, false) => verdict(UpdatePhase::Succeeded, "", ""),
+            (_, false) => succeeded(view, extra),
         };
     }
     if view.staged.is_some_and(|s| s.release.digest == digest) {
-        let phase = if view.running.is_some() { UpdatePhase::Staged } else { UpdatePhase::Applying };
-        return verdict(phase, "", "");
+        if view.wanted.ask().is_some_and(|ask| ask.order.hold) {
+            return verdict(
+                UpdatePhase::Staged,
+                HELD,
+                "it is fetched and verified, and waits for the word to apply it",
+            );
+        }
+        return staged(view);
     }
     match &extra.fetch {
         FetchView::Idle => verdict(UpdatePhase::Pending, "", ""),
         FetchView::Active(_) => verdict(UpdatePhase::Downloading, "", ""),
         FetchView::Hindered(h) if h.offline => verdict(UpdatePhase::Downloading, h.reason, h.message.clone()),
         FetchView::Hindered(h) => verdict(UpdatePhase::Blocked, h.reason, h.message.clone()),
+    }
+}
+
+/// The target is on disk and may be applied.
+fn staged(view: &View<'_>) -> Verdict {
+    let put_off = |put_off: &PutOff<'_>| {
+        let left = put_off.left(&view.wanted.ask()?.order);
+        let until = put_off.at_wall.checked_add(left).ok().filter(|_| !left.is_zero())?;
+        Some(format!("its preApply hook put the update off until {until:.0} at the latest: {}", put_off.message))
+    };
+    match &view.pre_apply {
+        HookView::Running => return verdict(UpdatePhase::Staged, PRE_APPLY, "its preApply hook is asked"),
+        HookView::PutOff(it) => {
+            if let Some(message) = put_off(it) {
+                return verdict(UpdatePhase::Staged, "Deferred", message);
+            }
+        }
+        HookView::Due | HookView::Passed | HookView::Failed(_) => {}
+    }
+    let phase = if view.running.is_some() { UpdatePhase::Staged } else { UpdatePhase::Applying };
+    verdict(phase, "", "")
+}
+
+/// The target is the active release.
+fn succeeded(view: &View<'_>, extra: &Extra<'_>) -> Verdict {
+    if view.running.is_some() && extra.running.is_none() {
+        return verdict(UpdatePhase::Succeeded, "NoWorkload", "its files are in place; it has nothing to run");
+    }
+    match &view.slot.restart {
+        Some(Restart { state: RestartState::Due | RestartState::Started, .. }) => {
+            verdict(UpdatePhase::Succeeded, "Restarting", "it is started again, as was asked, and has to prove healthy")
+        }
+        _ if view.slot.unhealthy_before => verdict(
+            UpdatePhase::Succeeded,
+            "UnhealthyBefore",
+            "it was not healthy in its trial, nor was what ran before it",
+        ),
+        _ => verdict(UpdatePhase::Succeeded, "", ""),
     }
 }
 

@@ -12,6 +12,8 @@ use proto::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::plan::Proof;
+
 /// Attempts of one release that may be cut short (agent killed, power lost) before it counts as failed.
 pub const MAX_ATTEMPTS: u32 = 3;
 /// Failures remembered of one app; the oldest go first.
@@ -35,6 +37,9 @@ pub struct Trial {
     pub installed: Installed,
     /// The boot in which it began.
     pub boot_id: String,
+    /// What ran before was not healthy when it was stopped for this.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unhealthy_before: bool,
 }
 
 /// How often a release was put on trial and cut short.
@@ -72,7 +77,49 @@ impl Failure {
     }
 }
 
-/// The durable state of one app. Unknown fields are skipped.
+/// An update was put off by the release's preApply hook.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Deferral {
+    /// Which release.
+    pub digest: Digest,
+    /// For how many seconds in all, while an agent was there to ask.
+    pub spent_s: u64,
+}
+
+/// The workload is, or was, to be stopped and started again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restart {
+    /// The text that asked for it.
+    pub text: String,
+    /// How far it is.
+    #[serde(flatten)]
+    pub state: RestartState,
+}
+
+/// How far a restart is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", content = "message", rename_all = "camelCase")]
+pub enum RestartState {
+    /// The workload is to be stopped.
+    Due,
+    /// It was stopped: what runs from now on has to prove healthy.
+    Started,
+    /// It proved healthy, or it was started for the first time when this was asked for.
+    Done,
+    /// It did not, and why; for people.
+    Failed(String),
+}
+
+impl Restart {
+    /// That a restart is so far.
+    #[must_use]
+    pub fn new(text: &str, state: RestartState) -> Restart {
+        Restart { text: text.to_owned(), state }
+    }
+}
+
+/// The durable state of one app. Unknown fields are skipped, and what an agent before did not know is absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Slot {
@@ -88,6 +135,14 @@ pub struct Slot {
     pub failed: Vec<Failure>,
     /// Lowest release counter that is still accepted. Only ever rises.
     pub floor: u64,
+    /// The restart that was asked for last.
+    pub restart: Option<Restart>,
+    /// The text that asked last to try a failed release once more.
+    pub retried: Option<String>,
+    /// The update that was put off last.
+    pub deferral: Option<Deferral>,
+    /// The active release was not healthy in its trial, and neither was what ran before it.
+    pub unhealthy_before: bool,
 }
 
 impl Slot {
@@ -113,10 +168,29 @@ impl Slot {
         self.attempts = Some(Attempts { digest, count: self.attempts(digest) + 1 });
     }
 
-    /// A release goes on trial; the active one stays what it goes back to.
-    pub fn begin(&mut self, installed: Installed, boot_id: &str) {
-        self.count_attempt(installed.release.digest);
-        self.trial = Some(Trial { installed, boot_id: boot_id.to_owned() });
+    /// A release goes on trial; the active one stays what it goes back to. Nothing runs at this moment, so a
+    /// restart asked for by `restart` or before is one with what starts next; the first start of all is no restart.
+    pub fn begin(&mut self, trial: Trial, restart: Option<&str>) {
+        self.count_attempt(trial.installed.release.digest);
+        self.trial = Some(trial);
+        self.deferral = None;
+        let first = self.active.is_none();
+        match (restart, &mut self.restart) {
+            (Some(text), _) if first => self.restart = Some(Restart::new(text, RestartState::Done)),
+            (Some(text), _) => self.restart = Some(Restart::new(text, RestartState::Started)),
+            (None, Some(Restart { state: state @ RestartState::Due, .. })) => *state = RestartState::Started,
+            (None, _) => {}
+        }
+    }
+
+    /// The release may be tried once more, because of `text`.
+    pub fn retry(&mut self, digest: Digest, text: String) {
+        let failed = self.failed.len();
+        self.failed.retain(|f| f.digest != digest);
+        if self.failed.len() < failed {
+            self.attempts.take_if(|a| a.digest == digest);
+        }
+        self.retried = Some(text);
     }
 
     /// The agent came back during a trial, which goes on afresh.
@@ -127,9 +201,10 @@ impl Slot {
     }
 
     /// The trial succeeded: it is the active release now, and nothing older is accepted any more.
-    pub fn confirm(&mut self) {
+    pub fn confirm(&mut self, proof: Proof) {
         let Some(trial) = self.trial.take() else { return };
         self.attempts = None;
+        self.unhealthy_before = proof == Proof::UnhealthyBefore;
         self.floor = self.floor.max(trial.installed.counter);
         let same = self.active.as_ref().is_some_and(|a| a.release == trial.installed.release);
         let before = self.active.replace(trial.installed);
@@ -143,6 +218,7 @@ impl Slot {
         self.trial = None;
         if let Some(failure) = failure {
             self.attempts = None;
+            self.deferral.take_if(|d| d.digest == failure.digest);
             self.failed.retain(|f| f.digest != failure.digest);
             self.failed.push(failure);
             let surplus = self.failed.len().saturating_sub(MAX_FAILURES);

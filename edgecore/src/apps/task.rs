@@ -3,13 +3,15 @@
 //! [`App::turn`] is one round of it. Every round begins from the durable slot and what runs, so a crash
 //! between any two rounds is the same as a restart. Dropping an [`App`] leaves its workload running.
 //!
-//! Here are the rounds and the slot; `fetching` is about the fetch beside them, `running` about the workload.
+//! Here are the rounds and the slot; `fetching` is about the fetch beside them, `folder` about what else lies in the
+//! app's folder, `hooks` about a release's hooks, `running` about the workload.
 
 mod fetching;
+mod folder;
+mod hooks;
 mod running;
 
 use std::{
-    collections::BTreeSet,
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -30,19 +32,20 @@ use tokio::{
 };
 
 use self::{
-    fetching::{Fetching, RETRY_BASE, RETRY_CAP, finished},
-    running::{Run, health_changed},
+    fetching::{Fetching, RETRY_BASE, RETRY_CAP, Staged, finished},
+    hooks::Hooking,
+    running::{Run, WorkloadEvent, workload_changed},
 };
 use super::{
-    plan::{Plan, Step, View, Wanted, plan},
+    current,
+    plan::{HookView, Plan, Step, View, Wanted, plan},
     report::{Extra, FetchView, report},
-    slot::{self, Failure, Installed, Slot, SlotError},
+    slot::{self, Failure, Slot, SlotError},
     stage::Stage,
 };
 use crate::{
     doors::Endpoints,
     driver::{Driver, DriverError},
-    fetch::tree,
     link::backoff::Backoff,
 };
 
@@ -95,6 +98,9 @@ pub enum StepError {
     /// A folder could not be made.
     #[error(transparent)]
     Durable(#[from] durable::DurableError),
+    /// The way for other apps could not be changed.
+    #[error("could not have `current` lead to the release: {0}")]
+    Link(std::io::Error),
     /// Old releases could not be removed.
     #[error("could not remove old releases: {0}")]
     Collect(std::io::Error),
@@ -112,14 +118,19 @@ pub struct App {
     online: watch::Receiver<bool>,
     run: Option<Run>,
     leftover: bool,
+    /// See [`View::stopped_red`].
+    stopped_red: bool,
     begun: bool,
     verdict: Option<Failure>,
-    staged: Option<Installed>,
+    staged: Option<Staged>,
+    pre_apply: Hooking,
     damaged: Option<Digest>,
     fetching: Fetching,
     backoff: Backoff,
     rng: ChaCha12Rng,
     trouble: Option<String>,
+    /// Where `current` leads.
+    linked: Option<Digest>,
     /// Releases may lie about that nobody needs.
     litter: bool,
 }
@@ -137,11 +148,11 @@ impl App {
     ) -> Result<App, StepError> {
         let record = Record::at(folder.join("slot"));
         let (made, read) = (folder.clone(), record.clone());
-        let slot = shared.env.blocking.run(move || {
+        let found = shared.env.blocking.run(move || {
             durable::create_dir_all(&made)?;
-            Ok::<_, StepError>(slot::load_and_mend(&read)?)
+            Ok::<_, StepError>((slot::load_and_mend(&read)?, current::linked(&made)))
         });
-        let slot = slot.await?;
+        let (slot, linked) = found.await?;
         let leftover = match shared.driver.inspect(&name).await {
             Ok(found) => found.is_some_and(|i| i.exit.is_none()),
             Err(error) => {
@@ -161,14 +172,17 @@ impl App {
             online,
             run: None,
             leftover,
+            stopped_red: false,
             begun: false,
             verdict: None,
             staged: None,
+            pre_apply: Hooking::default(),
             damaged: None,
             fetching: Fetching::Idle,
             backoff: Backoff::new(RETRY_BASE, RETRY_CAP),
             rng,
             trouble: None,
+            linked,
             litter: true,
         })
     }
@@ -197,12 +211,20 @@ impl App {
     /// When the step could not be carried out; the next turn tries it again.
     pub async fn turn(&mut self) -> Result<Turn, StepError> {
         let wanted = self.wanted.borrow_and_update().clone();
-        if !matches!((&wanted, &self.staged), (Wanted::Run(r), Some(s)) if r.digest == s.release.digest) {
+        if self.staged.as_ref().is_some_and(|s| wanted.release().is_none_or(|r| r.digest != s.installed.release.digest))
+        {
             self.litter |= self.staged.take().is_some();
         }
         if let Some(run) = self.run.as_ref().filter(|r| r.damaged.load(Ordering::Relaxed)) {
             (self.damaged, self.staged) = (Some(run.release.digest), None);
             self.stop().await?;
+        }
+        let applies = wanted.ask().is_some_and(|ask| !ask.order.hold && !ask.drained);
+        if self.staged.is_none() || self.slot.trial.is_some() || !applies {
+            self.pre_apply = Hooking::default(); // what it answered was about that moment
+        }
+        if let Some(run) = &mut self.run {
+            run.look();
         }
         let Plan { step, fetch } = plan(&self.view(&wanted, Instant::now()));
         self.direct_fetch(fetch, &wanted);
@@ -222,12 +244,16 @@ impl App {
         View {
             slot: &self.slot,
             wanted,
-            staged: self.staged.as_ref(),
+            staged: self.staged.as_ref().map(|s| &s.installed),
+            pre_apply: self.pre_apply.view(self.staged.as_ref().and_then(|s| s.hooks.pre_apply.as_ref())),
+            post_apply: self.run.as_ref().map_or(HookView::Passed, |r| r.post_apply.view(r.hooks.post_apply.as_ref())),
             running: self.run.as_ref().map(Run::view),
             leftover: self.leftover,
+            stopped_red: self.stopped_red,
             begun: self.begun,
             verdict: self.verdict.as_ref(),
             damaged: self.damaged,
+            linked: self.linked,
             boot_id: &self.shared.boot_id,
             now,
         }
@@ -241,16 +267,22 @@ impl App {
             }
             Step::Stop => self.stop().await?,
             Step::Start(installed) => self.start(&installed).await?,
-            Step::Switch(installed) => {
-                let boot_id = self.shared.boot_id.clone();
-                self.store(|slot| slot.begin(installed, &boot_id)).await?;
+            Step::PreApply(_) => self.run_pre_apply(),
+            Step::Defer(deferral) => {
+                self.store(|slot| slot.deferral = Some(deferral)).await?;
+                self.pre_apply.recorded();
+            }
+            Step::PostApply => self.run_post_apply(),
+            Step::Switch(trial) => {
+                let restart = wanted.ask().and_then(|ask| ask.order.restart.clone());
+                self.store(|slot| slot.begin(trial, restart.as_deref())).await?;
                 self.begun = true;
             }
             Step::Resume => {
                 self.store(Slot::resume).await?;
                 self.begun = true;
             }
-            Step::Confirm => self.store(Slot::confirm).await?,
+            Step::Confirm(proof) => self.store(|slot| slot.confirm(proof)).await?,
             Step::Fail(failure) => self.verdict = Some(failure),
             Step::Abandon(failure) => {
                 let at = Some(self.shared.env.wall.now());
@@ -259,9 +291,16 @@ impl App {
             }
             Step::Undo => self.store(Slot::undo).await?,
             Step::Withdraw => self.store(Slot::withdraw).await?,
+            Step::Link(digest) => self.link(digest).await?,
+            Step::Restart(restart) => self.store(|slot| slot.restart = Some(restart)).await?,
+            Step::Retry(text) => {
+                let Some(release) = wanted.release() else { return Ok(Turn::Again) };
+                self.store(|slot| slot.retry(release.digest, text)).await?;
+            }
             Step::Remove => self.store(Slot::clear).await?,
             Step::Done => {
                 self.shared.driver.remove(&self.name).await?;
+                self.link(None).await?;
                 self.litter = true;
                 self.sweep(wanted).await?;
                 self.shared.board.send_if_modified(|report| report.workloads.remove(&self.name).is_some());
@@ -279,26 +318,10 @@ impl App {
         self.shared.env.blocking.run(move || slot::store(&record, &written)).await?;
         self.begun &= next.trial.is_some();
         self.verdict.take_if(|_| next.trial.is_none());
+        self.staged.take_if(|s| next.failure(s.installed.release.digest).is_some()); // its tree is swept away
         self.slot = next;
         self.litter = true;
         Ok(())
-    }
-
-    /// Removes releases that nobody needs any more.
-    async fn sweep(&mut self, wanted: &Wanted) -> Result<(), StepError> {
-        if !std::mem::take(&mut self.litter) {
-            return Ok(());
-        }
-        let mut keep: BTreeSet<Digest> = self.slot.kept().collect();
-        if let Wanted::Run(release) = wanted
-            && self.slot.failure(release.digest).is_none()
-        {
-            keep.insert(release.digest);
-        }
-        let releases = self.folder.join("releases");
-        let collected = self.shared.env.blocking.run(move || tree::collect(&releases, &keep)).await;
-        self.litter |= collected.is_err(); // the next turn tries again
-        collected.map_err(StepError::Collect)
     }
 
     /// Waits until a turn may have something to do.
@@ -327,7 +350,12 @@ impl App {
                 }
                 self.litter = true;
             }
-            Ok(()) = health_changed(self.run.as_mut()) => {}
+            event = workload_changed(self.run.as_mut()) => {
+                if let WorkloadEvent::Hook(outcome) = event {
+                    self.post_apply_ended(outcome);
+                }
+            }
+            outcome = self.pre_apply.ended() => self.pre_apply_ended(outcome),
             result = finished(fetching) => self.fetched(result),
             Ok(()) = self.online.changed(), if offline => {
                 if *self.online.borrow_and_update()
@@ -348,7 +376,8 @@ impl App {
             Fetching::Active { progress, .. } => FetchView::Active(*progress.borrow()),
             Fetching::Hindered { hindrance, .. } => FetchView::Hindered(hindrance),
         };
-        let running = self.run.as_ref().map(|run| (&run.release, run.health.borrow().clone()));
+        let running = self.run.as_ref().filter(|run| run.supervisor.is_some());
+        let running = running.map(|run| (&run.release, run.health.borrow().clone()));
         let extra = Extra { fetch, running, trouble: self.trouble.as_deref() };
         let view = self.view(&wanted, Instant::now());
         let now = self.shared.env.wall.now();

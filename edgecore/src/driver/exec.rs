@@ -1,9 +1,10 @@
-//! The last step before a workload's program: `edgecore exec FOLDER [--group DIR]... [-- PROGRAM ARG...]`.
+//! The last step before a workload's program: `edgecore exec FOLDER [--own] [--group DIR]... [-- PROGRAM ARG...]`.
 //!
 //! A process of its own prepares itself (control group, user, no new privileges) and then becomes the
 //! program, so nothing unsafe runs between fork and exec. The shim runs it for the workload; the driver
-//! runs it, with a program after `--`, for a probe. The shim learns what went wrong from a pipe that
-//! this process gets as its standard input, and that a successful exec closes.
+//! runs it, with a program after `--`, for a probe or a hook; `--own` gives the data folder to its user too.
+//! The shim learns what went wrong from a pipe that this process gets as its standard input, and that a
+//! successful exec closes.
 
 use std::{
     collections::BTreeMap,
@@ -59,23 +60,26 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
 struct Request {
     folder: Folder,
     group: Group,
+    /// Whether the data folder is to belong to the workload's user.
+    owns: bool,
     probe: Option<Vec<OsString>>,
 }
 
 impl Request {
     fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Request, String> {
-        let usage = || "usage: exec FOLDER [--group DIR]... [-- PROGRAM ARG...]".to_owned();
+        let usage = || "usage: exec FOLDER [--own] [--group DIR]... [-- PROGRAM ARG...]".to_owned();
         let folder = Folder::at(args.next().ok_or_else(usage)?);
-        let mut groups = vec![];
-        loop {
+        let (mut groups, mut owns) = (vec![], false);
+        let probe = loop {
             match args.next() {
-                None => return Ok(Request { folder, group: Group::of(groups), probe: None }),
+                None => break None,
+                Some(arg) if arg == "--own" => owns = true,
                 Some(arg) if arg == "--group" => groups.push(PathBuf::from(args.next().ok_or_else(usage)?)),
-                Some(arg) if arg == "--" => break,
+                Some(arg) if arg == "--" => break Some(args.collect()),
                 Some(_) => return Err(usage()),
             }
-        }
-        Ok(Request { folder, group: Group::of(groups), probe: Some(args.collect()) })
+        };
+        Ok(Request { folder, group: Group::of(groups), owns: owns || probe.is_none(), probe })
     }
 }
 
@@ -92,7 +96,7 @@ fn prepare(request: &Request, status: &mut Box<dyn io::Write>) -> Result<Command
     request.group.join()?;
     let _ = setsid(); // fails only for a leader, which is what it asks for
     umask(Mode::from_bits_truncate(0o022));
-    if let Some(user) = user.as_ref().filter(|_| request.probe.is_none()) {
+    if let Some(user) = user.as_ref().filter(|_| request.owns) {
         own(&launch.data, user)?;
     }
     if let Some(user) = &user {

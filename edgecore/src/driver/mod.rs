@@ -5,6 +5,7 @@
 
 pub mod cgroup;
 pub mod exec;
+pub mod hook;
 pub mod logs;
 pub mod output;
 pub mod probe;
@@ -21,7 +22,7 @@ use proto::{
     env::BoxFuture,
     name::Name,
     object::{LastExit, ReleaseRef},
-    release::{Probe, Workload},
+    release::{Hook, Probe, Workload},
 };
 use tokio::sync::mpsc;
 
@@ -72,6 +73,17 @@ pub enum ProbeOutcome {
     Failure(String),
 }
 
+/// How a hook of a release ended. The texts say what was seen, such as the last line of its output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HookOutcome {
+    /// With exit code 0.
+    Success,
+    /// With exit code [`PUT_OFF`](proto::release::PUT_OFF).
+    PutOff(String),
+    /// It failed, took too long or could not be run.
+    Failure(String),
+}
+
 /// Something could not be done to a workload.
 #[derive(Debug, thiserror::Error)]
 #[error("could not {attempt} {app}: {problem}")]
@@ -109,6 +121,13 @@ pub trait Driver: Send + Sync + fmt::Debug {
 
     /// Makes one attempt of a probe, within its time-out.
     fn probe<'a>(&'a self, spec: &'a InstanceSpec, probe: &'a Probe) -> BoxFuture<'a, ProbeOutcome>;
+
+    /// Runs a hook of the release that `spec` names, whatever runs of the app, within its time-out. Of each app
+    /// one runs at a time. When this is dropped the hook is killed. By default there is nothing to run.
+    fn hook<'a>(&'a self, spec: &'a InstanceSpec, hook: &'a Hook) -> BoxFuture<'a, HookOutcome> {
+        let _ = (spec, hook);
+        Box::pin(std::future::ready(HookOutcome::Success))
+    }
 
     /// What the running instance of an app uses; `None` when nothing runs or the driver cannot tell.
     fn usage<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Option<InstanceUsage>> {

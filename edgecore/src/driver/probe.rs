@@ -158,8 +158,8 @@ async fn tail_of(mut stream: impl tokio::io::AsyncRead + Unpin) -> io::Result<St
     }
 }
 
-/// Kills what is left of a probe's process group.
-struct KillGroup(i32);
+/// Kills what is left of a process group.
+pub(super) struct KillGroup(pub(super) i32);
 
 impl Drop for KillGroup {
     fn drop(&mut self) {

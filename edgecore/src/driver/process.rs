@@ -25,7 +25,7 @@ use proto::{
     env::{BoxFuture, Env},
     name::Name,
     object::LastExit,
-    release::Probe,
+    release::{Hook, Probe},
 };
 use rand::Rng as _;
 use rand_chacha::ChaCha12Rng;
@@ -39,7 +39,7 @@ use tokio::{
 };
 
 use super::{
-    Driver, DriverError, Instance, InstanceSpec, InstanceUsage, ProbeOutcome,
+    Driver, DriverError, HookOutcome, Instance, InstanceSpec, InstanceUsage, ProbeOutcome,
     cgroup::Group,
     logs, probe, procs,
     records::{Ended, Folder, Launch, is_damaged},
@@ -62,7 +62,7 @@ const SCAN_AGAIN: Duration = Duration::from_millis(50);
 pub struct ProcessDriver {
     root: PathBuf,
     env: Env,
-    program: PathBuf,
+    pub(super) program: PathBuf,
     names: Mutex<ChaCha12Rng>,
 }
 
@@ -81,19 +81,19 @@ impl ProcessDriver {
         self
     }
 
-    fn folder(&self, app: &Name) -> Folder {
+    pub(super) fn folder(&self, app: &Name) -> Folder {
         Folder::at(self.root.join(app.as_str()))
     }
 
     /// Name of an app's control group; agents with other folders have others.
-    fn group(&self, app: &str) -> String {
+    pub(super) fn group(&self, app: &str) -> String {
         let place = Digest::of(self.root.as_os_str().as_encoded_bytes()).to_string();
         let place: String = place.chars().filter(char::is_ascii_hexdigit).rev().take(8).collect();
         format!("{app}-{place}")
     }
 
     /// Does what blocks where it may.
-    async fn on<T: Send + 'static>(
+    pub(super) async fn on<T: Send + 'static>(
         &self,
         folder: &Folder,
         work: impl FnOnce(&Folder) -> io::Result<T> + Send + 'static,
@@ -102,7 +102,7 @@ impl ProcessDriver {
         self.env.blocking.run(move || work(&folder)).await
     }
 
-    fn launch_for(&self, spec: &InstanceSpec) -> Launch {
+    pub(super) fn launch_for(&self, spec: &InstanceSpec) -> Launch {
         let random = self.names.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next_u64();
         Launch {
             instance: format!("{random:016x}{:x}", self.env.wall.now().as_millisecond()),
@@ -118,6 +118,7 @@ impl ProcessDriver {
 
     async fn try_start(&self, spec: &InstanceSpec) -> Result<(), String> {
         let folder = self.folder(&spec.app);
+        self.end_hook(&folder).await?;
         self.try_stop(&folder, spec.workload.stop_grace.get()).await?;
         let (launch, data) = (self.launch_for(spec), spec.data.clone());
         let prepared = self.on(&folder, move |folder| {
@@ -227,7 +228,10 @@ impl ProcessDriver {
     /// Kills what is left in this boot of the instance of a folder without a shim; whether there was one.
     async fn sweep_folder(&self, folder: &Folder) -> Result<bool, String> {
         let app = folder.path().file_name().unwrap_or_default().to_string_lossy();
-        let group = self.group(&app);
+        self.sweep_group(folder, self.group(&app)).await
+    }
+
+    pub(super) async fn sweep_group(&self, folder: &Folder, group: String) -> Result<bool, String> {
         let remains = self.on(folder, move |folder| match folder.launch() {
             Ok(launch) => Ok(launch.filter(|l| l.boot_id == procs::boot_id()).map(|l| Remains::of(&l))),
             // Its group is known by the app's name, and `running.json` names the instance too.
@@ -317,18 +321,18 @@ fn see(folder: &Folder) -> io::Result<Seen> {
 
 /// By what the processes of an instance are found.
 #[derive(Debug, Clone)]
-struct Remains {
+pub(super) struct Remains {
     group: String,
     instance: Option<String>,
 }
 
 impl Remains {
-    fn of(launch: &Launch) -> Remains {
+    pub(super) fn of(launch: &Launch) -> Remains {
         Remains { group: launch.group.clone(), instance: Some(launch.instance.clone()) }
     }
 
     /// Kills what is marked as part of the instance or sits in its group; returns it.
-    fn kill(&self) -> BTreeSet<i32> {
+    pub(super) fn kill(&self) -> BTreeSet<i32> {
         let group = Group::existing(&self.group);
         let mut left = self.instance.as_deref().map(procs::marked).unwrap_or_default();
         left.extend(group.pids());
@@ -413,7 +417,7 @@ fn used(group: &str, shim: i32) -> InstanceUsage {
 }
 
 /// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -447,6 +451,7 @@ impl Driver for ProcessDriver {
     fn remove<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<(), DriverError>> {
         Box::pin(async move {
             let folder = self.folder(app);
+            self.end_hook(&folder).await.map_err(failed("remove", app))?;
             let removed = self.on(&folder, |folder| match fs::remove_dir_all(folder.path()) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
                 _ => Ok(()),
@@ -470,6 +475,10 @@ impl Driver for ProcessDriver {
     fn probe<'a>(&'a self, spec: &'a InstanceSpec, probe: &'a Probe) -> BoxFuture<'a, ProbeOutcome> {
         let folder = self.folder(&spec.app);
         Box::pin(async move { probe::attempt(&self.program, &folder, probe).await })
+    }
+
+    fn hook<'a>(&'a self, spec: &'a InstanceSpec, hook: &'a Hook) -> BoxFuture<'a, HookOutcome> {
+        Box::pin(async move { self.try_hook(spec, hook).await.unwrap_or_else(HookOutcome::Failure) })
     }
 
     fn usage<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Option<InstanceUsage>> {

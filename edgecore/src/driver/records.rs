@@ -7,6 +7,7 @@
 //! | `running.json` | shim, once the program runs | its pid and when it started |
 //! | `exit.json` | shim, or the driver when the shim was killed | how it ended |
 //! | `grace` | driver, before SIGTERM to the shim | milliseconds until SIGKILL |
+//! | `hook/launch.json` | driver, while a hook runs | the same for the hook, see [`super::hook`] |
 //! | `logs/` | shim | output, see [`super::output`] |
 //!
 //! `running.json` and `exit.json` count only when they name the instance of `launch.json`.
@@ -98,6 +99,12 @@ impl Folder {
     #[must_use]
     pub fn logs(&self) -> PathBuf {
         self.path.join("logs")
+    }
+
+    /// The folder of its release's hook, as if that were an app of its own.
+    #[must_use]
+    pub fn hook(&self) -> Folder {
+        Folder::at(self.path.join("hook"))
     }
 
     /// What to run; `None` when nothing was ever started.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrStorage};
-use proto::object::{DiskUsage, NodeAddress, NodeInfo, Usage};
+use proto::object::{DiskUsage, NodeAddress, NodeInfo, Usage, feature};
 
 use crate::{disk_space, driver::procs};
 
@@ -30,7 +30,7 @@ pub(super) fn info() -> NodeInfo {
         hardware.push(format!("{architecture}+nvidia"));
     }
     NodeInfo {
-        features: Default::default(),
+        features: [feature::ORDERS.to_owned()].into(),
         agent_version: proto::VERSION.into(),
         boot_id: procs::boot_id(),
         architecture,

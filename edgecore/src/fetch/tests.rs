@@ -16,7 +16,7 @@ use proto::{
         CHUNK_BYTES, frame,
         message::{BlobHeader, CHUNK_ZSTD},
     },
-    release::{FileEntry, TreePath, Workload},
+    release::{FileEntry, Hooks, TreePath, Workload},
 };
 use tempfile::TempDir;
 use tokio::io::ReadBuf;
@@ -158,7 +158,11 @@ pub(crate) fn publish(source: &MemorySource, name: &str, files: &[(&str, &[u8])]
         size: content.len() as u64,
         executable: path.starts_with("bin/"),
     };
-    let workload: Workload = serde_json::from_str(workload).unwrap();
+    let mut workload: serde_json::Value = serde_json::from_str(workload).unwrap();
+    let hooks = workload.as_object_mut().unwrap().remove("hooks").unwrap_or_else(|| "{}".parse().unwrap());
+    let hooks: Hooks = serde_json::from_value(hooks).unwrap();
+    let files_only = workload.as_object().unwrap().is_empty();
+    let workload: Option<Workload> = (!files_only).then(|| serde_json::from_value(workload).unwrap());
     let manifest = Manifest {
         api_version: proto::API_VERSION.into(),
         app: name.app,
@@ -167,6 +171,7 @@ pub(crate) fn publish(source: &MemorySource, name: &str, files: &[(&str, &[u8])]
         hardware: ["x86_64".to_owned()].into(),
         files: files.iter().map(entry).collect(),
         workload,
+        hooks,
     };
     let json = serde_json::to_vec(&manifest).unwrap();
     (source.add(&json), json.len() as u64)

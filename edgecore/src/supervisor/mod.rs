@@ -52,6 +52,13 @@ pub struct Health {
 }
 
 impl Health {
+    /// There is nothing to run: being in place is all there is to it.
+    #[must_use]
+    pub fn in_place(now: Instant) -> Health {
+        let state = RunState::Stopped;
+        Health { state, ready: true, live: true, healthy_since: Some(now), ..Health::starting() }
+    }
+
     /// Nothing is known yet.
     #[must_use]
     pub fn starting() -> Health {

@@ -4,10 +4,12 @@
 //! where it has not.
 //!
 //! Here is the box with its driver; `runs` is about one life of a workload, `survives` about agents and shims that
-//! come and go, `limits` about control groups.
+//! come and go, `limits` about control groups, `hooks` about a
+//! release's hooks.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // all of it is a test
 
+mod hooks;
 mod limits;
 mod runs;
 mod survives;

@@ -55,13 +55,14 @@ data! {
         /// Fetch and verify it, and wait for the word to apply it. What is on trial already goes on.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         pub hold: bool,
-        /// Seconds that the workload may put the update off in all.
+        /// Seconds that the workload may put the update off in all; with 0 the update goes ahead when it says so.
         #[serde(default, skip_serializing_if = "is_zero")]
         pub max_deferral_s: u64,
-        /// Start the app again, once for each new text.
+        /// Start the app again, once for each new text. An update that begins meanwhile counts as that start.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub restart: Option<String>,
-        /// Try the release once more although it failed here, once for each new text.
+        /// Try the release once more although it failed here, once for each new text. A text that is there before
+        /// the release failed is used up.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub retry: Option<String>,
     }

@@ -24,10 +24,12 @@ data! {
         /// Progress of a download.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub progress: Option<Progress>,
-        /// [`AppOrder::restart`](super::AppOrder::restart) that was carried out last.
+        /// [`AppOrder::restart`](super::AppOrder::restart) that was carried out last: the workload runs again and
+        /// proved healthy for its soak time, unless `restart_failed` says otherwise.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub restarted: Option<String>,
-        /// Why the app was not healthy after that restart; absent: it was.
+        /// Why the workload was not healthy by its deadline after `restarted`, for people; absent when it was.
+        /// `phase` is about the update only.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub restart_failed: Option<String>,
         /// [`AppOrder::retry`](super::AppOrder::retry) that was carried out last.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_FILES, MAX_PATH_BYTES, Workload};
+use super::{Hooks, MAX_FILES, MAX_PATH_BYTES, Workload};
 use crate::{
     digest::Digest,
     name::{Name, ReleaseName, Version},
@@ -28,8 +28,14 @@ pub struct Manifest {
     pub hardware: BTreeSet<String>,
     /// The tree, ordered by path, without duplicates.
     pub files: Vec<FileEntry>,
-    /// What to run.
-    pub workload: Workload,
+    /// What to run. Without it the release is files for others, such as a model or configuration: it counts as
+    /// good once it is in place (and its postApply hook says so), and other apps of the node find it below
+    /// `$CROSSDOCK_APPS/<app>/current`. Agents that know only releases with a workload refuse it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<Workload>,
+    /// Commands around the update.
+    #[serde(default, skip_serializing_if = "Hooks::is_empty")]
+    pub hooks: Hooks,
 }
 
 /// One file of the tree. Folders follow from paths; links and devices do not exist.
@@ -77,6 +83,12 @@ pub enum ManifestError {
     /// Workload fields contradict each other.
     #[error("workload: {0}")]
     Workload(String),
+    /// Neither a workload nor a file.
+    #[error("it has neither a workload nor files; add one of them")]
+    Nothing,
+    /// A hook cannot work.
+    #[error("hooks: {0}")]
+    Hooks(String),
     /// Not JSON of a manifest.
     #[error("manifest is not readable: {0}")]
     Malformed(String),
@@ -192,7 +204,12 @@ impl Manifest {
                 return Err(ManifestError::AgentTooOld { needs: needs.clone() });
             }
         }
-        self.workload.check()
+        self.hooks.check()?;
+        match &self.workload {
+            Some(workload) => workload.check(),
+            None if self.files.is_empty() => Err(ManifestError::Nothing),
+            None => Ok(()),
+        }
     }
 
     /// `app@version`.
@@ -228,7 +245,8 @@ mod tests {
             min_agent: None,
             hardware: BTreeSet::new(),
             files,
-            workload,
+            workload: Some(workload),
+            hooks: Hooks::default(),
         };
         m.check().map(|()| m)
     }
@@ -255,6 +273,17 @@ mod tests {
         ] {
             assert!(manifest(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn files_alone_are_a_release_and_nothing_is_none() {
+        let files = Manifest { workload: None, ..manifest(&["model.onnx"]).unwrap() };
+        files.check().unwrap();
+        let text = serde_json::to_string(&files).unwrap();
+        assert!(!text.contains("workload"), "{text}");
+        assert_eq!(Manifest::parse(text.as_bytes(), &"a@1".parse().unwrap()).unwrap(), files);
+        let nothing = Manifest { files: vec![], ..files };
+        assert_eq!(nothing.check().unwrap_err(), ManifestError::Nothing);
     }
 
     #[test]

@@ -1,15 +1,16 @@
 //! What a release contains: the manifest that TUF signs for, and the workload that it describes.
 //!
-//! A release is a tree of files, each named by its digest, and a workload. Its [`Manifest`] is the TUF
-//! target `<app>/<version>.json`; everything else follows from the manifest's digest. [`ReleaseYaml`]
-//! is what an engineer writes; `crossdock release build` turns it into a manifest and blobs.
+//! A release is a tree of files, each named by its digest, and a workload that runs (or none). Its
+//! [`Manifest`] is the TUF target `<app>/<version>.json`; everything else follows from the manifest's digest.
+//! [`ReleaseYaml`] is what an engineer writes; `crossdock release build` turns it into a manifest and blobs.
 //!
 //! Unknown fields are skipped everywhere, so older agents read newer manifests; what they must not
 //! skip is guarded by [`Manifest::min_agent`].
 //!
-//! `manifest` holds the manifest, its paths and its rules, `workload` the process with its limits and probes;
-//! all of it is re-exported here.
+//! `manifest` holds the manifest, its paths and its rules, `workload` the process with its limits and probes,
+//! `hooks` the commands around an update; all of it is re-exported here.
 
+mod hooks;
 mod manifest;
 mod workload;
 
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::name::{Name, Version};
 
 pub use self::{
+    hooks::{Hook, Hooks, MAX_HOOK_TIMEOUT, PUT_OFF},
     manifest::{FileEntry, Manifest, ManifestError, TreePath},
     workload::{ExecProbe, HttpProbe, Limits, Port, Probe, Probes, RestartPolicy, TcpProbe, Workload},
 };
@@ -54,8 +56,12 @@ pub struct ReleaseYaml {
     pub hardware: BTreeSet<String>,
     /// Files and folders to pack, relative to `release.yaml`.
     pub artifacts: Vec<ArtifactYaml>,
-    /// What to run.
-    pub workload: Workload,
+    /// What to run; without it the release is files for other apps, see [`Manifest::workload`].
+    #[serde(default)]
+    pub workload: Option<Workload>,
+    /// Commands around the update.
+    #[serde(default)]
+    pub hooks: Hooks,
 }
 
 /// A file or folder to pack.

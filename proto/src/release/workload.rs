@@ -17,7 +17,8 @@ pub struct Workload {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
     /// Its environment, besides `PATH` and `CROSSDOCK_APP`, `CROSSDOCK_VERSION`, `CROSSDOCK_DIGEST`,
-    /// `CROSSDOCK_TREE` (its files) and `CROSSDOCK_DATA` (a folder that stays from release to release).
+    /// `CROSSDOCK_TREE` (its files), `CROSSDOCK_DATA` (a folder that stays from release to release) and
+    /// `CROSSDOCK_APPS` (`$CROSSDOCK_APPS/<app>/current` leads to the files of another app's release).
     /// Nothing else is inherited.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
@@ -197,6 +198,25 @@ pub struct ExecProbe {
 }
 
 impl Workload {
+    /// A process with all defaults.
+    #[must_use]
+    pub fn new(command: String) -> Workload {
+        Workload {
+            command,
+            args: vec![],
+            env: BTreeMap::new(),
+            user: None,
+            working_dir: None,
+            ports: vec![],
+            limits: Limits::default(),
+            probes: Probes::default(),
+            stop_grace: default_stop_grace(),
+            restart: RestartPolicy::default(),
+            soak: default_soak(),
+            deadline: default_deadline(),
+        }
+    }
+
     /// Checks what the types do not.
     ///
     /// # Errors

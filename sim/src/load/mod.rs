@@ -23,7 +23,13 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use edgecore::{agent::Agent, facts::Facts, outbox::Outbox, status::StatusView};
-use proto::{env::Env, name::Name, object::NodeInfo, token::Token, watch};
+use proto::{
+    env::Env,
+    name::Name,
+    object::{NodeInfo, feature},
+    token::Token,
+    watch,
+};
 use tokio::{
     task::JoinSet,
     time::{Instant, interval, sleep, timeout},
@@ -237,7 +243,7 @@ async fn start_all(
         let (name, env) = (name.to_string(), Env::real()?);
         let driver = Arc::new(Pretend::new(Arc::clone(&env.wall)));
         let facts = Facts::fixed(NodeInfo {
-            features: Default::default(),
+            features: [feature::ORDERS.to_owned()].into(),
             agent_version: proto::VERSION.into(),
             boot_id: format!("boot of {name}"),
             architecture: std::env::consts::ARCH.into(),

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, anyhow};
 use edgecore::settings::Settings;
-use proto::object::NodeInfo;
+use proto::object::{NodeInfo, feature};
 use toml::{Table, Value};
 
 /// No real socket is opened in the simulated world: producers hand in where the doors do.
@@ -29,7 +29,7 @@ pub(super) fn agent_toml(settings: &str) -> anyhow::Result<String> {
 
 pub(super) fn node_info(name: &str, boots: u32) -> NodeInfo {
     NodeInfo {
-        features: Default::default(),
+        features: [feature::ORDERS.to_owned()].into(),
         agent_version: proto::VERSION.into(),
         boot_id: format!("boot {boots} of {name}"),
         architecture: "x86_64".into(),

@@ -1,39 +1,62 @@
 //! The fetch beside an app: begun, kept and ended as planned, tried again after a while.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
-use proto::{object::Progress, watch};
+use proto::{
+    name::ReleaseName,
+    object::Progress,
+    release::{Hooks, Manifest, Workload},
+    watch,
+};
 use tokio::{task::JoinSet, time::Instant};
 
-use super::App;
-use crate::apps::{
-    plan::{Fetch, Wanted},
-    slot::Installed,
-    stage::{Hindrance, Order},
+use super::{App, hooks::lowered};
+use crate::{
+    apps::{
+        plan::{Fetch, Wanted},
+        slot::Installed,
+        stage::{Hindrance, Order},
+    },
+    fetch::tree::{self, TreeError},
 };
 
 pub(super) const RETRY_BASE: Duration = Duration::from_secs(1);
 pub(super) const RETRY_CAP: Duration = Duration::from_secs(300);
 
+/// A release that is whole on disk, and what its manifest says.
+#[derive(Debug)]
+pub(super) struct Staged {
+    pub(super) installed: Installed,
+    pub(super) workload: Option<Workload>,
+    pub(super) hooks: Hooks,
+    /// Raised when a hook found the tree damaged.
+    pub(super) damaged: Arc<AtomicBool>,
+}
+
+type Staging = JoinSet<Result<Staged, Hindrance>>;
+
 #[derive(Debug)]
 pub(super) enum Fetching {
     Idle,
-    Active { fetch: Fetch, task: JoinSet<Result<Installed, Hindrance>>, progress: watch::Receiver<Progress> },
+    Active { fetch: Fetch, task: Staging, progress: watch::Receiver<Progress> },
     Hindered { fetch: Fetch, hindrance: Hindrance, retry_at: Instant },
 }
 
 impl App {
     /// A fetch ended.
-    pub(super) fn fetched(&mut self, result: Result<Installed, Hindrance>) {
+    pub(super) fn fetched(&mut self, result: Result<Staged, Hindrance>) {
         let Fetching::Active { fetch, .. } = std::mem::replace(&mut self.fetching, Fetching::Idle) else { return };
         match result {
-            Ok(installed) => {
+            Ok(staged) => {
                 self.backoff.succeeded();
-                if self.damaged == Some(installed.release.digest) {
+                if self.damaged == Some(staged.installed.release.digest) {
                     self.damaged = None;
                 }
                 if matches!(fetch, Fetch::New(_)) {
-                    self.staged = Some(installed);
+                    self.staged = Some(staged);
                 }
             }
             Err(hindrance) => {
@@ -56,7 +79,7 @@ impl App {
             Fetching::Hindered { fetch, .. } if *fetch == planned => {}
             _ => {
                 self.backoff.succeeded();
-                self.litter |= matches!(wanted, Wanted::Run(_));
+                self.litter |= wanted.release().is_some();
             }
         }
         let (sender, progress) = watch::channel(Progress { done_bytes: 0, total_bytes: 0 });
@@ -69,13 +92,26 @@ impl App {
         };
         let stage = self.shared.stage.clone();
         let mut task = JoinSet::new();
-        task.spawn(async move { stage.stage(order, sender).await });
+        let (app, env, releases) = (self.name.clone(), self.shared.env.clone(), order.releases.clone());
+        task.spawn(async move {
+            let installed = stage.stage(order, sender).await?;
+            let (release, folder) = (&installed.release, tree::release_folder(&releases, installed.release.digest));
+            let (digest, name) = (release.digest, ReleaseName { app, version: release.version.clone() });
+            let manifest = env.blocking.run(move || tree::manifest(&folder, digest, &name)).await.map_err(damaged)?;
+            let Manifest { workload, hooks, .. } = manifest;
+            Ok(Staged { installed, workload, hooks, damaged: lowered() })
+        });
         self.fetching = Fetching::Active { fetch: planned, task, progress };
     }
 }
 
+/// What was just fetched cannot be read.
+fn damaged(error: TreeError) -> Hindrance {
+    Hindrance { reason: "VerificationFailed", message: error.to_string(), offline: false }
+}
+
 /// The result of the fetch.
-pub(super) async fn finished(task: Option<&mut JoinSet<Result<Installed, Hindrance>>>) -> Result<Installed, Hindrance> {
+pub(super) async fn finished(task: Option<&mut Staging>) -> Result<Staged, Hindrance> {
     let Some(task) = task else { return std::future::pending().await };
     match task.join_next().await {
         Some(Ok(result)) => result,

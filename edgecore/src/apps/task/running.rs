@@ -9,14 +9,18 @@ use proto::{
     durable,
     name::ReleaseName,
     object::{ReleaseRef, RunState},
+    release::{Hooks, Manifest, Probe, Probes, Workload},
     watch,
 };
 use tokio::time::Instant;
 
-use super::{App, Context, StepError};
+use super::{
+    App, Context, StepError,
+    hooks::{Hooking, lowered},
+};
 use crate::{
     apps::{guard::Guard, plan::RunningView, slot::Installed},
-    driver::InstanceSpec,
+    driver::{HookOutcome, InstanceSpec},
     fetch::tree,
     supervisor::{Health, Supervisor},
 };
@@ -24,30 +28,71 @@ use crate::{
 /// Grace for an instance whose manifest nobody read.
 const LEFTOVER_GRACE: Duration = Duration::from_secs(10);
 
+/// A workload that just starts is not unhealthy, whatever its probes.
+const RED_AT_LEAST: Duration = Duration::from_secs(1);
+
 #[derive(Debug)]
 pub(super) struct Run {
     pub(super) release: ReleaseRef,
-    pub(super) supervisor: Supervisor,
+    /// Of a workload; a release without one has nothing to supervise and is healthy.
+    pub(super) supervisor: Option<Supervisor>,
     pub(super) health: watch::Receiver<Health>,
     pub(super) since: Instant,
-    pub(super) soak: Duration,
-    pub(super) deadline: Duration,
+    timing: Timing,
+    /// See [`RunningView::unhealthy_since`].
+    unhealthy_since: Option<Instant>,
+    pub(super) spec: InstanceSpec,
+    pub(super) hooks: Hooks,
+    pub(super) post_apply: Hooking,
     /// Raised when a start found the tree damaged.
     pub(super) damaged: Arc<AtomicBool>,
 }
 
 impl Run {
+    /// Notes since when it is not healthy.
+    pub(super) fn look(&mut self) {
+        match self.health.borrow().healthy_since {
+            Some(_) => self.unhealthy_since = None,
+            None => drop(self.unhealthy_since.get_or_insert_with(Instant::now)),
+        }
+    }
+
     pub(super) fn view(&self) -> RunningView {
         let health = self.health.borrow();
         RunningView {
             digest: self.release.digest,
             since: self.since,
             healthy_since: health.healthy_since,
+            unhealthy_since: self.unhealthy_since.filter(|_| health.healthy_since.is_none()),
+            red_after: self.timing.red_after,
+            steady: health.live && health.restarts == 0,
             ended: health.state == RunState::Exited,
             message: health.message.clone(),
-            soak: self.soak,
-            deadline: self.deadline,
+            soak: self.timing.soak,
+            deadline: self.timing.deadline,
         }
+    }
+}
+
+/// How long a workload may take; a release without one takes no time.
+#[derive(Debug, Clone, Copy, Default)]
+struct Timing {
+    soak: Duration,
+    deadline: Duration,
+    /// See [`RunningView::red_after`].
+    red_after: Duration,
+}
+
+impl Timing {
+    fn of(workload: &Workload) -> Timing {
+        let (soak, deadline) = (workload.soak.get(), workload.deadline.get());
+        let Probes { startup, readiness, .. } = &workload.probes;
+        let takes = |probe: &Probe| {
+            let periods = probe.period.get().saturating_mul(probe.failure_threshold);
+            probe.initial_delay.get().saturating_add(periods)
+        };
+        let probes = startup.iter().chain(readiness).map(takes).fold(Duration::ZERO, Duration::saturating_add);
+        Timing { soak, deadline, red_after: probes.max(RED_AT_LEAST).min(deadline) }
     }
 }
 
@@ -68,8 +113,14 @@ impl App {
     pub(super) async fn stop(&mut self) -> Result<(), StepError> {
         // From here on nobody supervises it: were the stop to fail, the driver is asked again.
         self.leftover = true;
-        match self.run.take() {
-            Some(run) => run.supervisor.stop().await?,
+        let run = self.run.take();
+        if let Some(run) = &run {
+            let active = self.slot.active.as_ref().is_some_and(|a| a.release == run.release);
+            self.stopped_red = active && self.slot.trial.is_none() && run.view().is_red(Instant::now());
+        }
+        match run.map(|run| run.supervisor) {
+            Some(Some(supervisor)) => supervisor.stop().await?,
+            Some(None) => {}
             None => self.shared.driver.stop(&self.name, LEFTOVER_GRACE).await?,
         }
         self.leftover = false;
@@ -80,10 +131,9 @@ impl App {
     /// past the [`Guard`], which verifies the tree.
     pub(super) async fn start(&mut self, installed: &Installed) -> Result<(), StepError> {
         let release = installed.release.clone();
-        let folder = tree::release_folder(&self.folder.join("releases"), release.digest);
-        let data = self.folder.join("data");
+        let (releases, made) = (self.folder.join("releases"), self.folder.join("data"));
+        let at = tree::release_folder(&releases, release.digest);
         let name = ReleaseName { app: self.name.clone(), version: release.version.clone() };
-        let (at, made) = (folder.clone(), data.clone());
         let manifest = self.shared.env.blocking.run(move || {
             durable::create_dir_all(&made)?;
             Ok::<_, StepError>(tree::manifest(&at, release.digest, &name))
@@ -91,32 +141,76 @@ impl App {
         let manifest = match manifest.await? {
             Ok(manifest) => manifest,
             Err(error) => {
-                tracing::warn!(app = %self.name, %error, "not started");
-                self.damaged = Some(installed.release.digest);
-                self.staged = None;
+                self.found_damaged(installed, &error.to_string());
                 return Ok(());
             }
         };
-        let mut workload = manifest.workload;
-        workload.env.extend(self.shared.streams_environment());
-        let (soak, deadline) = (workload.soak.get(), workload.deadline.get());
+        let Manifest { workload, hooks, .. } = manifest;
         let release = installed.release.clone();
-        let tree = tree::tree_folder(&folder);
-        let spec = InstanceSpec { app: self.name.clone(), release: release.clone(), tree, data, workload };
-        let damaged = Arc::new(AtomicBool::new(false));
-        let Context { driver, env, checks, .. } = &*self.shared;
-        let guard = Guard::new(driver.clone(), env.clone(), checks.clone(), damaged.clone());
-        let supervisor = Supervisor::start(self.shared.env.clone(), Arc::new(guard), spec);
-        let health = supervisor.health();
+        let spec = self.spec(&release, workload.clone());
+        let damaged = lowered();
+        let guard = self.guard(damaged.clone());
+        let timing = workload.as_ref().map_or_else(Timing::default, Timing::of);
+        let (supervisor, health) = if workload.is_some() {
+            let supervisor = Supervisor::start(self.shared.env.clone(), Arc::new(guard), spec.clone());
+            let health = supervisor.health();
+            (Some(supervisor), health)
+        } else {
+            if self.leftover {
+                self.shared.driver.stop(&self.name, LEFTOVER_GRACE).await?;
+            }
+            if let Err(problem) = guard.verify(&spec).await {
+                self.found_damaged(installed, &problem);
+                return Ok(());
+            }
+            (None, watch::channel(Health::in_place(Instant::now())).1)
+        };
         self.leftover = false;
-        self.run = Some(Run { release, supervisor, health, since: Instant::now(), soak, deadline, damaged });
+        let (since, post_apply) = (Instant::now(), Hooking::default());
+        let unhealthy_since = Some(since);
+        self.run =
+            Some(Run { release, supervisor, health, since, timing, unhealthy_since, spec, hooks, post_apply, damaged });
         Ok(())
+    }
+
+    /// It is not started before it was fetched again.
+    fn found_damaged(&mut self, installed: &Installed, problem: &str) {
+        tracing::warn!(app = %self.name, problem, "not started");
+        (self.damaged, self.staged) = (Some(installed.release.digest), None);
+    }
+
+    /// What to run of a release.
+    pub(super) fn spec(&self, release: &ReleaseRef, workload: Option<Workload>) -> InstanceSpec {
+        let mut workload = workload.unwrap_or_else(|| Workload::new(String::new())); // for its hooks
+        workload.env.extend(self.shared.streams_environment());
+        let apps = self.folder.parent().unwrap_or(&self.folder).display().to_string();
+        workload.env.insert("CROSSDOCK_APPS".into(), apps);
+        let folder = tree::release_folder(&self.folder.join("releases"), release.digest);
+        let (app, release) = (self.name.clone(), release.clone());
+        let (tree, data) = (tree::tree_folder(&folder), self.folder.join("data"));
+        InstanceSpec { app, release, tree, data, workload }
+    }
+
+    pub(super) fn guard(&self, damaged: Arc<AtomicBool>) -> Guard {
+        let Context { driver, env, checks, .. } = &*self.shared;
+        Guard::new(driver.clone(), env.clone(), checks.clone(), damaged)
     }
 }
 
-pub(super) async fn health_changed(run: Option<&mut Run>) -> Result<(), watch::Closed> {
-    match run {
-        Some(run) => run.health.changed().await,
-        None => std::future::pending().await,
+/// Something is new about what runs.
+pub(super) enum WorkloadEvent {
+    Health,
+    /// The postApply hook ended.
+    Hook(HookOutcome),
+}
+
+/// Cancel safe.
+pub(super) async fn workload_changed(run: Option<&mut Run>) -> WorkloadEvent {
+    let Some(Run { health, post_apply, .. }) = run else { return std::future::pending().await };
+    // Both arms are cancel safe: a watch, and a set that hands out a task or nothing.
+    tokio::select! {
+        biased;
+        Ok(()) = health.changed() => WorkloadEvent::Health,
+        outcome = post_apply.ended() => WorkloadEvent::Hook(outcome),
     }
 }

@@ -9,12 +9,14 @@ use tokio::time::timeout;
 use super::{APP, LONG, fakes::VERSIONS, world::World};
 use crate::{
     apps::{Apps, plan::Wanted, slot::MAX_ATTEMPTS},
+    driver::HookOutcome,
     fetch::tests::Fault,
 };
 
 #[tokio::test(start_paused = true)]
 async fn cut_between_any_two_steps_it_converges() {
-    for (target, reboot) in [("2", false), ("2", true), ("3", false), ("3", true), ("4", false), ("4", true)] {
+    let targets = ["2", "3", "4", "6", "7"];
+    for (target, reboot) in targets.into_iter().flat_map(|target| [(target, false), (target, true)]) {
         let mut cuts = 0;
         loop {
             let mut world = World::new();
@@ -93,6 +95,13 @@ pub(super) enum Op {
     Want(usize),
     Remove,
     Keep,
+    Hold(bool),
+    Drain(bool),
+    Restart(u8),
+    Retry(u8),
+    MaxDeferral(u64),
+    Answer(u8),
+    Sick(bool),
     Turns(usize),
     Sleep(u64),
     Crash,
@@ -107,6 +116,13 @@ fn op() -> impl Strategy<Value = Op> {
         4 => version.clone().prop_map(Op::Want),
         1 => Just(Op::Remove),
         1 => Just(Op::Keep),
+        2 => any::<bool>().prop_map(Op::Hold),
+        2 => any::<bool>().prop_map(Op::Drain),
+        1 => (0..3u8).prop_map(Op::Restart),
+        1 => (0..3u8).prop_map(Op::Retry),
+        1 => (0..200u64).prop_map(Op::MaxDeferral),
+        2 => (0..3u8).prop_map(Op::Answer),
+        1 => any::<bool>().prop_map(Op::Sick),
         8 => (1..12usize).prop_map(Op::Turns),
         4 => (1..40u64).prop_map(Op::Sleep),
         2 => Just(Op::Crash),
@@ -118,12 +134,26 @@ fn op() -> impl Strategy<Value = Op> {
 
 pub(super) async fn play(ops: Vec<Op>) {
     let mut world = World::new();
-    let mut interruptions = 0;
+    let (mut interruptions, mut sickness) = (0, false);
     for op in ops {
         match op {
             Op::Want(version) => world.want(VERSIONS[version].0),
             Op::Remove => drop(world.wanted.send_replace(Wanted::Remove)),
             Op::Keep => drop(world.wanted.send_replace(Wanted::Keep)),
+            Op::Hold(hold) => world.ask(|ask| ask.order.hold = hold),
+            Op::Drain(drained) => world.ask(|ask| ask.drained = drained),
+            Op::Restart(text) => world.ask(|ask| ask.order.restart = Some(text.to_string())),
+            Op::Retry(text) => world.ask(|ask| ask.order.retry = Some(text.to_string())),
+            Op::MaxDeferral(secs) => world.ask(|ask| ask.order.max_deferral_s = secs),
+            Op::Answer(how) => world.driver.answers.lock().unwrap().push_back(match how {
+                0 => HookOutcome::Success,
+                1 => HookOutcome::PutOff("busy".into()),
+                _ => HookOutcome::Failure("no".into()),
+            }),
+            Op::Sick(sick) => {
+                world.driver.set_sick(sick);
+                sickness |= sick;
+            }
             Op::Turns(turns) => drop(world.turns(turns, LONG).await),
             Op::Sleep(secs) => drop(world.turns(10_000, Duration::from_secs(secs)).await),
             Op::Crash => {
@@ -145,8 +175,13 @@ pub(super) async fn play(ops: Vec<Op>) {
     // Heal, and demand progress.
     world.source.set(Fault::None);
     world.online.send_replace(true);
+    world.driver.set_sick(false);
     world.settle().await;
-    world.check_settled(interruptions);
+    if sickness {
+        world.check_runs(); // what failed then was, for all that the box could tell, bad
+    } else {
+        world.check_settled(interruptions);
+    }
 }
 
 proptest! {

@@ -1,6 +1,7 @@
 //! A driver that runs nothing and a stage without signatures, and the versions that they know.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -14,7 +15,7 @@ use proto::{
     env::BoxFuture,
     name::{Name, ReleaseName},
     object::{LastExit, Progress},
-    release::Probe,
+    release::{Hook, Probe},
     watch,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -26,7 +27,7 @@ use crate::{
         slot::Installed,
         stage::{Hindrance, Order, Stage},
     },
-    driver::{Driver, DriverError, Instance, InstanceSpec, ProbeOutcome},
+    driver::{Driver, DriverError, HookOutcome, Instance, InstanceSpec, ProbeOutcome},
     fetch::{Fetcher, Job, tests::env, tree},
 };
 
@@ -38,15 +39,25 @@ pub(super) enum Kind {
     Crashes,
     /// Runs, and its readiness probe never succeeds.
     NeverReady,
+    /// Nothing of it runs.
+    Files,
 }
 
+/// The version that has hooks.
+pub(super) const WITH_HOOKS: &str = "6";
+
+/// The version without a workload, which has hooks too.
+pub(super) const FILES: &str = "7";
+
 /// Versions of the tests: number, counter, behaviour.
-pub(super) const VERSIONS: [(&str, u64, Kind); 5] = [
+pub(super) const VERSIONS: [(&str, u64, Kind); 7] = [
     ("1", 1, Kind::Good),
     ("2", 2, Kind::Good),
     ("3", 3, Kind::Crashes),
     ("4", 4, Kind::NeverReady),
     ("5", 5, Kind::Good),
+    (WITH_HOOKS, 6, Kind::Good),
+    (FILES, 7, Kind::Files),
 ];
 
 #[derive(Debug)]
@@ -64,6 +75,14 @@ pub(super) struct FakeDriver {
     pub(super) violations: Mutex<Vec<String>>,
     /// It has a bug.
     pub(super) broken: AtomicBool,
+    /// What hooks answer; success when nothing is left.
+    pub(super) answers: Mutex<VecDeque<HookOutcome>>,
+    /// Which hooks ran, and what of the app ran at that moment.
+    pub(super) hooks: Mutex<Vec<(String, Option<Digest>)>>,
+    /// Nothing is ready, for a reason outside.
+    sick: AtomicBool,
+    /// What was never ready is.
+    healed: AtomicBool,
 }
 
 fn ended() -> LastExit {
@@ -75,6 +94,14 @@ pub(super) fn kind(version: &str) -> Kind {
 }
 
 impl FakeDriver {
+    pub(super) fn set_sick(&self, sick: bool) {
+        self.sick.store(sick, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_healed(&self, healed: bool) {
+        self.healed.store(healed, Ordering::Relaxed);
+    }
+
     pub(super) fn running(&self) -> Option<Digest> {
         self.process.lock().unwrap().as_ref().filter(|p| p.exit.is_none()).map(|p| p.spec.release.digest)
     }
@@ -127,10 +154,19 @@ impl Driver for FakeDriver {
     fn list(&self) -> BoxFuture<'_, Result<Vec<Name>, DriverError>> {
         Box::pin(async { Ok(self.running().map(|_| APP.parse().unwrap()).into_iter().collect()) })
     }
+    fn hook<'a>(&'a self, spec: &'a InstanceSpec, hook: &'a Hook) -> BoxFuture<'a, HookOutcome> {
+        Box::pin(async move {
+            assert!([WITH_HOOKS, FILES].contains(&spec.release.version.as_str()));
+            self.hooks.lock().unwrap().push((hook.command[0].clone(), self.running()));
+            self.answers.lock().unwrap().pop_front().unwrap_or(HookOutcome::Success)
+        })
+    }
     fn probe<'a>(&'a self, spec: &'a InstanceSpec, _: &'a Probe) -> BoxFuture<'a, ProbeOutcome> {
         Box::pin(async move {
             match kind(spec.release.version.as_str()) {
+                _ if self.sick.load(Ordering::Relaxed) => ProbeOutcome::Failure("its camera is dark".into()),
                 Kind::Good => ProbeOutcome::Success,
+                Kind::NeverReady if self.healed.load(Ordering::Relaxed) => ProbeOutcome::Success,
                 _ => ProbeOutcome::Failure("not ready".into()),
             }
         })

@@ -9,12 +9,20 @@
 //! | [`fakes`] | driver and stage that only pretend, and the versions they know |
 //! | [`world`] | the box around one app, and what must hold between any two steps |
 //! | [`updates`] | releases that come, go back and are removed |
+//! | [`orders`] | hold, restart, retry, drain |
+//! | [`hooks`] | hooks of a release: asked, put off, failed |
+//! | [`blame`] | what was unhealthy before the update does not blame it |
+//! | [`files`] | releases of which nothing runs, and the way to their files |
 //! | [`cuts`] | crashes and reboots between any two steps; the property over everything |
 //! | [`disk`] | damage, a lost slot, a full disk, litter |
 
+mod blame;
 mod cuts;
 mod disk;
 mod fakes;
+mod files;
+mod hooks;
+mod orders;
 mod updates;
 mod world;
 

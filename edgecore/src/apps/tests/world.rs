@@ -12,7 +12,7 @@ use proto::{
     digest::Digest,
     durable::Record,
     link::message::Report,
-    object::{ReleaseRef, UpdatePhase},
+    object::{AppOrder, ReleaseRef, UpdatePhase, WorkloadStatus},
     watch,
 };
 use tempfile::TempDir;
@@ -23,12 +23,13 @@ use tokio::{
 
 use super::{
     APP, LONG,
-    fakes::{FakeDriver, FakeStage, Kind, VERSIONS, kind},
+    fakes::{FILES, FakeDriver, FakeStage, Kind, VERSIONS, WITH_HOOKS, kind},
 };
 use crate::{
     apps::{
-        plan::Wanted,
-        slot::{self, MAX_ATTEMPTS, Slot},
+        current,
+        plan::{Ask, Wanted},
+        slot::{self, MAX_ATTEMPTS, RestartState, Slot},
         task::{App, Context, Turn},
     },
     doors::Endpoints,
@@ -38,6 +39,8 @@ use crate::{
         tree,
     },
 };
+
+const HOOKS: &str = r#""hooks": {"preApply": {"command": ["bin/pre"]}, "postApply": {"command": ["bin/post"]}}"#;
 
 /// It keeps what a crash keeps: the disk, and the workloads unless the box itself went down.
 pub(super) struct World {
@@ -61,7 +64,14 @@ impl World {
             "probes": {"readiness": {"tcp": {"port": 1}, "period": "500ms"}}}"#;
         let releases = VERSIONS.iter().map(|(version, _, _)| {
             let files: &[(&str, &[u8])] = &[("bin/run", version.as_bytes()), ("share/same", b"same")];
-            let (digest, _) = publish(&source, &format!("{APP}@{version}"), files, probed);
+            let files_only = format!("{{{HOOKS}}}");
+            let with_hooks = probed.replacen('{', &format!("{{{HOOKS},"), 1);
+            let workload = match *version {
+                WITH_HOOKS => &with_hooks,
+                FILES => &files_only,
+                _ => probed,
+            };
+            let (digest, _) = publish(&source, &format!("{APP}@{version}"), files, workload);
             (*version, ReleaseRef { version: version.parse().unwrap(), digest })
         });
         World {
@@ -80,7 +90,26 @@ impl World {
     }
 
     pub(super) fn want(&self, version: &str) {
-        self.wanted.send_replace(Wanted::Run(self.releases[version].clone()));
+        self.wanted.send_replace(self.releases[version].clone().into());
+    }
+
+    /// Changes what is asked besides the release that is wanted.
+    pub(super) fn ask(&self, change: impl FnOnce(&mut Ask)) {
+        self.wanted.send_modify(|wanted| {
+            if let Wanted::Run(ask) = wanted {
+                change(ask);
+            }
+        });
+    }
+
+    pub(super) fn status(&self) -> WorkloadStatus {
+        self.board.borrow().workloads[APP].clone()
+    }
+
+    /// How often a version was started.
+    pub(super) fn starts(&self, version: &str) -> usize {
+        let digest = self.digest(version);
+        self.driver.started.lock().unwrap().iter().filter(|d| **d == digest).count()
     }
 
     pub(super) fn digest(&self, version: &str) -> Digest {
@@ -192,21 +221,45 @@ impl World {
         let active = slot.active.as_ref().map(|a| a.release.digest);
         let wanted = self.wanted.borrow().clone();
         match &wanted {
-            Wanted::Run(release) => {
+            Wanted::Run(Ask { release, order, drained }) => {
                 let failure = slot.failure(release.digest);
                 let counter = VERSIONS.iter().find(|v| v.0 == release.version.as_str()).unwrap().1;
                 if let Some(failure) = failure {
                     assert_ne!(active, Some(release.digest));
-                    let bad = kind(release.version.as_str()) != Kind::Good;
+                    let bad = !matches!(kind(release.version.as_str()), Kind::Good | Kind::Files);
                     let cut = failure.reason == "Interrupted" && interruptions >= MAX_ATTEMPTS;
-                    assert!(bad || cut, "a good release failed: {failure:?}");
-                } else if counter >= slot.floor {
+                    let hook = [WITH_HOOKS, FILES].contains(&release.version.as_str())
+                        && failure.reason.ends_with("ApplyFailed");
+                    assert!(bad || cut || hook, "a good release failed: {failure:?}");
+                } else if counter >= slot.floor && !order.hold && !drained {
                     assert_eq!(active, Some(release.digest), "a good release is not active");
                 }
+                self.check_asked(&slot, order);
             }
             Wanted::Remove => assert_eq!(active, None),
             Wanted::Keep => {}
         }
-        assert_eq!(self.driver.running(), active, "what runs is the active release");
+        self.check_runs();
+    }
+
+    /// The active release runs, and nothing else, unless the node is drained.
+    pub(super) fn check_runs(&self) {
+        let slot = self.slot();
+        assert_eq!(slot.trial, None);
+        assert_eq!(current::linked(self.folder.path()), slot.active.as_ref().map(|a| a.release.digest));
+        let active = slot.active.filter(|a| kind(a.release.version.as_str()) != Kind::Files);
+        let runs = active.map(|a| a.release.digest).filter(|_| !self.wanted.borrow().is_drained());
+        assert_eq!(self.driver.running(), runs, "what runs is the active release");
+    }
+
+    /// What is asked for once was heard; a restart is over unless everything is stopped.
+    fn check_asked(&self, slot: &Slot, order: &AppOrder) {
+        if order.retry.is_some() {
+            assert_eq!(slot.retried, order.retry);
+        }
+        let (Some(text), Some(_), Some(restart)) = (&order.restart, &slot.active, &slot.restart) else { return };
+        assert_eq!(&restart.text, text);
+        let over = matches!(restart.state, RestartState::Done | RestartState::Failed(_));
+        assert!(over || self.wanted.borrow().is_drained(), "{restart:?}");
     }
 }

@@ -1,0 +1,64 @@
+//! The next step while a release is on trial.
+
+use tokio::time::Instant;
+
+use super::{HookView, Proof, PutOff, RunningView, Step, View, interrupted};
+use crate::apps::slot::{Failure, MAX_ATTEMPTS, Trial};
+
+pub(super) fn step(view: &View<'_>, trial: &Trial) -> Step {
+    let Trial { installed, boot_id, .. } = trial;
+    let digest = installed.release.digest;
+    if let Some(failure) = view.verdict.filter(|f| f.digest == digest) {
+        return if view.is_alive() { Step::Stop } else { Step::Abandon(Some(failure.clone())) };
+    }
+    if view.wanted.is_drained() {
+        return if view.is_alive() { Step::Stop } else { Step::Withdraw };
+    }
+    let superseded = view.wanted.release().is_some_and(|release| release.digest != digest);
+    if let Some(running) = &view.running
+        && (running.digest != digest || superseded || !view.begun)
+    {
+        return Step::Stop;
+    }
+    if superseded {
+        return Step::Withdraw;
+    }
+    // A tree that does not match its manifest is never run: it is fetched again and tried again.
+    if view.damaged == Some(digest) {
+        return Step::Undo;
+    }
+    if !view.begun {
+        let attempts = view.slot.attempts(digest);
+        if attempts >= MAX_ATTEMPTS {
+            return Step::Abandon(Some(interrupted(installed, attempts)));
+        }
+        return if boot_id == view.boot_id { Step::Resume } else { Step::Abandon(None) };
+    }
+    let Some(running) = &view.running else { return Step::Start(installed.clone()) };
+    judge(trial, running, view.post_apply, view.now)
+}
+
+/// Whether a running trial has proved itself, has failed, or needs more time.
+fn judge(trial: &Trial, running: &RunningView, hook: HookView<'_>, now: Instant) -> Step {
+    let failed = |reason: &str, message: String| Step::Fail(Failure::of(&trial.installed, reason, message));
+    let deadline = running.since + running.deadline;
+    let (proof, proven_at) = match running.healthy_since {
+        Some(since) => (Proof::Healthy, since + running.soak),
+        None if running.ended => {
+            return failed("Exited", format!("it ended before it proved healthy: {}", running.detail()));
+        }
+        None if now < deadline => return Step::Wait(Some(deadline)),
+        None if trial.unhealthy_before && running.steady => (Proof::UnhealthyBefore, deadline),
+        None => return failed("Unhealthy", running.not_healthy_in_time()),
+    };
+    match hook {
+        HookView::Due => Step::PostApply,
+        HookView::Running => Step::Wait(None),
+        HookView::Failed(why) => failed("PostApplyFailed", format!("its postApply hook failed: {why}")),
+        HookView::PutOff(PutOff { message, .. }) => {
+            failed("PostApplyFailed", format!("its postApply hook wants to put the update off, too late: {message}"))
+        }
+        HookView::Passed if now >= proven_at => Step::Confirm(proof),
+        HookView::Passed => Step::Wait(Some(proven_at)),
+    }
+}

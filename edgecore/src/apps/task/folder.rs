@@ -1,0 +1,34 @@
+//! What lies in an app's folder besides its slot: releases that nobody needs any more, and the way to the files.
+
+use std::collections::BTreeSet;
+
+use proto::digest::Digest;
+
+use super::{App, StepError};
+use crate::{
+    apps::{current, plan::Wanted},
+    fetch::tree,
+};
+
+impl App {
+    /// Has `current` lead to a release.
+    pub(super) async fn link(&mut self, digest: Option<Digest>) -> Result<(), StepError> {
+        let folder = self.folder.clone();
+        self.shared.env.blocking.run(move || current::link(&folder, digest)).await.map_err(StepError::Link)?;
+        self.linked = digest;
+        Ok(())
+    }
+
+    /// Removes releases that nobody needs any more.
+    pub(super) async fn sweep(&mut self, wanted: &Wanted) -> Result<(), StepError> {
+        if !std::mem::take(&mut self.litter) {
+            return Ok(());
+        }
+        let mut keep: BTreeSet<Digest> = self.slot.kept().collect();
+        keep.extend(wanted.release().map(|r| r.digest).filter(|digest| self.slot.failure(*digest).is_none()));
+        let releases = self.folder.join("releases");
+        let collected = self.shared.env.blocking.run(move || tree::collect(&releases, &keep)).await;
+        self.litter |= collected.is_err(); // the next turn tries again
+        collected.map_err(StepError::Collect)
+    }
+}
