@@ -210,7 +210,10 @@ impl World {
             let version: u8 = told.version.to_string().parse().unwrap();
             let same = before.clone().filter(|a| a.target.as_ref().is_some_and(|t| t.digest == told.digest));
             let fresh_try = told.order.retry.is_some() && same.as_ref().is_some_and(|a| a.retried != told.order.retry);
+            let runs = before.as_ref().filter(|a| a.phase != UpdatePhase::Verifying).and_then(|a| a.running.as_ref());
+            let proved = runs.is_some_and(|running| running.release.digest == told.digest);
             let phase = match same.as_ref().filter(|_| !fresh_try).map(|a| a.phase) {
+                None if proved => UpdatePhase::Succeeded,
                 None | Some(UpdatePhase::Pending) => UpdatePhase::Downloading,
                 Some(UpdatePhase::Downloading) => UpdatePhase::Staged,
                 Some(UpdatePhase::Staged) if told.order.hold => UpdatePhase::Staged,

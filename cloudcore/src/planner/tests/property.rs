@@ -313,6 +313,7 @@ fn check_rest(world: &World) {
         if let Some(told) = object.spec.apps.get(&name("app"))
             && let Some(rollout) = told.rollout.as_ref().and_then(|r| now.rollouts.get(r))
             && rollout.status.phase == RolloutPhase::Aborted
+            && rollout.status.nodes.get(node).is_some_and(|entry| entry.phase != UpdatePhase::Succeeded)
             && object.status.phase == NodePhase::Ready
         {
             let said = object.status.workloads.get(&name("app"));
