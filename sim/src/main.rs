@@ -52,6 +52,10 @@ enum Bench {
     Streams(bench::streams::StreamsArgs),
     /// The simulator: processor time of a day and of a thousand boxes, and ten thousand that reconnect.
     World(bench::world::WorldArgs),
+    /// Many real agents: a release in waves, and one whose canary crashes
+    Waves(bench::waves::WavesArgs),
+    /// One pass of the planner over 10,000 nodes with 50 rollouts
+    Plan(bench::plan::PlanArgs),
 }
 
 fn main() -> ExitCode {
@@ -65,6 +69,7 @@ fn main() -> ExitCode {
         Command::Load(args) => block_on(load::run(args)),
         Command::Produce(args) => block_on(produce::run(*args)),
         Command::Bench { bench: Bench::World(args) } => bench::world::run(&args),
+        Command::Bench { bench: Bench::Plan(args) } => bench::plan::run(&args),
         Command::Bench { bench } => block_on(run_bench(bench)),
     };
     match result {
@@ -82,9 +87,11 @@ async fn run_bench(bench: Bench) -> anyhow::Result<()> {
         result = async { match bench {
             Bench::Agent(args) => bench::agent::run(args).await,
             Bench::Fleet(args) => bench::fleet::run(args).await,
+            Bench::Waves(args) => bench::waves::run(args).await,
             Bench::Streams(args) => bench::streams::run(args).await,
             // Virtual time has a runtime of its own.
             Bench::World(args) => bench::world::run(&args),
+            Bench::Plan(args) => bench::plan::run(&args),
         } } => result,
     }
 }

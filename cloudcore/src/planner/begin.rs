@@ -1,5 +1,7 @@
 //! What begins on which node, and the one reason why it does not.
 
+use std::sync::Arc;
+
 use proto::{
     name::Name,
     object::{
@@ -16,6 +18,9 @@ use super::{
     waves, window,
 };
 
+/// Why something does not begin: a word for programs, and a sentence for people.
+pub(super) type Hindrance = (&'static str, Arc<str>);
+
 impl<'a> Pass<'_, 'a> {
     /// Whether a node fetches before it may apply: it can, and applying may have to wait.
     pub fn holds_first(&self, node: &Node) -> bool {
@@ -25,28 +30,19 @@ impl<'a> Pass<'_, 'a> {
     }
 
     /// Begins what may begin, and says of whatever may not why. With `still` nothing may.
-    pub fn begin(&mut self, still: Option<(&'static str, String)>) {
-        let snapshot = self.draft.snapshot;
+    pub fn begin(&mut self, still: Option<Hindrance>) {
         let last = self.draft.status.waves.len().saturating_sub(1);
         let over = self.draft.status.phase == RolloutPhase::Succeeded;
-        let names: Vec<Name> = self
-            .draft
-            .status
-            .nodes
-            .iter()
-            .filter(|(_, entry)| !entry.is_decided() && entry.phase != UpdatePhase::Deferred)
-            .filter(|(_, entry)| entry.reason != reason::SUPERSEDED)
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in &names {
-            let (Some((name, node)), Some(entry)) =
-                (snapshot.nodes.get_key_value(name), self.draft.status.nodes.get(name))
-            else {
-                continue;
-            };
-            let mut wave = entry.wave.map(|wave| wave as usize);
-            // Who joined when the last wave had begun belongs to it.
-            let late = self.draft.status.waves.get(last).is_some_and(|wave| wave.started_at.is_some());
+        // Who joined when the last wave had begun belongs to it.
+        let late = self.draft.status.waves.get(last).is_some_and(|wave| wave.started_at.is_some());
+        let undecided = self.draft.members().filter(|(_, _, entry)| {
+            !entry.is_decided() && entry.phase != UpdatePhase::Deferred && entry.reason != reason::SUPERSEDED
+        });
+        let undecided: Vec<(&'a Name, &'a Node, Option<u32>)> =
+            undecided.map(|(name, node, entry)| (name, node, entry.wave)).collect();
+        let later = self.waits_for_wave();
+        for (name, node, wave) in undecided {
+            let mut wave = wave.map(|wave| wave as usize);
             if wave.is_none() && (late || over) {
                 wave = Some(last);
                 let number = u32::try_from(last).ok();
@@ -55,8 +51,7 @@ impl<'a> Pass<'_, 'a> {
                 }
             }
             let Some(wave) = wave else {
-                let state = self.waits_for_wave();
-                self.draft.set(name, &state);
+                self.draft.set(name, &later);
                 continue;
             };
             self.begin_node(name, node, wave, still.as_ref());
@@ -74,7 +69,7 @@ impl<'a> Pass<'_, 'a> {
         }
     }
 
-    fn begin_node(&mut self, name: &'a Name, node: &'a Node, wave: usize, still: Option<&(&'static str, String)>) {
+    fn begin_node(&mut self, name: &'a Name, node: &'a Node, wave: usize, still: Option<&Hindrance>) {
         let told = self.told(node);
         let staged = || self.draft.status.nodes.get(name).is_some_and(|entry| entry.phase == UpdatePhase::Staged);
         if told.is_some_and(|told| !told.order.hold) || told.is_some() && !staged() {
@@ -87,7 +82,7 @@ impl<'a> Pass<'_, 'a> {
             None => self.hinders_begin(name, node, wave),
         };
         if let Some((word, text)) = hindrance {
-            self.draft.set(name, &State::new(phase, word, text));
+            self.draft.set(name, &State::new(phase, word, &*text));
             return;
         }
         let before = node.spec.apps.get(&self.spec().app);
@@ -134,7 +129,7 @@ impl<'a> Pass<'_, 'a> {
     }
 
     /// Why a node does not begin at all yet.
-    fn hinders_begin(&mut self, name: &'a Name, node: &'a Node, wave: usize) -> Option<(&'static str, String)> {
+    fn hinders_begin(&mut self, name: &'a Name, node: &'a Node, wave: usize) -> Option<Hindrance> {
         let spec = self.spec();
         if spec.jitter > Span::default() {
             let begun = self.draft.status.waves.get(wave).and_then(|wave| wave.started_at).unwrap_or(self.draft.now);
@@ -142,22 +137,23 @@ impl<'a> Pass<'_, 'a> {
             let at = later(begun, Span::from_millis((spec.jitter.get().as_millis() as f64 * share) as u64));
             if self.draft.now < at {
                 self.plan.wake_at(at);
-                return Some((reason::JITTER, format!("nodes begin spread over {}: its turn is at {at}", spec.jitter)));
+                let text = format!("nodes begin spread over {}: its turn is at {at}", spec.jitter);
+                return Some((reason::JITTER, text.into()));
             }
         }
         if self.target != Target::Restart
             && let Some(text) = self.closed(&spec.windows.download, node, "download")
         {
-            return Some((reason::DOWNLOAD_WINDOW, text));
+            return Some((reason::DOWNLOAD_WINDOW, text.into()));
         }
         if self.holds_first(node) { None } else { self.hinders_apply(name, node) }
     }
 
     /// Why a node may not apply yet. Otherwise it has its place in the budget.
-    fn hinders_apply(&mut self, name: &'a Name, node: &'a Node) -> Option<(&'static str, String)> {
+    fn hinders_apply(&mut self, name: &'a Name, node: &'a Node) -> Option<Hindrance> {
         let spec = self.spec();
         if let Some(text) = self.closed(&spec.windows.apply, node, "apply") {
-            return Some((reason::APPLY_WINDOW, text));
+            return Some((reason::APPLY_WINDOW, text.into()));
         }
         let budget = spec.budget.as_ref()?;
         let (draft, busy) = (&*self.draft, &*self.busy);

@@ -1,11 +1,14 @@
 //! Whether one more node may be unavailable. Nodes that are down already count, whatever the reason.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use proto::{
     name::Name,
     object::{
-        Node, NodePhase, RolloutNode, UpdatePhase,
+        AssignedApp, Node, NodePhase, RolloutNode, UpdatePhase, WorkloadStatus,
         rollout::{Budget, reason},
     },
 };
@@ -34,14 +37,23 @@ fn is_unavailable(node: &Node) -> bool {
     match node.status.phase {
         NodePhase::Unknown | NodePhase::NotReady => true,
         NodePhase::Pending => false, // it never was there to be missed
-        NodePhase::Ready => node.spec.drained || node.spec.apps.keys().any(|app| is_applying(node, app)),
+        NodePhase::Ready => node.spec.drained || is_applying(node),
     }
 }
 
-/// Whether a node may stop its app at any moment because it was told to.
-fn is_applying(node: &Node, app: &Name) -> bool {
-    let Some(assigned) = node.spec.apps.get(app).filter(|assigned| !assigned.order.hold) else { return false };
-    let Some(said) = node.status.workloads.get(app) else { return true };
+/// Whether a node may stop one of its apps at any moment because it was told to.
+fn is_applying(node: &Node) -> bool {
+    let mut workloads = node.status.workloads.iter().peekable();
+    node.spec.apps.iter().any(|(app, assigned)| {
+        while workloads.next_if(|(name, _)| *name < app).is_some() {}
+        let said = workloads.next_if(|(name, _)| *name == app).map(|(_, said)| said);
+        !assigned.order.hold && is_unsettled(assigned, said)
+    })
+}
+
+/// Whether an app is still to do what it was told.
+fn is_unsettled(assigned: &AssignedApp, said: Option<&WorkloadStatus>) -> bool {
+    let Some(said) = said else { return true };
     let settled = matches!(said.phase, UpdatePhase::Succeeded | UpdatePhase::Failed | UpdatePhase::RolledBack);
     // It was to go elsewhere, and is told to stay with what runs.
     let stays = said.running.as_ref().is_some_and(|running| running.release.digest == assigned.digest);
@@ -63,6 +75,8 @@ pub(super) struct Groups<'a> {
 struct Group<'a> {
     size: usize,
     unavailable: BTreeSet<&'a Name>,
+    /// Why nobody gets a place any more: nobody gives one back within a pass.
+    refusal: Option<Arc<str>>,
 }
 
 impl<'a> Groups<'a> {
@@ -73,8 +87,10 @@ impl<'a> Groups<'a> {
         busy: &Busy<'a>,
     ) -> Groups<'a> {
         let mut groups: BTreeMap<&str, Group<'_>> = BTreeMap::new();
+        let mut nodes = snapshot.nodes.iter().peekable();
         for name in members.keys() {
-            let Some((name, node)) = snapshot.nodes.get_key_value(name) else { continue };
+            while nodes.next_if(|(node, _)| *node < name).is_some() {}
+            let Some((name, node)) = nodes.next_if(|(node, _)| *node == name) else { continue };
             if node.status.phase == NodePhase::Pending {
                 continue;
             }
@@ -88,13 +104,16 @@ impl<'a> Groups<'a> {
     }
 
     /// Takes a place for a node; otherwise says who has them.
-    pub fn take(&mut self, name: &'a Name, node: &'a Node) -> Result<(), String> {
+    pub fn take(&mut self, name: &'a Name, node: &'a Node) -> Result<(), Arc<str>> {
         let key = group_of(self.budget, node);
         let group = self.groups.entry(key).or_default();
         let most = self.budget.max_unavailable.of(group.size.max(1));
         if group.unavailable.contains(name) || group.unavailable.len() < most {
             group.unavailable.insert(name);
             return Ok(());
+        }
+        if let Some(refusal) = &group.refusal {
+            return Err(refusal.clone());
         }
         let mut names: Vec<&str> = group.unavailable.iter().take(NAMES_TOLD).map(|n| n.as_str()).collect();
         if group.unavailable.len() > NAMES_TOLD {
@@ -105,12 +124,13 @@ impl<'a> Groups<'a> {
             Budget::FLEET => "the fleet".into(),
             label => format!("{label}={key}"),
         };
-        Err(format!(
+        let refusal = format!(
             "of the {} nodes of {whose} at most {most} may be unavailable, and {} are: {}",
             group.size,
             group.unavailable.len(),
             names.join(", ")
-        ))
+        );
+        Err(group.refusal.insert(refusal.into()).clone())
     }
 
     /// The word for it.

@@ -9,13 +9,15 @@ use jiff::Timestamp;
 use proto::{
     name::Name,
     object::{
-        Rollout, RolloutNode, RolloutPhase, RolloutStatus, UpdatePhase,
+        Node, Rollout, RolloutNode, RolloutPhase, RolloutStatus, UpdatePhase,
         rollout::{WavePhase, WaveStatus, reason},
     },
 };
 
 use super::{
-    Snapshot, Step, check, claims,
+    Snapshot, Step,
+    begin::Hindrance,
+    check, claims,
     node::{State, Target},
     waves,
 };
@@ -97,7 +99,7 @@ impl<'a> Draft<'a> {
 
     fn take_in(&mut self) {
         let snapshot = self.snapshot;
-        if self.status.nodes.keys().any(|name| !snapshot.nodes.contains_key(name)) {
+        if self.members().count() < self.status.nodes.len() {
             self.status.to_mut().nodes.retain(|name, _| snapshot.nodes.contains_key(name));
         }
         let open =
@@ -134,7 +136,19 @@ impl<'a> Draft<'a> {
     }
 
     pub fn set(&mut self, name: &Name, state: &State<'_>) {
-        self.change(name, state, |_| {});
+        if self.status.nodes.get(name).is_some_and(|entry| !state.is_of(entry)) {
+            self.change(name, state, |_| {});
+        }
+    }
+
+    /// Its nodes that are there, with their entries, in the order of names.
+    pub fn members(&self) -> impl Iterator<Item = (&'a Name, &'a Node, &RolloutNode)> + use<'a, '_> {
+        let mut nodes = self.snapshot.nodes.iter().peekable();
+        self.status.nodes.iter().filter_map(move |(name, entry)| {
+            while nodes.next_if(|(node, _)| *node < name).is_some() {}
+            let (name, node) = nodes.next_if(|(node, _)| *node == name)?;
+            Some((name, node, entry))
+        })
     }
 
     /// Sets the state of a node, and more of its entry; its time is that of the last change.
@@ -160,12 +174,12 @@ impl<'a> Draft<'a> {
     }
 
     /// Why nothing may begin, if so.
-    pub fn holds_still(&self) -> Option<(&'static str, String)> {
+    pub fn holds_still(&self) -> Option<Hindrance> {
         if self.rollout.spec.control.paused {
             let text = format!("the rollout is paused; crossdock rollout resume {}", self.rollout.name());
-            return Some((reason::PAUSED, text));
+            return Some((reason::PAUSED, text.into()));
         }
         let failed = self.status.waves.iter().find(|wave| wave.phase == WavePhase::Failed)?;
-        Some((reason::PAUSED, format!("wave {} failed", failed.name)))
+        Some((reason::PAUSED, format!("wave {} failed", failed.name).into()))
     }
 }

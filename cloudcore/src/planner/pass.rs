@@ -108,23 +108,14 @@ impl<'a> Pass<'_, 'a> {
     fn observe(&mut self) {
         let app = &self.spec().app;
         let soaking: Vec<bool> = self.draft.status.waves.iter().map(|wave| wave.phase != WavePhase::Passed).collect();
-        let names: Vec<&'a Name> = {
-            let snapshot = self.draft.snapshot;
-            self.draft.status.nodes.keys().filter_map(|n| snapshot.nodes.get_key_value(n)).map(|(n, _)| n).collect()
-        };
-        for name in names {
-            let (Some(node), Some(entry)) = (self.draft.snapshot.nodes.get(name), self.draft.status.nodes.get(name))
-            else {
-                continue;
-            };
+        let mut changes: Vec<(&'a Name, &'a Node, State<'_>)> = vec![];
+        for (name, node, entry) in self.draft.members() {
             if self.spec().version.is_some()
                 && let Some(newer) = self.claims.taken_by(app, name, self.name())
             {
                 if entry.reason != reason::SUPERSEDED {
-                    self.let_go(name, node);
                     let text = format!("rollout {newer} took the node");
-                    let phase = self.draft.status.nodes.get(name).map_or(UpdatePhase::Pending, |entry| entry.phase);
-                    self.draft.set(name, &State::new(phase, reason::SUPERSEDED, text));
+                    changes.push((name, node, State::new(entry.phase, reason::SUPERSEDED, text)));
                 }
                 continue;
             }
@@ -162,8 +153,14 @@ impl<'a> Pass<'_, 'a> {
                 },
             };
             if !state.is_of(entry) {
-                self.draft.set(name, &state);
+                changes.push((name, node, state));
             }
+        }
+        for (name, node, state) in changes {
+            if state.reason == reason::SUPERSEDED {
+                self.let_go(name, node);
+            }
+            self.draft.set(name, &state);
         }
     }
 

@@ -47,18 +47,32 @@ impl Fixture {
     /// # Errors
     /// When a command fails.
     pub async fn publish(&self, version: &str, bytes: usize) -> anyhow::Result<()> {
+        self.publish_program(version, bytes, "exec sleep 1000000", 60).await
+    }
+
+    /// As [`Fixture::publish`], with a shell script of its own that must be healthy after so many seconds.
+    ///
+    /// # Errors
+    /// When a command fails.
+    pub async fn publish_program(
+        &self,
+        version: &str,
+        bytes: usize,
+        script: &str,
+        deadline_s: u64,
+    ) -> anyhow::Result<()> {
         let name = format!("{APP}-{version}");
         let files = self.stage.path(&name).join("files");
         fs::create_dir_all(files.join("bin"))?;
         let program = files.join("bin/app");
-        fs::write(&program, "#!/bin/sh\nexec sleep 1000000\n")?;
+        fs::write(&program, format!("#!/bin/sh\n{script}\n"))?;
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
         let mut content = vec![0; bytes];
         rand::Rng::fill_bytes(&mut proto::env::Seed::from_u64(1).stream(version), &mut content);
         fs::write(files.join("content.bin"), content)?;
         let yaml = format!(
             "apiVersion: crossdock.io/v1\napp: {APP}\nversion: {version}\nartifacts:\n  - source: files\n\
-             workload:\n  command: bin/app\n  soak: {SOAK_S}s\n  deadline: 60s\n  stopGrace: 5s\n"
+             workload:\n  command: bin/app\n  soak: {SOAK_S}s\n  deadline: {deadline_s}s\n  stopGrace: 5s\n"
         );
         fs::write(self.stage.path(&name).join("release.yaml"), yaml)?;
         self.stage.crossdock(&["release", "build", &format!("{name}/release.yaml"), "--repo", "repo"]).await?;

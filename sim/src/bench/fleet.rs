@@ -46,12 +46,12 @@ pub async fn run(args: FleetArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn name(number: usize) -> String {
+pub(super) fn name(number: usize) -> String {
     format!("box-{number:04}")
 }
 
 /// What connecting took.
-struct Connected {
+pub(super) struct Connected {
     took: Duration,
     spawned: Duration,
     hub_cpu: Duration,
@@ -105,7 +105,7 @@ async fn measure(fixture: &mut Fixture, args: &FleetArgs) -> anyhow::Result<Figu
     Ok(figures)
 }
 
-async fn join_all(fixture: &Fixture, nodes: usize) -> anyhow::Result<()> {
+pub(super) async fn join_all(fixture: &Fixture, nodes: usize) -> anyhow::Result<()> {
     let (token, link) = (fixture.token(nodes).await?, fixture.stage.link_address()?);
     let begin = Instant::now();
     let mut joins = futures_util::stream::iter(0..nodes)
@@ -121,7 +121,7 @@ async fn join_all(fixture: &Fixture, nodes: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn connect(fixture: &mut Fixture, nodes: usize) -> anyhow::Result<Connected> {
+pub(super) async fn connect(fixture: &mut Fixture, nodes: usize) -> anyhow::Result<Connected> {
     let hub = fixture.hub_pid()?;
     let (cpu, rss) = (process::cpu(hub)?, process::memory(hub)?.rss_bytes);
     let begin = Instant::now();

@@ -1,0 +1,212 @@
+//! `sim bench plan`: what one pass of the hub's planner costs, over a large fleet with many rollouts on their way.
+//!
+//! Every rollout is of an app of its own and for all nodes: a canary and a tenth that have passed, and all others,
+//! a few at a time by their sites' budgets. A pass looks at everything anew; nothing is kept in between.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, ensure};
+use cloudcore::planner::{Plan, Snapshot, Step, plan};
+use jiff::Timestamp;
+use proto::{
+    digest::Digest,
+    name::{Name, ReleaseName},
+    object::{
+        Node, NodeInfo, NodePhase, NodeSpec, NodeStatus, Object, Release, ReleaseRef, ReleaseSpec, Rollout,
+        RolloutSpec, UpdatePhase, WorkloadStatus, feature,
+        rollout::{Budget, Share, Wave},
+    },
+    selector::Selector,
+};
+
+use super::{Figures, process, profile, warn_if_debug};
+
+/// Nodes of a site.
+const PER_SITE: u32 = 100;
+/// Passes that are measured.
+const PASSES: u32 = 20;
+/// Plans until a fleet must have come to rest.
+const ROUNDS: u32 = 30;
+/// Bytes of a release.
+const BYTES: u64 = 1 << 20;
+
+/// `sim bench plan`.
+#[derive(Debug, clap::Args)]
+pub struct PlanArgs {
+    /// Nodes of the fleet.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    nodes: u32,
+    /// Rollouts at work.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=500))]
+    rollouts: u32,
+    /// One JSON object on the last line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the bench.
+///
+/// # Errors
+/// When the fleet cannot be made, or does not come to rest.
+pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
+    warn_if_debug();
+    let start: Timestamp = "2026-01-01T00:00:00Z".parse()?;
+    let mut fleet = fleet(args, start)?;
+    let mut second = 0;
+    // The first two waves prove the release; the third stops where the sites' budgets are used up.
+    let mut now = start;
+    for _ in 0..ROUNDS {
+        now = start.checked_add(jiff::SignedDuration::from_secs(second))?;
+        let steps = plan(&fleet, now).steps;
+        if steps.is_empty() {
+            break;
+        }
+        carry_out(&mut fleet, steps);
+        answer(&mut fleet, 2);
+        second += 1;
+    }
+    let rest = plan(&fleet, now);
+    ensure!(rest.steps.is_empty(), "the fleet does not come to rest: {} steps are left", rest.steps.len());
+    let pass = timed(&fleet, now)?;
+    let mut figures = Figures::default();
+    figures.add("nodes", args.nodes, "each in every rollout");
+    figures.add("rollouts", args.rollouts, "at work: two waves passed, the third held back by budgets");
+    figures.add("pass_ms", round(pass), "processor time of one pass (goal at most 10)");
+    // One node says something new: what follows is a pass like any other.
+    let changed = fleet.nodes.values_mut().next().context("there is no node")?;
+    changed.status.last_seen = Some(now);
+    figures.add("pass_after_change_ms", round(timed(&fleet, now)?), "the same after a node was heard from");
+    figures.add("profile", profile(), "how it was built");
+    figures.print(args.json);
+    Ok(())
+}
+
+fn round(ms: f64) -> f64 {
+    (ms * 100.0).round() / 100.0
+}
+
+/// Processor time of a pass, milliseconds.
+fn timed(fleet: &Snapshot, now: Timestamp) -> anyhow::Result<f64> {
+    let before = process::cpu(std::process::id())?;
+    for _ in 0..PASSES {
+        let Plan { steps, .. } = std::hint::black_box(plan(fleet, now));
+        ensure!(steps.is_empty(), "a fleet at rest has steps");
+    }
+    let spent = process::cpu(std::process::id())?.saturating_sub(before);
+    Ok(spent.as_secs_f64() * 1000.0 / f64::from(PASSES))
+}
+
+fn fleet(args: &PlanArgs, start: Timestamp) -> anyhow::Result<Snapshot> {
+    let mut fleet = Snapshot::default();
+    for number in 0..args.nodes {
+        let name: Name = format!("box-{number:05}").parse()?;
+        let mut node: Node = Object::new(name.clone(), NodeSpec::new(format!("site-{}", number / PER_SITE).parse()?));
+        node.status = NodeStatus { phase: NodePhase::Ready, info: Some(info(&name)), ..NodeStatus::default() };
+        fleet.nodes.insert(name, node);
+    }
+    for number in 0..args.rollouts {
+        let release = ReleaseName { app: format!("app-{number}").parse()?, version: "1.0.0".parse()? };
+        let spec = ReleaseSpec {
+            app: release.app.clone(),
+            version: release.version.clone(),
+            digest: Digest::of(release.to_string().as_bytes()),
+            release_counter: 1,
+            hardware: vec![],
+            issued_at: None,
+            files: 1,
+            total_bytes: BYTES,
+        };
+        fleet.releases.insert(release.clone(), Release::new(release.object_name(), spec));
+        let mut rollout = Rollout::new(format!("rollout-{number}").parse::<Name>()?, rolled(release));
+        rollout.metadata.creation_timestamp = Some(start);
+        fleet.rollouts.insert(rollout.name().to_owned(), rollout);
+    }
+    Ok(fleet)
+}
+
+fn info(name: &Name) -> NodeInfo {
+    NodeInfo {
+        agent_version: proto::VERSION.into(),
+        boot_id: "1".into(),
+        architecture: "x86_64".into(),
+        os_image: "Debian GNU/Linux 12".into(),
+        kernel: "6.1".into(),
+        cpus: 4,
+        memory_bytes: 8 << 30,
+        hostname: name.to_string(),
+        addresses: vec![],
+        hardware: vec!["x86_64".into()],
+        features: [feature::ORDERS.to_owned()].into(),
+    }
+}
+
+fn rolled(release: ReleaseName) -> RolloutSpec {
+    let canary = Wave { count: Some(1), ..Wave::default() };
+    let tenth = Wave { percent: Some(10), ..Wave::default() };
+    RolloutSpec {
+        waves: vec![canary, tenth, Wave { percent: Some(100), ..Wave::default() }],
+        budget: Some(Budget { max_unavailable: Share::Percent(10), per: Budget::SITE.into() }),
+        ..RolloutSpec::new(release, Selector::all())
+    }
+}
+
+fn carry_out(fleet: &mut Snapshot, steps: Vec<Step>) {
+    for step in steps {
+        match step {
+            Step::SetApp { node, app, assigned } => {
+                if let (Some(node), Some(assigned)) = (fleet.nodes.get_mut(&node), assigned) {
+                    node.spec.apps.insert(app, assigned);
+                }
+            }
+            Step::SetRolloutStatus { rollout, status, .. } => {
+                if let Some(rollout) = fleet.rollouts.get_mut(&rollout) {
+                    rollout.status = *status;
+                }
+            }
+            Step::Start(_) => {}
+        }
+    }
+}
+
+/// Every agent says that it is where it was told to go; in waves from `last` on it never gets further than staged or
+/// applying.
+fn answer(fleet: &mut Snapshot, last: u32) {
+    let mut waves: BTreeMap<(&Name, &Name), u32> = BTreeMap::new();
+    for rollout in fleet.rollouts.values() {
+        let drawn = rollout.status.nodes.iter().filter_map(|(node, entry)| Some((node, entry.wave?)));
+        waves.extend(drawn.map(|(node, wave)| ((node, &rollout.spec.app), wave)));
+    }
+    for (name, node) in &mut fleet.nodes {
+        for (app, assigned) in &node.spec.apps {
+            let stuck = waves.get(&(name, app)).is_some_and(|wave| *wave >= last);
+            let phase = match (assigned.order.hold, stuck) {
+                (true, _) => UpdatePhase::Staged,
+                (false, true) => UpdatePhase::Applying,
+                (false, false) => UpdatePhase::Succeeded,
+            };
+            let said = WorkloadStatus {
+                target: Some(ReleaseRef { version: assigned.version.clone(), digest: assigned.digest }),
+                phase,
+                reason: String::new(),
+                message: String::new(),
+                since: Timestamp::UNIX_EPOCH,
+                progress: None,
+                restarted: None,
+                restart_failed: None,
+                retried: None,
+                running: None,
+            };
+            node.status.workloads.insert(app.clone(), said);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_fleet_is_planned() {
+        run(&PlanArgs { nodes: 40, rollouts: 3, json: true }).unwrap();
+    }
+}
