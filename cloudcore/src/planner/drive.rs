@@ -151,54 +151,48 @@ pub async fn current(hub: &Hub) -> Result<Snapshot, StoreError> {
     })
 }
 
-/// Assignments first, in one transaction for each app and release; then the rollouts.
+/// What is started comes first, for a rollout that says it is taken back is not looked at again. The rest is one
+/// transaction: an assignment of which its rollout knows nothing could not be taken back.
 async fn carry_out(hub: &Hub, steps: Vec<Step>, known: &BTreeMap<String, Rollout>) -> Result<(), StoreError> {
     let mut apps = BTreeMap::new();
-    let (mut statuses, mut started) = (vec![], vec![]);
+    let mut statuses: BTreeMap<String, (String, RolloutStatus)> = BTreeMap::new();
     for step in steps {
         match step {
             Step::SetApp { node, app, assigned } => {
                 apps.entry(node.to_string()).or_insert_with(Vec::new).push((app, assigned));
             }
-            Step::SetRolloutStatus { rollout, uid, status } => statuses.push((rollout, uid, *status)),
-            Step::Start(rollout) => started.push(*rollout),
+            Step::SetRolloutStatus { rollout, uid, status } => drop(statuses.insert(rollout, (uid, *status))),
+            Step::Start(rollout) => match hub.store().create(*rollout).await {
+                Ok(_) | Err(StoreError::AlreadyExists { .. }) => {}
+                Err(error) => return Err(error),
+            },
         }
     }
-    if !apps.is_empty() {
-        let names = apps.keys().cloned().collect();
-        let set = move |node: &mut Node| {
-            for (app, assigned) in apps.get(node.name()).into_iter().flatten() {
-                match assigned {
-                    Some(assigned) => drop(node.spec.apps.insert(app.clone(), assigned.clone())),
-                    None => drop(node.spec.apps.remove(app)),
-                }
+    let told = statuses.clone();
+    let (nodes, rollouts) = (apps.keys().cloned().collect(), statuses.keys().cloned().collect());
+    let assign = move |node: &mut Node| {
+        for (app, assigned) in apps.get(node.name()).into_iter().flatten() {
+            match assigned {
+                Some(assigned) => drop(node.spec.apps.insert(app.clone(), assigned.clone())),
+                None => drop(node.spec.apps.remove(app)),
             }
-        };
-        hub.store().modify_many(names, set).await?;
-    }
-    for rollout in started {
-        match hub.store().create(rollout).await {
-            Ok(_) | Err(StoreError::AlreadyExists { .. }) => {}
-            Err(error) => return Err(error),
         }
-    }
-    for (rollout, uid, status) in statuses {
-        write_status(hub, &rollout, uid, status.clone()).await?;
-        if let Some(known) = known.get(&rollout) {
-            tell(hub, known, &status).await;
-        }
-    }
-    Ok(())
-}
-
-async fn write_status(hub: &Hub, rollout: &str, uid: String, status: RolloutStatus) -> Result<(), StoreError> {
-    let set = move |rollout: &mut Rollout| {
+    };
+    let write_down = move |rollout: &mut Rollout| {
         // Deleted and created again meanwhile: the next round plans for the new one.
-        if rollout.metadata.uid == uid {
+        if let Some((uid, status)) = statuses.get(rollout.name())
+            && rollout.metadata.uid == *uid
+        {
             rollout.status = status.clone();
         }
     };
-    hub.store().modify(rollout, set).await.map(drop)
+    hub.store().modify_both((nodes, assign), (rollouts, write_down)).await?;
+    for (rollout, (_, status)) in &told {
+        if let Some(known) = known.get(rollout) {
+            tell(hub, known, status).await;
+        }
+    }
+    Ok(())
 }
 
 /// Tells of every transition of a rollout and of its waves.

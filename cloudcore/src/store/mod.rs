@@ -235,6 +235,27 @@ impl Store {
         .await
     }
 
+    /// As [`Store::modify_many`] for objects of two kinds, all or none.
+    ///
+    /// # Errors
+    /// When the database cannot be read or written.
+    pub async fn modify_both<A: Kind + PartialEq, B: Kind + PartialEq>(
+        &self,
+        (first, mut change_first): (Vec<String>, impl FnMut(&mut Object<A>) + Send + 'static),
+        (second, mut change_second): (Vec<String>, impl FnMut(&mut Object<B>) + Send + 'static),
+    ) -> Result<(), StoreError> {
+        self.write(move |writer| {
+            for name in &first {
+                modify_one(writer, name, &mut change_first)?;
+            }
+            for name in &second {
+                modify_one(writer, name, &mut change_second)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// Deletes an object and returns what it was; `None` when there was none.
     ///
     /// # Errors

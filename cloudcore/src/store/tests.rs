@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use proto::{
     env::Blocking,
-    object::{Node, NodePhase, NodeSpec, SiteSpec},
+    name::ObjectName,
+    object::{Node, NodePhase, NodeSpec, Object, Site, SiteSpec},
 };
 
 use super::*;
@@ -95,6 +96,14 @@ async fn a_change_that_panics_takes_nothing_with_it() {
     let (bad, good) = tokio::join!(bad, good);
     assert!(matches!(bad, Err(StoreError::Panicked)));
     good.unwrap();
+    let n1 = store.get::<NodeSpec>("n1").await.unwrap().unwrap();
+    assert_eq!(n1.status.phase, NodePhase::Pending);
+    // Of two kinds all is written, or nothing.
+    let site = Object::new("hz-01".parse::<ObjectName>().unwrap(), SiteSpec::default());
+    store.create::<SiteSpec>(site).await.unwrap();
+    let ready = (vec!["n1".to_owned()], |node: &mut Node| node.status.phase = NodePhase::Ready);
+    let panics = (vec!["hz-01".to_owned()], |_: &mut Site| panic!("on purpose"));
+    assert!(matches!(store.modify_both(ready, panics).await, Err(StoreError::Panicked)));
     let n1 = store.get::<NodeSpec>("n1").await.unwrap().unwrap();
     assert_eq!(n1.status.phase, NodePhase::Pending);
 }

@@ -275,7 +275,7 @@ pub(crate) async fn run(mut teller: Teller, stream: Name, record: Record) {
     let mut waiting: VecDeque<EventRecord> = VecDeque::new();
     let mut lost = 0_usize;
     let mut clock = (teller.env.wall.now(), Instant::now());
-    teller.board.mark_changed();
+    let mut changed = true;
     loop {
         let now = teller.env.wall.now();
         let step = step(clock, now);
@@ -283,7 +283,8 @@ pub(crate) async fn run(mut teller: Teller, stream: Name, record: Record) {
         if step.abs() > STEP {
             news.stepped(step, now);
         }
-        if teller.board.has_changed() {
+        // What woke it up counts as seen by now.
+        if std::mem::take(&mut changed) || teller.board.has_changed() {
             news.look(&teller.board.borrow_and_update(), now);
         }
         waiting.extend(news.take());
@@ -313,7 +314,7 @@ pub(crate) async fn run(mut teller: Teller, stream: Name, record: Record) {
         }
         if waiting.is_empty() {
             // Cancel safe: nothing is held.
-            let _ = timeout(LOOK_EVERY, teller.board.changed()).await;
+            changed = timeout(LOOK_EVERY, teller.board.changed()).await.is_ok();
         } else {
             sleep(TRY_AGAIN).await; // whatever changes meanwhile is seen then
         }

@@ -258,6 +258,24 @@ async fn news_waits_for_a_full_outbox_and_is_not_repeated_after_a_restart() {
     telling.abort();
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_changes_while_nothing_waits_is_told_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (teller, board) = open(folder.path()).await;
+    let outbox = teller.outbox.clone();
+    let telling = tokio::spawn(run(teller, name("events"), Record::at(folder.path().join("told"))));
+    sleep(Duration::from_secs(1)).await; // it is through with its start
+    for (phase, told) in [
+        (UpdatePhase::Downloading, vec!["AgentStarted", "Installing"]),
+        (UpdatePhase::Verifying, vec!["AgentStarted", "Installing", "Trial"]),
+    ] {
+        board.send_replace(report(status("1.0.0", phase, None)));
+        sleep(Duration::from_secs(1)).await; // it waits for exactly this
+        assert_eq!(waiting(&outbox).await, told);
+    }
+    telling.abort();
+}
+
 /// A record that does not compress with its neighbours.
 fn noisy(scan: &[u8], number: u64) -> bytes::Bytes {
     let digest = Digest::of(&number.to_be_bytes());
