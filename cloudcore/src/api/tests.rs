@@ -51,7 +51,11 @@ impl Served {
 
     /// With something between the API and the hub's sink.
     pub(crate) async fn start_over(wrap: impl FnOnce(Arc<dyn Sink>) -> Arc<dyn Sink>) -> Served {
-        let fixture = Fixture::start().await;
+        Served::of(Fixture::start().await, wrap)
+    }
+
+    /// The API of a hub that runs.
+    pub(crate) fn of(fixture: Fixture, wrap: impl FnOnce(Arc<dyn Sink>) -> Arc<dyn Sink>) -> Served {
         let hub = fixture.hub.clone();
         let sink = wrap(Arc::clone(hub.streams().sink()));
         let (tokens, token) = tokens_of(&hub);

@@ -239,9 +239,31 @@ impl Client {
         let file = tokio::fs::File::open(path).await.with_context(|| format!("open {}", path.display()))?;
         let length = file.metadata().await?.len();
         let body = reqwest::Body::wrap_stream(tokio_util::io::ReaderStream::with_capacity(file, 128 << 10));
+        self.put_content(&format!("upload {}", path.display()), digest, length, body).await
+    }
+
+    /// Uploads content of a known length under its digest; the hub verifies it.
+    ///
+    /// # Errors
+    /// When the hub cannot be reached or refuses, or the body fails.
+    pub async fn put_content(
+        &self,
+        attempt: &str,
+        digest: &Digest,
+        length: u64,
+        body: reqwest::Body,
+    ) -> anyhow::Result<()> {
         let request = self.request(Method::PUT, &format!("blobs/{digest}")).header("content-length", length).body(body);
-        self.send(&format!("upload {}", path.display()), request).await?;
+        self.send(attempt, request).await?;
         Ok(())
+    }
+
+    /// Content of an artifact, as the hub sends it: the caller verifies it.
+    ///
+    /// # Errors
+    /// When the hub does not hold it, cannot be reached or refuses.
+    pub async fn blob(&self, digest: &Digest) -> anyhow::Result<Response> {
+        self.send("download an artifact", self.request(Method::GET, &format!("blobs/{digest}"))).await
     }
 
     /// Hands signed metadata to the hub, which verifies it and serves it from then on.

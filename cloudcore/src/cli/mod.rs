@@ -23,6 +23,7 @@ pub mod kinds;
 pub mod logs;
 pub mod nodes;
 pub mod output;
+pub mod promote;
 pub mod release;
 pub mod rollout;
 pub mod streams;

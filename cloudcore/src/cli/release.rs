@@ -1,6 +1,6 @@
 //! `crossdock release`: from a folder to a signed release at the hub.
 //!
-//! Everything but `publish` works without a hub and without a network. What is decided stands in
+//! Everything but `publish` and `promote` works without a hub and without a network. What is decided stands in
 //! [`crate::release`]; here are arguments and words.
 
 use std::{
@@ -25,6 +25,7 @@ use super::{
     Context,
     client::Client,
     exit::{CliError, Exit},
+    promote::{self, PromoteArgs},
 };
 use crate::release::{
     ReleaseError, Repository, Setup, build, describe, keys,
@@ -68,6 +69,8 @@ enum ReleaseCommand {
         #[arg(long)]
         offline: bool,
     },
+    /// Copy a published release from one hub to another, such as from the sandbox to production
+    Promote(PromoteArgs),
     /// Verify the repository without a hub, or that a build is what was published
     Verify {
         /// A release.yaml to compare with what was published under its name.
@@ -128,6 +131,7 @@ pub async fn run(args: ReleaseArgs, context: &Context) -> anyhow::Result<()> {
         ReleaseCommand::Publish { key, offline } => {
             return publish(&repo, key.as_deref(), offline, now, context).await;
         }
+        ReleaseCommand::Promote(args) => return promote::run(args, now).await,
         ReleaseCommand::Init(init_args) => init(&repo, &init_args, now)?,
         ReleaseCommand::Build { path } => build_and_stage(&repo, &path, now).map_err(failed)?,
         ReleaseCommand::Sign { keys } => sign(&repo, &keys).map_err(failed)?,

@@ -56,6 +56,13 @@ impl Fixture {
     }
 
     pub(crate) async fn start_with(change: impl FnOnce(&mut HubConfig)) -> Fixture {
+        let fixture = Fixture::bare(change).await;
+        fixture.release("app", "1", b"one").await;
+        fixture
+    }
+
+    /// A hub that runs, and to which nothing was published.
+    pub(crate) async fn bare(change: impl FnOnce(&mut HubConfig)) -> Fixture {
         let env = Env::real().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let mut config = HubConfig::new(folder.path().join("hub"), name("test"));
@@ -70,7 +77,6 @@ impl Fixture {
         let repository = Repository::create(&folder.path().join("repo"), &setup, env.wall.now()).unwrap();
         let mut fixture = Fixture { folder, hub, repository, keys, running: None };
         fixture.run();
-        fixture.release("app", "1", b"one").await;
         fixture
     }
 

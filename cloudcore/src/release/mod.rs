@@ -14,6 +14,7 @@
 //! | [`describe`] | what a staged change adds and removes, in words |
 //! | [`keys`] | key files |
 //! | [`publish`] | to a hub, through its API |
+//! | [`promote`] | from one hub to another: what that takes, decided without either |
 //! | [`staging`] | staged changes, which collect signatures |
 //! | [`verify`] | the repository checked without a hub |
 //!
@@ -23,6 +24,7 @@
 pub mod build;
 pub mod describe;
 pub mod keys;
+pub mod promote;
 pub mod publish;
 pub mod repository;
 pub mod staging;
