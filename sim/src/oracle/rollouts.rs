@@ -98,7 +98,8 @@ impl Rollouts {
                 Some(phase) => now.phase == phase,
                 // It came to an end before the next took its nodes, or it did not.
                 None if followed => now.phase.is_final(),
-                None if planned.bad => matches!(now.phase, RolloutPhase::Failed),
+                // Paused, when a box came back after the others had failed, and so has not begun.
+                None if planned.bad => matches!(now.phase, RolloutPhase::Failed | RolloutPhase::Paused),
                 None => now.phase == RolloutPhase::Succeeded,
             };
             if !as_it_must {
