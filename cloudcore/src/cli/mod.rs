@@ -27,6 +27,8 @@ pub mod promote;
 pub mod release;
 pub mod rollout;
 pub mod streams;
+#[cfg(test)]
+mod tests;
 pub mod token;
 pub mod webhooks;
 
