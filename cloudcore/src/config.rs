@@ -17,8 +17,8 @@ use proto::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{bounded, unknown};
-pub use crate::{planner::strategy::RolloutsConfig, streams::config::StreamsConfig};
+use crate::{bounded, unknown, webhooks};
+pub use crate::{planner::strategy::RolloutsConfig, streams::config::StreamsConfig, webhooks::config::WebhookConfig};
 
 /// Largest `hub.yaml` that is read, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -63,6 +63,9 @@ pub struct HubConfig {
     /// How rollouts go about it unless they say otherwise.
     #[serde(default)]
     pub rollouts: RolloutsConfig,
+    /// Who is told of events.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub webhooks: Vec<WebhookConfig>,
 }
 
 fn default_link() -> SocketAddr {
@@ -126,6 +129,7 @@ impl HubConfig {
             bulk_bytes_per_s_node: None,
             streams: StreamsConfig::default(),
             rollouts: RolloutsConfig::default(),
+            webhooks: vec![],
         }
     }
 
@@ -146,7 +150,14 @@ impl HubConfig {
         let (mut config, skipped) = unknown::read_yaml::<HubConfig>(&text).map_err(|e| wrong(e.to_string()))?;
         config.data_dir = data_dir.into();
         for field in skipped {
-            let problem = unknown::warning(&field, &[unknown::fields_of::<HubConfig>()]);
+            let problem = unknown::warning(
+                &field,
+                &[
+                    unknown::fields_of::<HubConfig>(),
+                    unknown::fields_of::<WebhookConfig>(),
+                    unknown::fields_of::<webhooks::config::Selection>(),
+                ],
+            );
             tracing::warn!(path = %path.display(), "{problem}");
         }
         config.check()?;
@@ -188,6 +199,7 @@ impl HubConfig {
         }
         self.streams.contradiction()?;
         self.rollouts.find(&self.rollouts.strategy).map_err(|e| format!("rollouts.strategy: {e}"))?;
+        webhooks::config::contradiction(&self.webhooks)?;
         match self.advertise.iter().find(|a| a.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err())) {
             Some(bad) => Err(format!("advertise holds {bad:?}; write host:port")),
             None => Ok(()),
@@ -274,12 +286,25 @@ mod tests {
             ("fleet: a\nstreams: {sink: 'postgres://u:secret@h/d'}\n", "passwordFile"),
             ("fleet: a\nstreams: {sink: 'postgres://h:x/d'}\n", "postgres://"),
             ("fleet: a\nstreams: {retention: 5s}\n", "at least 1h"),
+            ("fleet: a\nwebhooks: [{name: x, url: 'ftp://h'}]\n", "write https://"),
+            ("fleet: a\nwebhooks: [{name: x, url: 'https://me:pw@h'}]\n", "secretFile"),
+            ("fleet: a\nwebhooks: [{name: x, url: 'h/x?token=s3cret'}]\n", "is no URL"),
+            ("fleet: a\nwebhooks: [{name: X, url: 'https://h'}]\n", "lower-case"),
+            ("fleet: a\nwebhooks: [{name: x, url: 'http://h', events: {types: [Waring]}}]\n", "Normal, Warning"),
+            ("fleet: a\nwebhooks: [{name: x, url: 'http://h', events: {kinds: [Pod]}}]\n", "JoinToken"),
+            ("fleet: a\nwebhooks: [{name: x, url: 'http://h', events: {reasons: ['a b']}}]\n", "single word"),
+            ("fleet: a\nwebhooks: [{name: x, url: 'http://h', format: slack}]\n", "slack"),
+            ("fleet: a\nwebhooks: [{name: x, url: 'http://h'}, {name: x, url: 'http://i'}]\n", "two webhooks"),
+            ("fleet: a\nwebhooks: [{name: x, url: 'http://h', secretFile: s}]\n", "whole path"),
+            ("fleet: a\nwebhooks: [{name: x, url: 'http://h', secretFile: /none/s}]\n", "cannot be read"),
+            ("fleet: a\nwebhooks: [{name: x, url: 'http://h', retry: {attempts: 0}}]\n", "1 to 1000"),
+            ("fleet: a\nwebhooks: [{name: x, url: 'http://h', retry: {longest: 2h}}]\n", "1h"),
             ("fleet: [\n", "hub.yaml"),
             ("link: x\n", "fleet"),
         ] {
             fs::write(folder.path().join("hub.yaml"), text).unwrap();
             let error = HubConfig::load(folder.path()).unwrap_err().to_string();
-            assert!(error.contains(word), "{text}: {error}");
+            assert!(error.contains(word) && !error.contains("s3cret"), "{text}: {error}");
         }
     }
 }

@@ -70,7 +70,7 @@ async fn write(store: &Store, spec: EventSpec) -> Result<(), StoreError> {
 
 /// A text in one line and of bounded length, without what could play with a terminal: any application on a box may
 /// write events, and boxes that are not admitted yet say who they are.
-fn one_line(text: &str, most_chars: usize) -> String {
+pub(crate) fn one_line(text: &str, most_chars: usize) -> String {
     let blank = |c: char| if matches!(c, '\n' | '\r' | '\t') { ' ' } else { c };
     text.chars().map(blank).filter(|c| !c.is_control()).take(most_chars).collect()
 }

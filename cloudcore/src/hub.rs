@@ -6,7 +6,7 @@
 //!   (rollouts)     | reports, when changed
 //!              Sessions <== QUIC ==> agents
 //!                  |  assignments, artifacts, metadata
-//!              Blobs, Trust, Ca, Streams
+//!              Blobs, Trust, Ca, Streams, Webhooks
 //! ```
 //!
 //! [`Hub::open`] binds the link, [`Hub::run`] serves until told to stop. Opened by `cloudcore serve`, by
@@ -51,6 +51,7 @@ use crate::{
     store::{Store, StoreError},
     streams::{self, Streams},
     trust::{Trust, TrustError},
+    webhooks::{self, Webhooks},
 };
 
 /// Most boxes that one token may admit.
@@ -124,6 +125,7 @@ struct Inner {
     ca: Ca,
     sessions: Sessions,
     streams: Streams,
+    webhooks: Webhooks,
     endpoint: quinn::Endpoint,
     address: SocketAddr,
     tokens: Mutex<ChaCha12Rng>,
@@ -152,6 +154,7 @@ impl Hub {
         let address = endpoint.local_addr().map_err(|source| HubError::Bind { address: config.link_listen, source })?;
         let sessions = Sessions::new(&env, &config);
         let streams = Streams::open(&config, &env);
+        let webhooks = Webhooks::open(config.webhooks.clone(), &store).await?;
         let tokens = Mutex::new(env.seed.stream(&format!("join tokens since {}", env.wall.now())));
         let joining = tokio::sync::Mutex::default();
         Ok(Hub(Arc::new(Inner {
@@ -163,6 +166,7 @@ impl Hub {
             ca,
             sessions,
             streams,
+            webhooks,
             endpoint,
             address,
             tokens,
@@ -183,7 +187,8 @@ impl Hub {
             let liveness = link::liveness_loop(self.clone(), stopped.clone());
             let plan = planner::drive::run(self.clone(), stopped.clone());
             let records = streams::run(self.clone(), stopped.clone());
-            tokio::join!(accept, follow, liveness, plan, records);
+            let tell = webhooks::run(self.clone(), stopped.clone());
+            tokio::join!(accept, follow, liveness, plan, records, tell);
         };
         let stopper = async {
             shutdown.await;
@@ -248,6 +253,12 @@ impl Hub {
     #[must_use]
     pub fn config(&self) -> &HubConfig {
         &self.0.config
+    }
+
+    /// Who is told of events.
+    #[must_use]
+    pub fn webhooks(&self) -> &Webhooks {
+        &self.0.webhooks
     }
 
     pub(crate) fn sessions(&self) -> &Sessions {

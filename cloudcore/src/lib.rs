@@ -12,6 +12,7 @@
 //! | [`blobs`] | artifacts by digest, kept in compressed chunks |
 //! | [`trust`] | the release repository that the hub serves, verified before it does |
 //! | [`streams`] | records of the nodes: taken once, kept in a sink, queried |
+//! | [`webhooks`] | events told to other systems, each at least once |
 //! | [`planner`] | pure planner of rollouts, and the loop that carries its steps out |
 //! | [`events`] | what happened, for people |
 //! | [`release`] | the release engineer's side: build, sign, publish |
@@ -34,9 +35,11 @@ pub mod init;
 pub mod link;
 pub mod planner;
 pub mod release;
+mod roots;
 pub mod serve;
 pub mod stage;
 pub mod store;
 pub mod streams;
 pub mod trust;
 mod unknown;
+pub mod webhooks;

@@ -7,6 +7,7 @@
 //! | `GET /api/v1/nodes/{name}/apps/{app}/logs` | output of a workload ([`stream`]) |
 //! | `GET /api/v1/streams`, `…/{stream}/records`, `…/{stream}/counts`, `GET /api/v1/gaps` | stream records ([`streams`]) |
 //! | `HEAD GET PUT /api/v1/blobs/{digest}`, `GET POST /api/v1/metadata` | releases ([`content`]) |
+//! | `GET /api/v1/webhooks`, `…/{name}/deadletters`, `POST …/{name}/retry` | who is told of events ([`webhooks`]) |
 //! | `/healthz`, `/readyz`, `/openapi.json` | open to everybody |
 //!
 //! Routes and their OpenAPI description are made together in [`book`], so neither goes without the other.
@@ -25,6 +26,7 @@ mod stream;
 pub(crate) mod streams;
 #[cfg(test)]
 pub(crate) mod tests;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -105,7 +107,7 @@ fn router_over(hub: Hub, sink: Arc<dyn Sink>, tokens: Tokens, stop: watch::Recei
 }
 
 fn whole_book() -> Book {
-    content::add(streams::add(stream::add(kinds::add(Book::new()))))
+    webhooks::add(content::add(streams::add(stream::add(kinds::add(Book::new())))))
 }
 
 /// The OpenAPI 3.1 description of the API.

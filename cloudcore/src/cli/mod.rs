@@ -27,7 +27,10 @@ pub mod promote;
 pub mod release;
 pub mod rollout;
 pub mod streams;
+#[cfg(test)]
+mod tests;
 pub mod token;
+pub mod webhooks;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use client::Client;
@@ -91,6 +94,9 @@ enum Command {
     Pin(nodes::PinArgs),
     /// Let rollouts change it again
     Unpin(nodes::PinArgs),
+    /// Who is told of events: how that goes, what was given up, another chance for it
+    #[command(subcommand)]
+    Webhooks(webhooks::WebhooksCommand),
     /// Watch a hub and three agents do the main job on this machine
     Demo(demo::DemoArgs),
     /// The program that the demo releases
@@ -161,6 +167,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Undrain(which) => nodes::change(which, &nodes::Change::Drain(false), &context).await,
         Command::Pin(args) => nodes::pin(args, true, &context).await,
         Command::Unpin(args) => nodes::pin(args, false, &context).await,
+        Command::Webhooks(command) => webhooks::run(command, &context).await,
         Command::Demo(args) => demo::run(args).await,
         Command::DemoApp(args) => demo_app::run(args).await,
         Command::Relay { listen, hub } => {

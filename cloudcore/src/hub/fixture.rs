@@ -94,6 +94,13 @@ impl Fixture {
         task.await.unwrap().unwrap();
     }
 
+    /// Starts the hub again on its folder, after [`Fixture::stop`].
+    pub(crate) async fn again(&mut self) {
+        let (config, env) = (self.hub.config().clone(), self.hub.env().clone());
+        self.hub = Hub::open(config, env).await.unwrap();
+        self.run();
+    }
+
     /// Stages and signs a release; the publication is returned, not yet given to the hub.
     pub(crate) fn signed(&self, app: &str, version: &str, content: &[u8]) -> crate::release::Publication {
         let now = self.hub.env().wall.now();

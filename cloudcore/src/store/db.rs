@@ -19,7 +19,8 @@ use super::{
 };
 
 /// Each brings the schema from its index to the next; never change one that was shipped.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE objects (
         kind TEXT NOT NULL, name TEXT NOT NULL, revision INTEGER NOT NULL, json TEXT NOT NULL,
         PRIMARY KEY (kind, name)
@@ -27,7 +28,23 @@ const MIGRATIONS: &[&str] = &["
     CREATE UNIQUE INDEX objects_by_revision ON objects (kind, revision);
     CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
     INSERT INTO counters VALUES ('revision', 0);
-"];
+",
+    "
+    -- Up to where a webhook has taken up events, and how it fares. Times are milliseconds since 1970.
+    CREATE TABLE webhooks (
+        name TEXT PRIMARY KEY, place INTEGER NOT NULL, delivered INTEGER NOT NULL DEFAULT 0,
+        dropped INTEGER NOT NULL DEFAULT 0, succeeded_at INTEGER, failed_at INTEGER, failure TEXT NOT NULL DEFAULT ''
+    ) STRICT;
+    -- What it has taken up: waiting, or given up (dead). The revision is that of the event's write.
+    CREATE TABLE deliveries (
+        webhook TEXT NOT NULL, revision INTEGER NOT NULL, event TEXT NOT NULL, json TEXT NOT NULL,
+        since INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, dead INTEGER NOT NULL DEFAULT 0,
+        reason TEXT NOT NULL DEFAULT '', PRIMARY KEY (webhook, revision)
+    ) STRICT;
+    CREATE INDEX deliveries_in_order ON deliveries (webhook, dead, revision);
+    CREATE INDEX deliveries_by_event ON deliveries (webhook, event, dead);
+",
+];
 
 /// How long a connection waits for another process (such as a backup) that holds the database.
 const BUSY_PATIENCE: Duration = Duration::from_secs(5);
@@ -71,7 +88,7 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn decode<S: Kind + PartialEq>(name: &str, json: &str) -> Result<Object<S>, StoreError> {
+pub(super) fn decode<S: Kind + PartialEq>(name: &str, json: &str) -> Result<Object<S>, StoreError> {
     serde_json::from_str(json).map_err(|e| damaged::<S>(name, e))
 }
 
@@ -237,6 +254,11 @@ impl<'a> Writer<'a> {
             .and_then(|mut statement| statement.execute(params![name, value]))
             .map_err(StoreError::during("write"))?;
         Ok(())
+    }
+
+    /// Says that something besides objects was written, so that it is committed.
+    pub(super) fn wrote(&mut self) {
+        self.placed = true;
     }
 
     /// Remembers a change for the watches.

@@ -8,10 +8,12 @@
 //! A write returns once it is on disk (WAL, `synchronous = FULL`). Writes that arrive while another
 //! commits share the next commit ([`queue`]). Every write gets the next number of one global count, the
 //! revision: an object's `resourceVersion` is the revision of its last write, a list's is the newest.
-//! A [`Watch`] follows from a revision on; one that fell behind is told so and lists again.
+//! A [`Watch`] follows from a revision on; one that fell behind is told so and lists again. What webhooks have taken
+//! up of the events lies beside the objects and changes in the same transactions ([`deliveries`]).
 //! Called by every part of the hub that keeps objects; the API is its only face to the outside.
 
 mod db;
+pub(crate) mod deliveries;
 mod error;
 mod queue;
 mod ring;

@@ -6,7 +6,7 @@ use futures_util::{StreamExt as _, pin_mut};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::{
     name::Name,
-    object::{Rollout, RolloutCounts, RolloutStatus, UpdatePhase, rollout::WavePhase},
+    object::{Rollout, RolloutCounts, RolloutPhase, RolloutStatus, UpdatePhase, rollout::WavePhase},
     units::Span,
 };
 
@@ -28,9 +28,10 @@ pub struct FollowArgs {
     pub timeout: Span,
 }
 
-/// Follows until it ends, is paused, or the time is up.
-pub(super) async fn to_its_end(client: &Client, name: &str, timeout: Span) -> anyhow::Result<()> {
-    match tokio::time::timeout(timeout.get(), follow(client, name)).await {
+/// Follows until it ends, is paused, or the time is up. What it tells goes to standard error when `aside`, as a
+/// document stands on standard output.
+pub(super) async fn to_its_end(client: &Client, name: &str, timeout: Span, aside: bool) -> anyhow::Result<()> {
+    match tokio::time::timeout(timeout.get(), follow(client, name, aside)).await {
         Ok(result) => result,
         Err(_) => {
             let message =
@@ -40,8 +41,8 @@ pub(super) async fn to_its_end(client: &Client, name: &str, timeout: Span) -> an
     }
 }
 
-async fn follow(client: &Client, name: &str) -> anyhow::Result<()> {
-    let mut view = View::new();
+async fn follow(client: &Client, name: &str, aside: bool) -> anyhow::Result<()> {
+    let mut view = View::new(aside);
     loop {
         // List, then watch from there: no change is missed, and a hub that restarts is listed again.
         let seen = async {
@@ -77,22 +78,38 @@ async fn follow(client: &Client, name: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Whether somebody has decided already what a paused rollout waits for, and the hub has only not gone on yet: so
+/// `approve` and `watch` one after the other wait for the end.
+fn is_answered(rollout: &Rollout) -> bool {
+    let (control, status) = (&rollout.spec.control, &rollout.status);
+    let mut waiting = status.waves.iter().filter(|wave| wave.phase == WavePhase::AwaitingApproval);
+    let answered = match status.reason.as_str() {
+        "Paused" => true,
+        "AwaitingApproval" => waiting.all(|wave| control.approved.contains(&wave.name)),
+        "GateFailed" => control.resumed > status.resumed || control.retries > status.retries,
+        "Inconclusive" => control.resumed > status.resumed,
+        _ => false,
+    };
+    answered && !control.paused
+}
+
 /// What was shown last.
 struct View {
     bar: ProgressBar,
     person: bool,
+    aside: bool,
     last: String,
     waves: BTreeMap<String, WavePhase>,
     nodes: BTreeMap<Name, (UpdatePhase, String)>,
 }
 
 impl View {
-    fn new() -> View {
+    fn new(aside: bool) -> View {
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
         let style = ProgressStyle::with_template("{bar:40} {pos}/{len} healthy  {msg}  {elapsed}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         let person = std::io::stderr().is_terminal();
-        View { bar, person, last: String::new(), waves: BTreeMap::new(), nodes: BTreeMap::new() }
+        View { bar, person, aside, last: String::new(), waves: BTreeMap::new(), nodes: BTreeMap::new() }
     }
 
     /// Shows a rollout; `Some` when there is nothing more to wait for.
@@ -110,9 +127,12 @@ impl View {
             self.tell_nodes(status);
             let line = format!("{} {healthy}/{all} healthy, {failed} failed", status.phase);
             if line != self.last {
-                output::print(&format!("{line}\n"));
+                self.line(&line);
                 self.last = line;
             }
+        }
+        if status.phase == RolloutPhase::Paused && is_answered(rollout) {
+            return None;
         }
         let exit = match exit_of(status.phase)? {
             Ok(()) => return Some(Ok(())),
@@ -151,8 +171,46 @@ impl View {
         let text = output::plain(text).into_owned();
         if self.person {
             self.bar.println(text);
+        } else if self.aside {
+            eprintln!("{text}");
         } else {
             output::print(&format!("{text}\n"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::object::{RolloutSpec, rollout::Control};
+
+    use super::*;
+
+    #[test]
+    fn a_pause_that_was_answered_is_no_end() {
+        let paused = |reason: &str, control: Control| {
+            let spec = RolloutSpec::new("app@1".parse().unwrap(), "all".parse().unwrap());
+            let mut rollout = Rollout::new("r".parse::<Name>().unwrap(), RolloutSpec { control, ..spec });
+            rollout.status = serde_json::from_value(serde_json::json!({
+                "phase": "Paused", "reason": reason,
+                "waves": [{"name": "1", "phase": "Passed"}, {"name": "all", "phase": "AwaitingApproval"}],
+            }))
+            .unwrap();
+            View::new(false).show(&rollout).map(|end| crate::cli::exit::code(&end.unwrap_err()))
+        };
+        let control = Control::default;
+        let approved = Control { approved: ["all".into()].into(), ..control() };
+        for (reason, control, end) in [
+            ("AwaitingApproval", control(), Some(9)),
+            ("AwaitingApproval", approved.clone(), None),
+            ("AwaitingApproval", Control { paused: true, ..approved }, Some(9)),
+            ("GateFailed", control(), Some(9)),
+            ("GateFailed", Control { retries: 1, ..control() }, None),
+            ("GateFailed", Control { resumed: 1, ..control() }, None),
+            ("Inconclusive", Control { resumed: 1, ..control() }, None),
+            ("Paused", Control { paused: true, ..control() }, Some(9)),
+            ("Paused", control(), None),
+        ] {
+            assert_eq!(paused(reason, control.clone()), end, "{reason} {control:?}");
         }
     }
 }

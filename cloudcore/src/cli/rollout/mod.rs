@@ -165,7 +165,7 @@ pub async fn run(command: RolloutCommand, context: &Context) -> anyhow::Result<(
         RolloutCommand::Status(args) => status(args, &client).await,
         RolloutCommand::Watch(args) => {
             client.get::<RolloutSpec>(&args.name).await?;
-            follow::to_its_end(&client, &args.name, args.timeout).await
+            follow::to_its_end(&client, &args.name, args.timeout, false).await
         }
         RolloutCommand::Pause(args) => {
             steer(&client, &args.name, "paused", |_, control| {
@@ -220,14 +220,15 @@ pub(super) async fn create(
     follow: &FollowArgs,
 ) -> anyhow::Result<()> {
     let created: Rollout = client.post("rollouts", rollout).await?;
+    let aside = matches!(output, Some(Format::Json | Format::Yaml));
     match output {
-        Some(format @ (Format::Json | Format::Yaml)) => output::structured(format, &serde_json::to_value(&created)?)?,
+        Some(format) if aside => output::structured(format, &serde_json::to_value(&created)?)?,
         _ => println!("rollouts/{} created", created.name()),
     }
     if !follow.wait {
         return Ok(());
     }
-    follow::to_its_end(client, created.name(), follow.timeout).await
+    follow::to_its_end(client, created.name(), follow.timeout, aside).await
 }
 
 async fn start(args: StartArgs, client: &Client) -> anyhow::Result<()> {

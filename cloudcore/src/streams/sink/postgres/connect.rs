@@ -1,9 +1,8 @@
 //! Connections: address, password, TLS.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use proto::{env::WallClock, identity::TlsClock};
-use rustls_pki_types::{CertificateDer, pem::PemObject as _};
+use proto::env::WallClock;
 use tokio::task::JoinHandle;
 use tokio_postgres::{
     Client, NoTls,
@@ -12,7 +11,10 @@ use tokio_postgres::{
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::words;
-use crate::streams::config::{PostgresAddress, StreamsConfig};
+use crate::{
+    roots,
+    streams::config::{PostgresAddress, StreamsConfig},
+};
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 /// A server that is gone without a word is noticed within about half a minute.
@@ -62,7 +64,7 @@ pub(super) async fn connect(
         .keepalives_idle(KEEPALIVE_IDLE)
         .tcp_user_timeout(UNANSWERED);
     let (client, driver) = if config.get_ssl_mode() == SslMode::Require {
-        let tls = MakeRustlsConnect::new(tls(settings, wall)?);
+        let tls = MakeRustlsConnect::new(roots::client_config(settings.ca.as_deref(), "streams.ca", wall)?);
         let (client, connection) = config.connect(tls).await.map_err(|e| words(&e))?;
         (client, tokio::spawn(drive(connection)))
     } else {
@@ -77,27 +79,4 @@ async fn drive(connection: impl Future<Output = Result<(), tokio_postgres::Error
     if let Err(error) = connection.await {
         tracing::debug!(why = words(&error), "a connection to Postgres ended");
     }
-}
-
-/// Checks the server's certificate and name.
-fn tls(settings: &StreamsConfig, wall: &Arc<dyn WallClock>) -> Result<rustls::ClientConfig, String> {
-    let mut roots = rustls::RootCertStore::empty();
-    match &settings.ca {
-        Some(path) => {
-            let pem = fs::read(path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
-            for certificate in CertificateDer::pem_slice_iter(&pem) {
-                let certificate = certificate.map_err(|e| format!("{} is no PEM: {e}", path.display()))?;
-                roots.add(certificate).map_err(|e| format!("{} holds no authority: {e}", path.display()))?;
-            }
-        }
-        None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
-    }
-    if roots.is_empty() {
-        return Err("no certificate authority is known on this machine; name one with streams.ca".into());
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_details(provider, Arc::new(TlsClock(Arc::clone(wall))))
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
