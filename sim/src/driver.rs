@@ -6,6 +6,7 @@
 //! | `crash-after=2s` | ends with exit code 1 after that time |
 //! | `hang` | runs, every probe fails, and SIGTERM does not end it |
 //! | `refuse` | cannot be started at all |
+//! | `refuse-on=gpu` | the same, on boxes that have it in their names |
 //! | `eat-disk=100Mi` | runs, and takes so much of the 128 MiB that its box has to spare until it ends |
 //!
 //! The world makes one [`SimDriver`] a box. It outlives the agent, as real workloads do, until
@@ -96,7 +97,7 @@ enum Behaviour {
 }
 
 impl Behaviour {
-    fn of(args: &[String]) -> Behaviour {
+    fn of(args: &[String], host: &str) -> Behaviour {
         for arg in args {
             match arg.split_once('=') {
                 Some(("crash-after", time)) => {
@@ -105,6 +106,7 @@ impl Behaviour {
                 Some(("eat-disk", bytes)) => {
                     return Behaviour::EatsDisk(bytes.parse::<units::Bytes>().map_or(u64::MAX, units::Bytes::get));
                 }
+                Some(("refuse-on", word)) if host.contains(word) => return Behaviour::Refuses,
                 None if arg == "hang" => return Behaviour::Hangs,
                 None if arg == "refuse" => return Behaviour::Refuses,
                 _ => {}
@@ -212,7 +214,7 @@ impl SimDriver {
             state.attempts += 1;
             state.tried.insert(app.clone(), version.clone());
         }
-        let behaviour = Behaviour::of(&spec.workload.args);
+        let behaviour = Behaviour::of(&spec.workload.args, &self.host);
         if behaviour == Behaviour::Refuses {
             self.trace.line(&self.host, format_args!("{app}@{version} does not start"));
             let problem = "its release says `refuse`".to_owned();

@@ -255,7 +255,7 @@ impl Recorder {
     pub fn new(plan: &Plan, seed: u64) -> Recorder {
         let faults = plan.timeline.iter().filter_map(|entry| match &entry.action {
             Action::Break { fault, .. } => Some((fault.kind().to_owned(), 0)),
-            Action::Rollout { .. } => None,
+            _ => None,
         });
         let record = Record {
             format: FORMAT,

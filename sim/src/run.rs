@@ -11,12 +11,16 @@
 mod backups;
 mod queue;
 mod rate;
+mod see;
 mod tally;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
-use proto::{env::Seed, name::Name};
+use proto::{
+    env::Seed,
+    name::{Name, Version},
+};
 use rand::RngExt as _;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -29,7 +33,7 @@ use self::{
 use crate::{
     fault::Fault,
     oracle::{Oracle, Violation},
-    plan::{Action, Moment, Plan},
+    plan::{Action, Moment, Plan, Release},
     record::{End, Record, Recorder},
     trace::Trace,
     world::{Observation, World},
@@ -318,18 +322,32 @@ impl<'p> Run<'p> {
                     }
                 }
             }
-            Action::Rollout { app, version, to } => {
-                let release = self.plan.releases.iter().find(|r| r.app == *app && r.version == *version);
-                let release = release.with_context(|| format!("the plan has no release {app}@{version}"))?;
+            Action::Rollout { app, version, to, how } => {
+                let release = self.release(app, version)?;
                 self.world.publish_release(release).await?;
+                if let Some(back) = &how.rollback_to {
+                    let back = self.release(app, back)?;
+                    self.world.publish_above(back).await?;
+                }
                 self.rolled_bytes = release.bytes;
                 for name in self.world.boxes() {
                     let arrived = self.world.arrived_at(name.as_ref());
                     self.arrived.insert(name, arrived);
                 }
                 self.oracle.rollout_began(app, version);
-                self.world.start_rollout(app, version, to).await?;
+                self.world.start_rollout(app, version, to, how).await?;
                 self.mark(format_args!("rollout of {app}@{version} to {to}"));
+            }
+            Action::Steer { app, version, steer } => {
+                self.world.steer(app, version, *steer).await?;
+                self.mark(format_args!("{}", entry.action));
+            }
+            Action::See { app, version, look } => {
+                let seen = self.look().await?;
+                let key = format!("{app}@{version}");
+                if let Some(wrong) = see::differs(look, seen.rollouts.get(&key)) {
+                    bail!("{} {wrong}", tally::name(index, entry));
+                }
             }
         }
         self.changed = Instant::now();
@@ -339,6 +357,11 @@ impl<'p> Run<'p> {
             self.queue.add(self.now(), Step::Arm { entry: index + 1 });
         }
         Ok(())
+    }
+
+    fn release(&self, app: &Name, version: &Version) -> anyhow::Result<&'p Release> {
+        let release = self.plan.releases.iter().find(|r| r.app == *app && r.version == *version);
+        release.with_context(|| format!("the plan has no release {app}@{version}"))
     }
 
     /// Whether the moment of an entry has come; otherwise looks again a little later.

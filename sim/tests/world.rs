@@ -148,7 +148,10 @@ async fn a_restored_hub_gets_again_what_it_lost() {
     };
     world.begin(&Fault::Reinstall { target: node("box-1") }).await.unwrap();
     world.publish_release(&release).await.unwrap();
-    world.start_rollout(&release.app, &release.version, &"ring=early".parse().unwrap()).await.unwrap();
+    world
+        .start_rollout(&release.app, &release.version, &"ring=early".parse().unwrap(), &plan::How::default())
+        .await
+        .unwrap();
     sleep(S(60)).await; // it is rolled out
     let done = |world: &World| {
         let apps = [world.running("box-1", "app").unwrap(), world.running("box-2", "app").unwrap()];

@@ -19,8 +19,14 @@ impl Pass<'_, '_> {
         let resumed = self.spec().control.resumed > self.draft.status.resumed;
         for index in 0..waves.len().min(self.draft.status.waves.len()) {
             let Some(wave) = self.draft.status.waves.get(index) else { return };
+            let counts = self.draft.status.wave_counts(u32::try_from(index).unwrap_or(u32::MAX));
             let next = match wave.phase {
                 WavePhase::Passed => continue,
+                // A newer rollout took all of them, so it can prove nothing any more: others take their place.
+                _ if counts.all > 0 && counts.all == counts.taken => match self.begin_wave(&waves, index) {
+                    Some(begun) => begun,
+                    None => return,
+                },
                 WavePhase::Pending | WavePhase::AwaitingApproval => match self.begin_wave(&waves, index) {
                     Some(begun) => begun,
                     None => return,

@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use proto::{
     digest::Digest,
     name::Name,
-    object::{Node, NodePhase, Rollout, RolloutStatus, rollout::Wave},
+    object::{
+        Node, NodePhase, Rollout, RolloutNode, RolloutStatus,
+        rollout::{Wave, reason},
+    },
 };
 
 use super::Snapshot;
@@ -32,10 +35,13 @@ pub(super) fn draw(
     snapshot: &Snapshot,
 ) -> Vec<Name> {
     let Some(wave) = waves.get(index) else { return vec![] };
-    let left = status.nodes.iter().filter(|(_, entry)| entry.wave.is_none()).filter_map(|(name, _)| {
-        let node = snapshot.nodes.get(name)?;
-        wave.selector.as_ref().is_none_or(|selector| node.matches(selector)).then_some((name, node))
-    });
+    let left =
+        status.nodes.iter().filter(|(_, entry)| entry.wave.is_none() && entry.reason != reason::SUPERSEDED).filter_map(
+            |(name, _)| {
+                let node = snapshot.nodes.get(name)?;
+                wave.selector.as_ref().is_none_or(|selector| node.matches(selector)).then_some((name, node))
+            },
+        );
     if index + 1 == waves.len() {
         return left.map(|(name, _)| name.clone()).collect();
     }
@@ -44,7 +50,9 @@ pub(super) fn draw(
     let most = match (wave.count, wave.percent) {
         (Some(count), _) => count as usize,
         (None, Some(percent)) => {
-            let had = status.nodes.values().filter(|entry| entry.wave.is_some()).count();
+            // Who was taken had no turn that proved anything.
+            let had = |entry: &&RolloutNode| entry.wave.is_some() && entry.reason != reason::SUPERSEDED;
+            let had = status.nodes.values().filter(had).count();
             (status.nodes.len() * percent as usize).div_ceil(100).saturating_sub(had)
         }
         (None, None) => left.len(),

@@ -164,27 +164,39 @@ fn goal(
     now: Option<&AppSeen>,
     seen: &Observation,
 ) -> Option<String> {
-    // A hub that came back from a backup may not know of it any more.
-    let begun = fleet.begun(name, app);
-    let last = begun.into_iter().find(|r| seen.rollouts.contains_key(&r.key))?;
     let running = now.and_then(|now| now.running.as_ref());
     if let Some(version) = running.filter(|version| fleet.is_bad(app, version)) {
         return Some(format!("{app}@{version} is bad and still runs"));
     }
-    if last.bad {
-        let had = state.and_then(|state| state.confirmed.as_ref());
-        return match (had, running) {
-            (Some(had), None) => Some(format!("nothing of {app} runs, {had} ran before")),
-            _ => None,
+    for last in fleet.begun(name, app) {
+        // A hub that came back from a backup may not know of it any more.
+        let Some(phase) = seen.rollouts.get(&last.key).map(|now| now.phase) else { continue };
+        let back = last.how.rollback_to.as_ref();
+        if last.bad {
+            let had = state.and_then(|state| state.confirmed.as_ref());
+            return match (had, running) {
+                (Some(had), None) => Some(format!("nothing of {app} runs, {had} ran before")),
+                _ => None,
+            };
+        }
+        // One that stopped or was ended leaves what it touched as it is; others have what came before.
+        if last.has_given_up(phase) && !running.is_some_and(|runs| *runs == last.version || Some(runs) == back) {
+            continue;
+        }
+        return match running {
+            None => Some(format!("nothing of {app} runs, expected {}", last.version)),
+            Some(version) if Some(version) == back => None,
+            // An older one was asked for before, or a restored hub asks for it: what proved healthy since may stay.
+            Some(version) if version < &last.version => {
+                Some(format!("{app} {version} runs, expected {}", last.version))
+            }
+            Some(version) if now.is_some_and(|now| !now.ready) && !fleet.ends_by_itself(app) => {
+                Some(format!("{app} {version} is not ready"))
+            }
+            Some(_) => None,
         };
     }
-    match running {
-        None => Some(format!("nothing of {app} runs, expected {}", last.version)),
-        // An older one was asked for before, or a restored hub asks for it: what proved healthy since may stay.
-        Some(version) if version < &last.version => Some(format!("{app} {version} runs, expected {}", last.version)),
-        Some(version) if now.is_some_and(|now| !now.ready) => Some(format!("{app} {version} is not ready")),
-        Some(_) => None,
-    }
+    None
 }
 
 /// One app of one box at one moment.

@@ -8,10 +8,10 @@ use std::{
 
 use proto::{
     name::{Name, Version},
-    object::RolloutPhase,
+    object::{Rollout, RolloutPhase},
 };
 
-use crate::plan::{Action, Plan, Release, selects};
+use crate::plan::{Action, How, Plan, Release, selects};
 
 /// A rollout of the plan.
 #[derive(Debug)]
@@ -24,7 +24,39 @@ pub(super) struct Planned {
     pub(super) began: Option<usize>,
     /// What it must come to; otherwise what its release and its followers imply.
     pub(super) expected: Option<RolloutPhase>,
+    /// Its release may run on so many boxes.
+    pub(super) touches: Option<u32>,
+    pub(super) how: How,
+    /// Whether people interfere with it.
+    pub(super) steered: bool,
     pub(super) key: String,
+}
+
+impl Planned {
+    /// Whether a rollout of which nobody said what it comes to may stand so in the end.
+    pub(super) fn may_end_as(&self, phase: RolloutPhase, object: Option<&Rollout>) -> bool {
+        use RolloutPhase::{Aborted, Failed, Paused, RolledBack, Succeeded, Superseded};
+        if self.steered || self.how.in_waves() {
+            // A box that is turned off while its wave soaks may end it: somebody has to look.
+            let by_gate = object.is_some_and(|object| object.status.reason == "GateFailed");
+            return match phase {
+                Succeeded => !self.bad,
+                Failed | RolledBack | Superseded => true,
+                Aborted => self.steered,
+                Paused => self.steered || by_gate,
+                _ => false,
+            };
+        }
+        // Paused, when a box came back after the others had failed, and so has not begun.
+        if self.bad { matches!(phase, Failed | Paused) } else { phase == Succeeded }
+    }
+
+    /// Whether it does not ask of its nodes any more that they run its release.
+    pub(super) fn has_given_up(&self, phase: RolloutPhase) -> bool {
+        use RolloutPhase::{Aborted, Failed, Paused, RolledBack, RollingBack, Superseded};
+        let ended = matches!(phase, Aborted | Failed | Paused | RolledBack | RollingBack | Superseded);
+        ended && (self.steered || self.how.in_waves() || self.expected == Some(phase))
+    }
 }
 
 /// The plan, as the oracle asks it.
@@ -33,6 +65,7 @@ pub(super) struct Fleet {
     releases: BTreeMap<(Name, Version), Release>,
     /// In the order of the timeline.
     pub(super) rollouts: Vec<Planned>,
+    labels: BTreeMap<Name, BTreeMap<String, String>>,
     pub(super) up_within: Duration,
 }
 
@@ -45,9 +78,10 @@ impl Fleet {
         let releases: BTreeMap<_, _> =
             plan.releases.iter().map(|r| ((r.app.clone(), r.version.clone()), r.clone())).collect();
         let up_within = plan.expect.up_without_hub_within.unwrap_or(UP_WITHIN);
-        let mut fleet = Fleet { releases, rollouts: vec![], up_within };
+        let labels = boxes().map(|(site, node)| (node.clone(), site.labels.clone())).collect();
+        let mut fleet = Fleet { releases, rollouts: vec![], labels, up_within };
         for entry in &plan.timeline {
-            if let Action::Rollout { app, version, to } = &entry.action {
+            if let Action::Rollout { app, version, to, how } = &entry.action {
                 let key = format!("{app}@{version}");
                 fleet.rollouts.push(Planned {
                     nodes: boxes()
@@ -56,6 +90,11 @@ impl Fleet {
                         .collect(),
                     bad: fleet.release(app, version).is_some_and(|r| r.bad),
                     expected: plan.expect.rollouts.get(&key).copied(),
+                    touches: plan.expect.touched.get(&key).copied(),
+                    how: (**how).clone(),
+                    steered: plan.timeline.iter().any(|entry| {
+                        matches!(entry.action, Action::Steer { .. }) && entry.action.release() == Some((app, version))
+                    }),
                     app: app.clone(),
                     version: version.clone(),
                     began: None,
@@ -99,7 +138,9 @@ impl Fleet {
 
     /// Whether any rollout has brought this version to a node.
     pub(super) fn may_run(&self, node: &Name, app: &Name, version: &Version) -> bool {
-        self.begun(node, app).iter().any(|rollout| &rollout.version == version)
+        let brings =
+            |rollout: &&Planned| &rollout.version == version || rollout.how.rollback_to.as_ref() == Some(version);
+        self.begun(node, app).iter().any(brings)
     }
 
     /// Versions that came to a node after this one, and may still be on their way.
@@ -109,13 +150,22 @@ impl Fleet {
         app: &Name,
         version: &'a Version,
     ) -> impl Iterator<Item = &'a Version> {
-        self.begun(node, app).into_iter().map(|rollout| &rollout.version).take_while(move |later| *later != version)
+        let begun = self.begun(node, app);
+        let back = begun.iter().find_map(|rollout| rollout.how.rollback_to.as_ref()).filter(|back| *back != version);
+        begun.into_iter().map(|rollout| &rollout.version).take_while(move |later| *later != version).chain(back)
+    }
+
+    /// A label of a box.
+    pub(super) fn label(&self, node: &Name, key: &str) -> Option<&str> {
+        self.labels.get(node)?.get(key).map(String::as_str)
     }
 
     /// Whether versions of an app only rose in the order of their rollouts to a node: otherwise the operator asks
     /// for an older one on purpose.
     pub(super) fn only_rises(&self, node: &Name, app: &Name) -> bool {
-        self.begun(node, app).is_sorted_by(|later, earlier| later.version >= earlier.version)
+        let begun = self.begun(node, app);
+        let back = begun.iter().any(|rollout| rollout.how.rollback_to.is_some());
+        !back && begun.is_sorted_by(|later, earlier| later.version >= earlier.version)
     }
 
     pub(super) fn apps(&self) -> Vec<&Name> {

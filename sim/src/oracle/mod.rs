@@ -3,14 +3,15 @@
 //! ```text
 //! Plan --> Fleet (who may run what)
 //! World --Observation, every second--> apps      I1, I3, rows 26 and 27
-//!                                  --> rollouts  I3
+//!                                  --> rollouts  I3: whom it names and counts
+//!                                  --> waves     I3: when, and how many at once
 //!       --marks, sink, ledger------> records   I2, I4
 //! ```
 //!
 //! While nothing changes for minutes a look comes every 20 s: instances are numbered, so that a stop and a start
-//! in between are seen all the same. I3 is what there is of it without waves and budgets: a rollout touches nobody
-//! whom its selector does not name, and counts nobody who was not touched. I4 is the outbox's quota; other bounds
-//! have tests of their own.
+//! in between are seen all the same. I3 is that a rollout touches nobody whom its selector does not name, counts
+//! nobody who was not touched, and keeps to its waves and its budget. I4 is the outbox's quota; other bounds have
+//! tests of their own.
 //!
 //! Each part is a plain machine over what it is shown, so that a test can show it a violation. Nothing in here
 //! asks hub or agent what they believe where it can be seen what is: what the driver runs, what the sink holds.
@@ -21,13 +22,14 @@ mod records;
 mod rollouts;
 #[cfg(test)]
 mod tests;
+mod waves;
 
 use std::{fmt, time::Duration};
 
 use proto::name::{Name, Version};
 use serde::{Deserialize, Serialize};
 
-use self::{apps::Apps, fleet::Fleet, records::Records, rollouts::Rollouts};
+use self::{apps::Apps, fleet::Fleet, records::Records, rollouts::Rollouts, waves::Waves};
 use crate::{
     fault::Fault,
     ledger::Outcome,
@@ -42,7 +44,7 @@ pub enum Invariant {
     Trust,
     /// I2: every acknowledged record is there once, in order, or in a counted gap.
     Count,
-    /// I3: a rollout touches nobody else.
+    /// I3: a rollout touches nobody else, and of its own nodes no more at once than it may.
     Blast,
     /// I4: no bound is exceeded.
     Bounds,
@@ -103,6 +105,7 @@ pub struct Oracle {
     fleet: Fleet,
     apps: Apps,
     rollouts: Rollouts,
+    waves: Waves,
     records: Records,
 }
 
@@ -111,8 +114,8 @@ impl Oracle {
     #[must_use]
     pub fn new(plan: &Plan) -> Oracle {
         let fleet = Fleet::new(plan);
-        let (apps, rollouts) = (Apps::default(), Rollouts::default());
-        Oracle { plan: plan.clone(), apps, rollouts, records: Records::new(plan), fleet }
+        let (apps, rollouts, waves) = (Apps::default(), Rollouts::default(), Waves::default());
+        Oracle { plan: plan.clone(), apps, rollouts, waves, records: Records::new(plan), fleet }
     }
 
     /// A rollout begins. Call it before the hub is told.
@@ -158,6 +161,10 @@ impl Oracle {
     fn watch(&mut self, seen: &Observation) -> Result<(), Violation> {
         self.apps.look(&self.fleet, seen)?;
         self.rollouts.look(&self.fleet, seen)?;
+        // A hub that came back from a backup has forgotten whom it let go.
+        if !self.rollouts.hub_restored {
+            self.waves.look(&self.fleet, seen)?;
+        }
         self.records.bounds(seen)
     }
 
@@ -176,7 +183,10 @@ impl Oracle {
 
     /// What is missing of boxes, apps and rollouts.
     fn missing(&self, seen: &Observation) -> Option<String> {
-        self.apps.missing(&self.fleet, seen).or_else(|| self.rollouts.missing(&self.fleet, seen))
+        self.apps
+            .missing(&self.fleet, seen)
+            .or_else(|| self.rollouts.missing(&self.fleet, seen))
+            .or_else(|| waves::half_way(&self.fleet, seen))
     }
 
     /// How records stood when they were compared last.

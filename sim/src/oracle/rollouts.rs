@@ -2,10 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proto::{
-    name::{Name, Version},
-    object::RolloutPhase,
-};
+use proto::name::{Name, Version};
 
 use super::{Fleet, Invariant, Violation, fleet::Planned};
 use crate::{fault::Fault, world::Observation};
@@ -20,7 +17,7 @@ pub(super) struct Rollouts {
     ran: Touched,
     tried: Touched,
     /// The hub lost what it knew since a backup: it cannot be asked for it any more.
-    hub_restored: bool,
+    pub(super) hub_restored: bool,
 }
 
 impl Rollouts {
@@ -42,8 +39,24 @@ impl Rollouts {
         }
         for planned in &fleet.rollouts {
             self.counts(planned, seen)?;
+            self.touched(planned, seen)?;
         }
         Ok(())
+    }
+
+    /// A release runs on no more boxes than the scenario bears.
+    fn touched(&self, planned: &Planned, seen: &Observation) -> Result<(), Violation> {
+        let Some(most) = planned.touches else { return Ok(()) };
+        let release = (planned.app.clone(), planned.version.clone());
+        let of = |touched: &Touched| touched.get(&release).cloned().unwrap_or_default();
+        let ran = &of(&self.ran) | &of(&self.tried);
+        if ran.len() <= most as usize {
+            return Ok(());
+        }
+        let names: Vec<&str> = ran.iter().map(|name| name.as_str()).collect();
+        let text =
+            format!("{} was started on {} boxes, at most {most} may: {}", planned.key, ran.len(), names.join(", "));
+        Err(Violation::new(Invariant::Blast, seen.at, None, text))
     }
 
     /// Nobody counts who was not touched, and a box that is only away has not failed.
@@ -97,10 +110,8 @@ impl Rollouts {
             let as_it_must = match planned.expected {
                 Some(phase) => now.phase == phase,
                 // It came to an end before the next took its nodes, or it did not.
-                None if followed => now.phase.is_final(),
-                // Paused, when a box came back after the others had failed, and so has not begun.
-                None if planned.bad => matches!(now.phase, RolloutPhase::Failed | RolloutPhase::Paused),
-                None => now.phase == RolloutPhase::Succeeded,
+                None if followed && !planned.how.in_waves() => now.phase.is_final(),
+                None => planned.may_end_as(now.phase, now.object.as_deref()),
             };
             if !as_it_must {
                 let expected = planned.expected.map_or_else(

@@ -42,7 +42,12 @@ fn rollout(at: u64, text: &str, to: &str) -> Entry {
         moment: Moment::At(s(at)),
         jitter: Duration::ZERO,
         repeat: None,
-        action: Action::Rollout { app: name("app"), version: version(text), to: to.parse().unwrap() },
+        action: Action::Rollout {
+            app: name("app"),
+            version: version(text),
+            to: to.parse().unwrap(),
+            how: Box::default(),
+        },
         may_miss: false,
         line: 0,
     }
@@ -70,6 +75,7 @@ fn plan() -> Plan {
             converge_within: s(600),
             in_gaps: Some(0),
             rollouts: BTreeMap::new(),
+            touched: BTreeMap::new(),
             up_without_hub_within: None,
         },
     }
@@ -86,6 +92,7 @@ fn well(at: u64) -> Observation {
             ready: true,
             phase: Some(UpdatePhase::Succeeded),
             target: Some(version("1.0.0")),
+            told: None,
         };
         let seen = Seen {
             site: name(site),
@@ -102,7 +109,7 @@ fn well(at: u64) -> Observation {
         };
         (name(node), seen)
     });
-    let rollout = RolloutSeen { phase: RolloutPhase::Succeeded, done: 3, failed: 0, total: 3 };
+    let rollout = RolloutSeen { phase: RolloutPhase::Succeeded, done: 3, failed: 0, total: 3, object: None };
     Observation {
         at: s(at),
         hub_runs: true,
@@ -225,7 +232,7 @@ fn a_rollout_counts_nobody_who_was_not_touched() {
         [(3, 0, 4, "its selector names 3"), (2, 4, 3, "was tried"), (4, 0, 3, "seen to run")]
     {
         let mut look = well(51);
-        let rollout = RolloutSeen { phase: RolloutPhase::Progressing, done, failed, total };
+        let rollout = RolloutSeen { phase: RolloutPhase::Progressing, done, failed, total, object: None };
         look.rollouts.insert("app@1.0.0".into(), rollout);
         let (invariant, text) = found(&mut oracle(), &[look]);
         assert_eq!((invariant, text.contains(word)), (Invariant::Blast, true), "{text}");
@@ -370,7 +377,7 @@ fn what_is_missing_is_one_sentence() {
         assert_eq!(oracle.missing(&look).as_deref(), Some(expected));
     }
     let mut look = well(51);
-    let rollout = RolloutSeen { phase: RolloutPhase::Progressing, done: 2, failed: 0, total: 3 };
+    let rollout = RolloutSeen { phase: RolloutPhase::Progressing, done: 2, failed: 0, total: 3, object: None };
     look.rollouts.insert("app@1.0.0".into(), rollout);
     assert_eq!(
         oracle.missing(&look).as_deref(),
@@ -382,7 +389,7 @@ fn what_is_missing_is_one_sentence() {
 fn after_a_bad_release_what_ran_before_must_run() {
     let mut oracle = with_rollouts(3);
     let mut look = with(300, "box-2", |_, app| runs(app, "3.0.0", UpdatePhase::Verifying));
-    let rollout = RolloutSeen { phase: RolloutPhase::Failed, done: 0, failed: 3, total: 3 };
+    let rollout = RolloutSeen { phase: RolloutPhase::Failed, done: 0, failed: 3, total: 3, object: None };
     look.rollouts.insert("app@3.0.0".into(), rollout);
     assert_eq!(oracle.missing(&look).as_deref(), Some("box-2 (1 of 3 boxes): app@3.0.0 is bad and still runs"));
     oracle.watch(&well(301)).unwrap();

@@ -2,6 +2,7 @@
 //!
 //! A [`Plan`] is read from a scenario file ([`parse()`]) or drawn by the swarm, and then played on a world.
 
+mod how;
 mod lines;
 mod parse;
 mod rate;
@@ -10,7 +11,7 @@ mod timeline;
 mod write;
 mod wrong;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use edgecore::settings::{Settings, Streams};
 use proto::{
@@ -25,6 +26,7 @@ use crate::{
 
 pub(crate) use self::wrong::nearest;
 pub use self::{
+    how::{How, Look, Steer},
     lines::named as line,
     parse::{MAX_NODES, parse},
     timeline::selects,
@@ -64,7 +66,13 @@ impl Plan {
             releases: vec![],
             producers: vec![],
             timeline: vec![],
-            expect: Expect { converge_within, in_gaps: None, rollouts: BTreeMap::new(), up_without_hub_within: None },
+            expect: Expect {
+                converge_within,
+                in_gaps: None,
+                rollouts: BTreeMap::new(),
+                touched: BTreeMap::new(),
+                up_without_hub_within: None,
+            },
         }
     }
 
@@ -208,7 +216,57 @@ pub enum Action {
         version: Version,
         /// To which nodes.
         to: Selector,
+        /// How it goes about it.
+        how: Box<How>,
     },
+    /// Somebody does something to a rollout that began before.
+    Steer {
+        /// The app.
+        app: Name,
+        /// The version.
+        version: Version,
+        /// What.
+        steer: Steer,
+    },
+    /// Something must be seen of a rollout, or the run has failed.
+    See {
+        /// The app.
+        app: Name,
+        /// The version.
+        version: Version,
+        /// What.
+        look: Box<Look>,
+    },
+}
+
+impl Action {
+    /// The rollout that it is about.
+    #[must_use]
+    pub fn release(&self) -> Option<(&Name, &Version)> {
+        match self {
+            Action::Rollout { app, version, .. }
+            | Action::Steer { app, version, .. }
+            | Action::See { app, version, .. } => Some((app, version)),
+            Action::Break { .. } => None,
+        }
+    }
+
+    /// How long it lasts, where somebody said so.
+    #[must_use]
+    pub fn lasts(&self) -> Option<Duration> {
+        if let Action::Break { lasts, .. } = self { *lasts } else { None }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Action::Break { fault, .. } => fault.fmt(f),
+            Action::Rollout { app, version, to, .. } => write!(f, "rollout {app}@{version} to {to}"),
+            Action::Steer { app, version, steer } => write!(f, "{steer} {app}@{version}"),
+            Action::See { app, version, .. } => write!(f, "see {app}@{version}"),
+        }
+    }
 }
 
 /// What must come out, besides the invariants.
@@ -220,6 +278,8 @@ pub struct Expect {
     pub in_gaps: Option<u64>,
     /// Phases of rollouts in the end, by `app@version`. Default: good ones Succeeded.
     pub rollouts: BTreeMap<String, proto::object::RolloutPhase>,
+    /// A release ran on at most so many boxes, ever, by `app@version`.
+    pub touched: BTreeMap<String, u32>,
     /// Workloads run this long after their agent's start without a hub. Absent: not asked.
     pub up_without_hub_within: Option<Duration>,
 }

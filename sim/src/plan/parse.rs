@@ -17,7 +17,7 @@ use proto::{
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Curve, Expect, Peak, Plan, Producer, Release, Site,
+    Curve, Expect, Peak, Plan, Producer, Release, Site, how,
     lines::{self, Lines},
     table::{Table, Value, bytes, number, one_of, parsed, span, text, truth, unlike, whole},
     timeline,
@@ -31,7 +31,7 @@ const SETTINGS: &[&str] = &["quota", "disk-share-percent", "metrics-interval", "
 const RELEASE: &[&str] = &["app", "version", "size", "files", "behaviour", "bad"];
 const PRODUCER: &[&str] = &["on", "stream", "per-minute", "curve", "peaks"];
 const PEAK: &[&str] = &["at", "for", "times"];
-const EXPECT: &[&str] = &["converge-within", "in-gaps", "rollouts", "up-without-hub-within"];
+const EXPECT: &[&str] = &["converge-within", "in-gaps", "rollouts", "touched", "up-without-hub-within"];
 /// The host that is always there.
 const HUB: &str = "hub";
 /// Most boxes of a run.
@@ -258,10 +258,12 @@ fn behaviour(field: &'static str, value: Value<'_>) -> Result<(Vec<String>, bool
             Ok((vec![format!("eat-disk={amount}")], false))
         }
         ("crash-after", None) => Err(wrong(format!("{field}: crash-after what?")).hint("write \"crash-after 2s\"")),
+        ("refuse-on", Some(word)) if is_label_word(word) => Ok((vec![format!("refuse-on={word}")], false)),
+        ("refuse-on", _) => Err(wrong(format!("{field}: refuse on which boxes?")).hint("write \"refuse-on gpu\"")),
         ("eat-disk", None) => Err(wrong(format!("{field}: eat how much?")).hint("write \"eat-disk 100Mi\"")),
         ("runs" | "hang" | "refuse", Some(_)) => Err(wrong(format!("{field} {word:?} takes nothing more"))),
         _ => {
-            let known = ["runs", "hang", "refuse", "crash-after", "eat-disk"];
+            let known = ["runs", "hang", "refuse", "refuse-on", "crash-after", "eat-disk"];
             Err(wrong(format!("there is no behaviour {word:?}")).meant(word, known))
         }
     }
@@ -357,35 +359,42 @@ fn expect(file: &Table<'_>, plan: &Plan) -> Result<Expect, Wrong> {
     expect.in_gaps = table.read("in-gaps", |field, value| whole(field, value, (0, 5_000_000)))?.map(u64::from);
     expect.up_without_hub_within = table.read("up-without-hub-within", span)?;
     if let Some(value) = table.get("rollouts") {
-        let rollouts = value.get_ref().as_table();
-        let wanted = "a table, { \"app@1.0.0\" = \"Succeeded\" }";
-        for (key, value) in rollouts.ok_or_else(|| unlike(value, "rollouts", wanted))? {
-            let wrong = |problem: String| Wrong::new(key.span(), problem);
-            let release: ReleaseName = key.get_ref().parse().map_err(|e| wrong(format!("rollouts: {e}")))?;
-            let name = release.to_string();
-            let rolled = |entry: &&super::Entry| {
-                matches!(&entry.action, super::Action::Rollout { app, version, .. }
-                    if *app == release.app && *version == release.version)
-            };
-            let known: Vec<String> = timeline::rolled_out(plan).collect();
-            if !plan.timeline.iter().any(|entry| rolled(&entry)) {
-                let wrong = wrong(format!("no entry of the timeline rolls {name} out"));
-                return Err(wrong.meant(&name, known.iter().map(String::as_str)));
-            }
-            expect.rollouts.insert(name, phase(value)?);
-        }
+        expect.rollouts = by_rollout("rollouts", value, "{ \"app@1.0.0\" = \"Succeeded\" }", plan, phase)?;
+    }
+    if let Some(value) = table.get("touched") {
+        expect.touched = by_rollout("touched", value, "{ \"app@1.0.0\" = 1 }", plan, most)?;
     }
     Ok(expect)
 }
 
+/// A table of something for each of some rollouts of the timeline.
+fn by_rollout<T>(
+    field: &'static str,
+    value: Value<'_>,
+    example: &str,
+    plan: &Plan,
+    read: impl Fn(Value<'_>) -> Result<T, Wrong>,
+) -> Result<BTreeMap<String, T>, Wrong> {
+    let table = value.get_ref().as_table().ok_or_else(|| unlike(value, field, &format!("a table, {example}")))?;
+    let known: Vec<String> = timeline::rolled_out(plan).collect();
+    let mut all = BTreeMap::new();
+    for (key, value) in table {
+        let wrong = |problem: String| Wrong::new(key.span(), problem);
+        let release: ReleaseName = key.get_ref().parse().map_err(|e| wrong(format!("{field}: {e}")))?;
+        let name = release.to_string();
+        if !known.contains(&name) {
+            let wrong = wrong(format!("no entry of the timeline rolls {name} out"));
+            return Err(wrong.meant(&name, known.iter().map(String::as_str)));
+        }
+        all.insert(name, read(value)?);
+    }
+    Ok(all)
+}
+
+fn most(value: Value<'_>) -> Result<u32, Wrong> {
+    whole("touched", value, (0, MAX_NODES))
+}
+
 fn phase(value: Value<'_>) -> Result<RolloutPhase, Wrong> {
-    let all = [
-        RolloutPhase::Pending,
-        RolloutPhase::Progressing,
-        RolloutPhase::Succeeded,
-        RolloutPhase::Failed,
-        RolloutPhase::Superseded,
-        RolloutPhase::Paused,
-    ];
-    one_of("phase", text("a phase", value)?, value, &all.map(|phase| (phase.as_str(), phase)))
+    one_of("phase", text("a phase", value)?, value, &how::phases())
 }

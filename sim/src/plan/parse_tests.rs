@@ -135,6 +135,33 @@ fn settings_are_read_as_the_agent_reads_them() {
     assert_eq!(streams.streams.iter().map(|s| s.name.as_ref()).collect::<Vec<_>>(), ["scans", "a"]);
 }
 
+#[test]
+fn a_rollout_says_how_it_goes_about_it() {
+    let how = "waves = [\"1\", \"10%\", \"site=hz-02\", \"all\"]\nsoak = \"10m\"\napproval = true\nmax-unavailable = \"10%\"\n\
+               per = \"ring\"\non-failure = \"roll-back\"\nrollback-to = \"2.0.0\"\napply-window = \"22:00-04:00\"\n\
+               spread = \"5m\"\nmax-failures = 2";
+    let more = "[[timeline]]\nat = \"20m\"\napprove = \"scan-counter@1.0.0\"\n[[timeline]]\nat = \"21m\"\n\
+                see = \"scan-counter@1.0.0\"\nphase = \"Paused\"\nnode = \"gpu-a\"\nwaits = \"\"\n[expect]\ntouched = { \
+                \"scan-counter@1.0.0\" = 3 }";
+    let plan = read(&GOOD.replace("to = \"ring=early\"", how).replace("[expect]", more)).unwrap();
+    let Action::Rollout { app, version, to, how } = &plan.timeline[0].action else { panic!() };
+    let spec = how.spec(app, version, to);
+    assert_eq!(
+        spec.waves.iter().map(|wave| (wave.count, wave.percent, wave.approval)).collect::<Vec<_>>(),
+        [(Some(1), None, false), (None, Some(10), true), (None, None, true), (None, Some(100), true)]
+    );
+    assert_eq!(spec.waves.iter().map(|wave| wave.soak.get().as_secs()).collect::<Vec<_>>(), [600, 600, 600, 0]);
+    assert_eq!(spec.budget.as_ref().map(|budget| budget.per.as_str()), Some("ring"));
+    assert!(how.in_waves() && spec.windows.apply.len() == 1 && spec.gate.max_failures == 2);
+    let Action::Rollout { how, .. } = &read(GOOD).unwrap().timeline[0].action else { panic!() };
+    assert_eq!((**how).clone(), How::default());
+    // As it is written it is read again.
+    let again = read(&write(&plan)).unwrap();
+    let actions = |plan: &Plan| plan.timeline.iter().map(|entry| entry.action.clone()).collect::<Vec<_>>();
+    assert_eq!(actions(&again), actions(&plan));
+    assert_eq!(again.expect.touched, plan.expect.touched);
+}
+
 /// A change of the good file, where the error must stand, and what it must say.
 type Bad = (&'static str, &'static str, (usize, usize), &'static str, &'static str);
 
@@ -231,6 +258,37 @@ const BAD: &[Bad] = &[
         "higher version",
     ),
     ("to = \"ring=early\"", "every = \"1h\"\ntimes = 2", (39, 1), "rolled out once", "another [[release]]"),
+    ("to = \"ring=early\"", "strategy = \"canry\"", (39, 12), "no strategy \"canry\"", "\"canary\""),
+    ("to = \"ring=early\"", "waves = [\"1\", \"120%\"]", (39, 15), "more than all", ""),
+    ("to = \"ring=early\"", "waves = \"1\"", (39, 9), "a list of texts", ""),
+    ("to = \"ring=early\"", "waves = []", (39, 9), "0 entries", "leave it out"),
+    ("to = \"ring=early\"", "soak = \"10m\"", (39, 1), "without \"waves\"", "waves = "),
+    ("to = \"ring=early\"", "max-unavailable = 1", (39, 19), "a whole number", ""),
+    ("to = \"ring=early\"", "max-unavailable = \"one\"", (39, 19), "no number of nodes", ""),
+    ("to = \"ring=early\"", "per = \"site\"", (39, 1), "without \"max-unavailable\"", "max-unavailable = "),
+    ("to = \"ring=early\"", "on-failure = \"rollback\"", (39, 14), "no on-failure", "\"roll-back\""),
+    ("to = \"ring=early\"", "on-failure = \"roll-back\"", (39, 1), "without \"rollback-to\"", "rollback-to = "),
+    ("to = \"ring=early\"", "rollback-to = \"1.1.0\"", (39, 15), "no [[release]] scan-counter@1.1.0", "1.0.0"),
+    ("to = \"ring=early\"", "apply-window = \"22-04\"", (39, 16), "apply-window", "22:00-04:00"),
+    ("to = \"ring=early\"", "spread = \"0s\"", (39, 10), "zero", ""),
+    ("cut = \"site hz-01\"", "cut = \"all\"\nsoak = \"1m\"", (44, 1), "says nothing about \"cut\"", "\"rollout\""),
+    ("cut = \"site hz-01\"\nfor = \"1h\"", "pause = \"scan-counter@2.0.0\"", (43, 9), "no entry before", "@1.0.0"),
+    ("cut = \"site hz-01\"", "abort = \"scan-counter@1.0.0\"", (44, 7), "at once", "leave"),
+    (
+        "cut = \"site hz-01\"\nfor = \"1h\"",
+        "see = \"scan-counter@1.0.0\"\nnode = \"gpu-a\"",
+        (44, 1),
+        "without \"waits\"",
+        "",
+    ),
+    (
+        "cut = \"site hz-01\"\nfor = \"1h\"",
+        "see = \"scan-counter@1.0.0\"\nphase = \"Pausd\"",
+        (44, 9),
+        "no phase",
+        "\"Paused\"",
+    ),
+    ("in-gaps = 0", "touched = { \"scan-counter@2.0.0\" = 1 }", (54, 13), "rolls", "1.0.0"),
     ("to = \"ring=early\"", "may-miss = \"yes\"", (39, 12), "true or false", ""),
     ("every = \"30m\"\n", "", (48, 1), "without \"every\"", "every ="),
     ("times = 4\n", "", (48, 1), "without \"times\"", "times ="),

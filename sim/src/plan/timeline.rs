@@ -11,6 +11,7 @@ use toml::de::DeValue;
 
 use super::{
     Action, Entry, Moment, Plan, Site,
+    how::{self, How, Look, Steer},
     lines::Lines,
     table::{Table, Value, one_of, parsed, share_ppm, span, span_or_zero, text, truth, unlike, whole},
     wrong::Wrong,
@@ -20,6 +21,12 @@ use crate::fault::{Fault, Spot, Target, Way};
 /// Keys that say what is done; an entry has one of them.
 const ACTIONS: &[&str] = &[
     "rollout",
+    "pause",
+    "resume",
+    "abort",
+    "retry",
+    "approve",
+    "see",
     "cut",
     "cut-up",
     "cut-down",
@@ -39,13 +46,9 @@ const ACTIONS: &[&str] = &[
 ];
 /// Keys that say when.
 const MOMENT: &[&str] = &["at", "when", "for", "every", "times", "jitter", "may-miss"];
-/// Keys that belong to one action: which, and what to write.
-const MORE: &[(&str, &str, &str)] = &[
-    ("to", "rollout", "\"all\""),
-    ("of", "line", "\"site hz-01\""),
-    ("offset", "clock", "\"-10y\""),
-    ("in", "flip-bit", "\"outbox\""),
-];
+/// Keys that belong to one action: which, and what to write. Those of a rollout are [`how::FIELDS`] and [`how::SEEN`].
+const MORE: &[(&str, &str, &str)] =
+    &[("of", "line", "\"site hz-01\""), ("offset", "clock", "\"-10y\""), ("in", "flip-bit", "\"outbox\"")];
 const WHEN: &[&str] = &["node", "app", "downloaded", "phase"];
 /// A process or box that goes down comes back after this where nothing else is said, as an init system has it.
 const RESTART: Duration = Duration::from_secs(10);
@@ -54,8 +57,14 @@ const MAX_ENTRIES: usize = 1_000;
 const MAX_TIMES: u32 = 10_000;
 const HUNDRED_YEARS_MS: f64 = 100.0 * 365.0 * 86_400e3;
 
+/// Keys that belong to one action, and to which.
+fn more() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let of = |fields: &'static [(&'static str, &'static str)], key| fields.iter().map(move |(field, _)| (*field, key));
+    MORE.iter().map(|(field, key, _)| (*field, *key)).chain(of(how::FIELDS, "rollout")).chain(of(how::SEEN, "see"))
+}
+
 pub(super) fn read(file: &Table<'_>, plan: &Plan, lines: &Lines) -> Result<Vec<Entry>, Wrong> {
-    let known: Vec<&str> = MOMENT.iter().chain(ACTIONS).copied().chain(MORE.iter().map(|(field, ..)| *field)).collect();
+    let known: Vec<&str> = MOMENT.iter().chain(ACTIONS).copied().chain(more().map(|(field, _)| field)).collect();
     let tables = file.tables("timeline", "[[timeline]]", &known)?;
     if tables.len() > MAX_ENTRIES {
         return Err(file.wrong(format!("the timeline has {} entries", tables.len())).hint("at most 1000"));
@@ -63,6 +72,7 @@ pub(super) fn read(file: &Table<'_>, plan: &Plan, lines: &Lines) -> Result<Vec<E
     let mut entries: Vec<Entry> = vec![];
     for table in &tables {
         let entry = entry(table, plan, lines)?;
+        begun(&entry, &entries, table)?;
         once(&entry, &entries, table)?;
         entries.push(entry);
     }
@@ -86,6 +96,27 @@ fn once(entry: &Entry, before: &[Entry], table: &Table<'_>) -> Result<(), Wrong>
     Ok(())
 }
 
+/// What is done to a rollout, or seen of it, is about one of an entry before.
+fn begun(entry: &Entry, before: &[Entry], table: &Table<'_>) -> Result<(), Wrong> {
+    let key = match &entry.action {
+        Action::Steer { steer, .. } => steer.word(),
+        Action::See { .. } => "see",
+        Action::Rollout { .. } | Action::Break { .. } => return Ok(()),
+    };
+    let Some((app, version)) = entry.action.release() else { return Ok(()) };
+    let rolled = |entry: &Entry| match &entry.action {
+        Action::Rollout { app, version, .. } => Some(format!("{app}@{version}")),
+        _ => None,
+    };
+    let (known, name) = (before.iter().filter_map(rolled).collect::<Vec<_>>(), format!("{app}@{version}"));
+    if known.contains(&name) {
+        return Ok(());
+    }
+    let at = table.get(key).map_or(table.at(), |value| value.span());
+    let wrong = Wrong::new(at, format!("no entry before this one rolls {name} out"));
+    Err(wrong.meant(&name, known.iter().map(String::as_str)))
+}
+
 fn entry(table: &Table<'_>, plan: &Plan, lines: &Lines) -> Result<Entry, Wrong> {
     let mut actions: Vec<&'static str> = ACTIONS.iter().copied().filter(|key| table.get(key).is_some()).collect();
     actions.sort_by_key(|key| table.key_at(key).start);
@@ -100,17 +131,27 @@ fn entry(table: &Table<'_>, plan: &Plan, lines: &Lines) -> Result<Entry, Wrong> 
             return Err(Wrong::new(table.key_at(second), problem).hint("begin another [[timeline]] for the second"));
         }
     };
-    for (field, of, _) in MORE {
-        if table.get(field).is_some() && *of != key {
+    for (field, of) in more() {
+        if table.get(field).is_some() && of != key {
             let problem = format!("{field:?} says nothing about {key:?}");
             return Err(Wrong::new(table.key_at(field), problem).hint(format!("it belongs to {of:?}")));
         }
     }
     let value = table.need(key, "…")?;
-    let mut action = if key == "rollout" {
-        rollout(table, value, plan)?
-    } else {
-        Action::Break { fault: fault(key, table, value, plan, lines)?, lasts: None }
+    let mut action = match key {
+        "rollout" => rollout(table, value, plan)?,
+        "see" => {
+            let ReleaseName { app, version } = parsed("see", value)?;
+            let look = Look::read(table, |value| a_node("node", value, plan))?;
+            Action::See { app, version, look: Box::new(look) }
+        }
+        key => match Steer::ALL.into_iter().find(|steer| steer.word() == key) {
+            Some(steer) => {
+                let ReleaseName { app, version } = parsed(key, value)?;
+                Action::Steer { app, version, steer }
+            }
+            None => Action::Break { fault: fault(key, table, value, plan, lines)?, lasts: None },
+        },
     };
     let moment = when(table, plan)?;
     let repeat = repeat(table, &moment)?;
@@ -136,8 +177,8 @@ const fn comes_back(fault: &Fault) -> bool {
 
 fn lasts(key: &str, action: &Action, value: Value<'_>) -> Result<Option<Duration>, Wrong> {
     let at_once = match action {
-        Action::Rollout { .. } => true,
         Action::Break { fault, .. } => fault.at_once(),
+        _ => true,
     };
     if at_once {
         return Err(Wrong::new(value.span(), format!("{key:?} happens at once: it lasts for no time"))
@@ -149,10 +190,7 @@ fn lasts(key: &str, action: &Action, value: Value<'_>) -> Result<Option<Duration
 /// Whether all of it lies within the run.
 fn fits(entry: &Entry, table: &Table<'_>, plan: &Plan) -> Result<(), Wrong> {
     let Moment::At(at) = entry.moment else { return Ok(()) };
-    let lasts = match &entry.action {
-        Action::Break { lasts, .. } => lasts.unwrap_or_default(),
-        Action::Rollout { .. } => Duration::ZERO,
-    };
+    let lasts = entry.action.lasts().unwrap_or_default();
     if let Some((every, _)) = entry.repeat
         && every <= lasts + entry.jitter
     {
@@ -313,7 +351,7 @@ pub(super) fn target(field: &'static str, value: Value<'_>, plan: &Plan, hub: bo
 pub(super) fn rolled_out(plan: &Plan) -> impl Iterator<Item = String> {
     plan.timeline.iter().filter_map(|entry| match &entry.action {
         Action::Rollout { app, version, .. } => Some(format!("{app}@{version}")),
-        Action::Break { .. } => None,
+        _ => None,
     })
 }
 
@@ -337,7 +375,8 @@ fn rollout(table: &Table<'_>, value: Value<'_>, plan: &Plan) -> Result<Action, W
             to
         }
     };
-    Ok(Action::Rollout { app: name.app, version: name.version, to })
+    let how = Box::new(How::read(table, &name.app, plan)?);
+    Ok(Action::Rollout { app: name.app, version: name.version, to, how })
 }
 
 /// Whether a selector selects a box, as the hub will see it.

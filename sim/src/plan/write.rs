@@ -76,6 +76,10 @@ impl File {
         let _ = writeln!(self.text, "{key} = {value}"); // a string takes everything
     }
 
+    fn fields(&mut self, fields: Vec<(&'static str, String)>) {
+        fields.iter().for_each(|(key, value)| self.bare(key, value));
+    }
+
     fn line(&mut self, name: &str, profile: &Profile) {
         self.put("\n[[line]]\n");
         self.field("name", name);
@@ -180,9 +184,15 @@ impl File {
             self.bare("times", &times.to_string());
         }
         match &entry.action {
-            Action::Rollout { app, version, to } => {
+            Action::Rollout { app, version, to, how } => {
                 self.field("rollout", &format!("{app}@{version}"));
                 self.field("to", &to.to_string());
+                self.fields(how.fields());
+            }
+            Action::Steer { app, version, steer } => self.field(steer.word(), &format!("{app}@{version}")),
+            Action::See { app, version, look } => {
+                self.field("see", &format!("{app}@{version}"));
+                self.fields(look.fields());
             }
             Action::Break { fault, lasts } => {
                 self.fault(fault);
@@ -239,6 +249,10 @@ impl File {
             let phases = expect.rollouts.iter();
             let phases = phases.map(|(key, phase)| (key.clone(), Value::String(phase.to_string()))).collect();
             self.bare("rollouts", &Value::Table(phases).to_string());
+        }
+        if !expect.touched.is_empty() {
+            let most = expect.touched.iter().map(|(key, most)| (key.clone(), Value::Integer(i64::from(*most))));
+            self.bare("touched", &Value::Table(most.collect()).to_string());
         }
     }
 }

@@ -38,6 +38,7 @@ pub(crate) fn plan(boxes: usize, about: &str) -> Plan {
     let expect = Expect {
         converge_within: Duration::from_secs(900),
         in_gaps: None,
+        touched: BTreeMap::new(),
         rollouts: BTreeMap::new(),
         up_without_hub_within: None,
     };
@@ -62,6 +63,7 @@ fn seen(site: &Name, at: u64, number: u64) -> Seen {
     let trial = upgraded && at < 630 + number * 5;
     let version = if upgraded || cut { "1.1.0" } else { "1.0.0" };
     let app = AppSeen {
+        told: None,
         running: (!off).then(|| version.parse().unwrap()),
         digest: None,
         instance: None,
@@ -119,7 +121,8 @@ pub(crate) fn record(boxes: usize, about: &str, broken: bool) -> Record {
         let phase = if done == total { RolloutPhase::Succeeded } else { RolloutPhase::Progressing };
         let mut rollouts = BTreeMap::new();
         if at > 600 {
-            rollouts.insert("scan-counter@1.1.0".to_owned(), RolloutSeen { phase, done, failed: 0, total });
+            rollouts
+                .insert("scan-counter@1.1.0".to_owned(), RolloutSeen { phase, done, failed: 0, total, object: None });
         }
         recorder.sample(&Observation { at: s(at), hub_runs: !(6_200..6_400).contains(&at), nodes, rollouts });
     }

@@ -70,13 +70,9 @@ fn times(count: u64) -> String {
 }
 
 /// `entry 3 of the timeline (line 14), crash-agent all,`
-fn name(index: usize, entry: &Entry) -> String {
+pub(super) fn name(index: usize, entry: &Entry) -> String {
     let line = if entry.line == 0 { String::new() } else { format!(" (line {})", entry.line) };
-    let what = match &entry.action {
-        Action::Break { fault, .. } => fault.to_string(),
-        Action::Rollout { app, version, to } => format!("rollout {app}@{version} to {to}"),
-    };
-    format!("entry {} of the timeline{line}, {what},", index + 1)
+    format!("entry {} of the timeline{line}, {},", index + 1, entry.action)
 }
 
 fn moment(moment: &Moment) -> String {

@@ -55,10 +55,10 @@
 //! | top | `about`, `duration` |
 //! | `[[site]]` | `name`, `nodes`, `line` (4g), `labels`, `settings` (of `agent.toml`, by its rules: `quota`, `disk-share-percent`, `metrics-interval` (here "off"), `stream`) |
 //! | `[[line]]` | `name`, `like` (4g), `latency`, `jitter`, `loss`, `duplicate`, `reorder`, `reorder-delay`, `rate`, `up`, `down`, `queue`, `mtu` |
-//! | `[[release]]` | `app`, `version`, `size` (1Mi), `files` (4), `behaviour` (`runs`, `crash-after 2s`, `hang`, `refuse`, `eat-disk 100Mi`), `bad` (whether it must be taken back; otherwise by its behaviour) |
+//! | `[[release]]` | `app`, `version`, `size` (1Mi), `files` (4), `behaviour` (`runs`, `crash-after 2s`, `hang`, `refuse`, `refuse-on gpu`: on boxes that have it in their names, `eat-disk 100Mi`), `bad` (whether it must be taken back; otherwise by its behaviour) |
 //! | `[[producer]]` | `on` (all), `stream` (scans), `per-minute`, `curve` (`flat`, or `daily`: most at night), `peaks = [{ at, for, times }]`, which multiply |
 //! | `[[timeline]]` | when, what; see below |
-//! | `[expect]` | `converge-within` (15m), `in-gaps` (records in counted gaps, exactly), `rollouts = { "app@version" = "Succeeded" }`, `up-without-hub-within` (30s) |
+//! | `[expect]` | `converge-within` (15m), `in-gaps` (records in counted gaps, exactly), `rollouts = { "app@version" = "Succeeded" }`, `touched = { "app@version" = 1 }` (boxes that ever started it, at most), `up-without-hub-within` (30s) |
 //!
 //! **When**: `at = "1h"` counts from the moment at which all boxes are Ready; with `every = "2h"`, `times = 4` it is
 //! done again. `when = { node, downloaded = "40%" }` or `when = { node, app, phase = "Verifying" }` waits from the moment at
@@ -69,7 +69,9 @@
 //!
 //! | key | what happens | lasts |
 //! |---|---|---|
-//! | `rollout = "app@1.0.0"`, `to = SELECTOR` (all) | the release is published and rolled out; once | |
+//! | `rollout = "app@1.0.0"`, `to = SELECTOR` (all) | the release is published and rolled out; once; see below | |
+//! | `pause`, `resume`, `abort`, `retry`, `approve = "app@1.0.0"` | somebody does so to a rollout of an entry before | |
+//! | `see = "app@1.0.0"` | a rollout must stand so: `phase`, `reason`, `healthy = 3`, `node` with what it `waits` for; "" is nothing | |
 //! | `cut`, `cut-up`, `cut-down = TARGET` | nothing passes the line, both ways or one | `for`, else to the end |
 //! | `line = "bad"`, `of = TARGET` | the line behaves like that one | `for`, else to the end |
 //! | `block-udp = TARGET` | a firewall lets no UDP out | `for`, else to the end |
@@ -82,6 +84,19 @@
 //! | `flip-bit = TARGET`, `in = "outbox"`, `"state"` or `"artifact"` | a bit flips at rest | at once |
 //! | `sink-down = true` | the hub's sink refuses every commit | `for`, else to the end |
 //! | `restore-hub = "3h"` | the hub comes back from a backup of that age, or up to a quarter older | at once |
+//!
+//! A rollout goes to all at once, unless its entry says otherwise, in the words of `crossdock rollout start`:
+//!
+//! | field | example |
+//! |---|---|
+//! | `strategy` | `"canary"`, `"by-site"`, `"all-at-once"` |
+//! | `waves` | `["1", "10%", "kind=gpu", "all"]` |
+//! | `soak`, `approval`, of all waves but the last, and but the first | `"10m"`, `true` |
+//! | `max-unavailable`, `per` | `"1"` or `"10%"`, `"site"`, `"fleet"` or the key of a label |
+//! | `max-failures`, `on-failure` | `1`, `"pause"`, `"stop"` or `"roll-back"` |
+//! | `rollback-to` | `"1.0.0"`: published again above the release, so that nodes accept it |
+//! | `apply-window`, `download-window` | `"22:00-04:00"`, or a list; UTC, and a run begins at midnight |
+//! | `spread` | `"5m"`: what the command line calls jitter, which is drawn from the seed here |
 //!
 //! `for = "end"` leaves something broken until everything is healed.
 
@@ -207,21 +222,29 @@ const FILES: &[(&str, &str)] = files![
     "bad_release_while_cut",
     "box_reinstalled",
     "box_wiped_while_cut",
+    "canary_crashes_at_once",
+    "canary_fails_after_twenty_minutes",
     "clocks_wrong",
     "cut_during_trial",
     "cut_mid_upgrade",
     "disk_full_downloading",
+    "disk_full_while_rolling_out",
     "double_eleven_peak",
+    "eleven_of_hundred_centers_offline_for_a_week",
+    "half_a_site_dies_in_a_wave",
     "half_a_site_dies_mid_rollout",
     "hub_killed_while_draining",
     "hub_restart_storm",
+    "hub_restarts_in_every_phase_of_a_rollout",
     "hub_restored_mid_rollout",
     "line_flaps",
     "narrow_lossy_line",
     "nat_rebinding",
     "outage_72h",
+    "pause_resume_abort_races_a_wave",
     "power_cut_mid_install",
     "reboot_without_hub",
+    "release_fails_only_on_gpu_boxes",
     "requests_lost",
     "rolling_site_power",
     "rollout_after_clock_went_back",
@@ -229,6 +252,8 @@ const FILES: &[(&str, &str)] = files![
     "sink_down_a_day",
     "sink_down_lines_flap",
     "state_bit_flip",
+    "two_apps_same_boxes",
+    "two_rollouts_same_app",
     "udp_blocked",
 ];
 

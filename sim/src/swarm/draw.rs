@@ -6,12 +6,20 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Context as _;
-use proto::{env::Seed, name::Name, object::UpdatePhase, selector::Selector};
+use proto::{
+    env::Seed,
+    name::Name,
+    object::{
+        UpdatePhase,
+        rollout::{Budget, OnFailure, Share, Wave},
+    },
+    selector::Selector,
+};
 use rand::{Rng, RngExt as _, seq::IndexedRandom as _};
 
 use crate::{
     fault::{Fault, Spot, Target, Way},
-    plan::{self, Action, Curve, Entry, Moment, Peak, Plan, Producer, Release, Site},
+    plan::{self, Action, Curve, Entry, Moment, Peak, Plan, Producer, Release, Site, Steer},
 };
 
 /// Most of each.
@@ -40,6 +48,9 @@ pub fn draw(seed: u64, minutes: Option<u64>) -> anyhow::Result<Plan> {
     faults(&mut seed.stream("faults"), &mut plan)?;
     plan.timeline.sort_by_key(|entry| if let Moment::At(at) = entry.moment { at } else { Duration::MAX });
     wait_for_moments(&mut seed.stream("moments"), &mut plan);
+    // After all else, so that what a seed drew before there were waves is still in it.
+    ways(&mut seed.stream("ways"), &mut plan)?;
+    steers(&mut seed.stream("steers"), &mut plan);
     about(&mut plan);
     Ok(plan)
 }
@@ -121,13 +132,94 @@ fn releases(chance: &mut impl Rng, plan: &mut Plan) -> anyhow::Result<()> {
             moment: Moment::At(at),
             jitter: Duration::ZERO,
             repeat: None,
-            action: Action::Rollout { app: release.app.clone(), version: release.version.clone(), to },
+            action: Action::Rollout {
+                app: release.app.clone(),
+                version: release.version.clone(),
+                to,
+                how: Box::default(),
+            },
             may_miss: false,
             line: 0,
         });
         plan.releases.push(release);
     }
     Ok(())
+}
+
+/// Half of the rollouts go in waves, within a budget, or spread over a while.
+fn ways(chance: &mut impl Rng, plan: &mut Plan) -> anyhow::Result<()> {
+    let releases = plan.releases.clone();
+    for entry in &mut plan.timeline {
+        let Action::Rollout { app, version, how, .. } = &mut entry.action else { continue };
+        if !chance.random_bool(0.5) {
+            continue;
+        }
+        let wave = |text: &str| match text.strip_suffix('%') {
+            Some(percent) => Wave { percent: percent.parse().ok(), ..Wave::default() },
+            None => Wave { count: text.parse().ok(), ..Wave::default() },
+        };
+        let waves: [&[&str]; 5] = [&[], &["1", "100%"], &["2", "100%"], &["1", "50%", "100%"], &["34%", "67%", "100%"]];
+        how.waves = waves.choose(chance).unwrap_or(&waves[0]).iter().map(|text| wave(text)).collect();
+        if !how.waves.is_empty() {
+            how.soak = Duration::from_secs(chance.random_range(0..3) * 15);
+            how.approval = chance.random_bool(0.15);
+        }
+        if chance.random_bool(0.6) {
+            let max_unavailable = if chance.random_bool(0.7) { Share::Count(1) } else { Share::Percent(50) };
+            let per = ["site", "fleet", "ring"].choose(chance).copied().unwrap_or("site");
+            how.budget = Some(Budget { max_unavailable, per: per.into() });
+        }
+        if chance.random_bool(0.2) {
+            how.spread = seconds(chance, 1, 60);
+        }
+        let before =
+            releases.iter().filter(|release| release.app == *app && release.version < *version && !release.bad);
+        how.on_failure = match (chance.random_range(0..4), before.last()) {
+            (0 | 1, Some(before)) => {
+                how.rollback_to = Some(before.version.clone());
+                OnFailure::RollBack
+            }
+            (2, _) => OnFailure::Stop,
+            _ => OnFailure::Pause,
+        };
+    }
+    Ok(())
+}
+
+/// People who pause, resume, retry and abort what goes in waves. Whoever pauses resumes a while later.
+fn steers(chance: &mut impl Rng, plan: &mut Plan) {
+    let last = plan.duration.saturating_sub(Duration::from_secs(2));
+    let mut drawn = vec![];
+    for entry in &plan.timeline {
+        let (Action::Rollout { app, version, how, .. }, Moment::At(at)) = (&entry.action, &entry.moment) else {
+            continue;
+        };
+        let mut steer = |after: Duration, steer| {
+            let (app, version) = (app.clone(), version.clone());
+            let moment = Moment::At((*at + after).min(last));
+            let action = Action::Steer { app, version, steer };
+            drawn.push(Entry { moment, jitter: Duration::ZERO, repeat: None, action, may_miss: true, line: 0 });
+        };
+        if how.approval {
+            let after = seconds(chance, 30, 120);
+            (1..=4).for_each(|time| steer(after * time, Steer::Approve));
+        }
+        if !how.in_waves() {
+            continue;
+        }
+        let after = seconds(chance, 1, 60);
+        match chance.random_range(0..10) {
+            0..3 => {
+                steer(after, Steer::Pause);
+                steer(after + seconds(chance, 5, 90), Steer::Resume);
+            }
+            3 => steer(after, Steer::Abort),
+            4 => steer(after * 2, Steer::Retry),
+            _ => {}
+        }
+    }
+    // Behind everything else: what waits for the entry before it still does.
+    plan.timeline.extend(drawn);
 }
 
 fn selector(chance: &mut impl Rng, sites: &[Site]) -> anyhow::Result<Selector> {
@@ -256,12 +348,12 @@ fn wait_for_moments(chance: &mut impl Rng, plan: &mut Plan) {
         .iter()
         .map(|entry| match &entry.action {
             Action::Rollout { app, .. } => Some(app.clone()),
-            Action::Break { .. } => None,
+            _ => None,
         })
         .collect();
     for (entry, before) in plan.timeline.iter_mut().skip(1).zip(&rolled) {
         let (Some(app), Some(node)) = (before, nodes.choose(chance)) else { continue };
-        if matches!(entry.action, Action::Rollout { .. }) || !chance.random_bool(0.3) {
+        if !matches!(entry.action, Action::Break { .. }) || !chance.random_bool(0.3) {
             continue;
         }
         entry.moment = if chance.random_bool(0.5) {

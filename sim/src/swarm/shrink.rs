@@ -3,12 +3,12 @@
 //! Greedy: fewer faults, producers, rollouts and boxes, shorter, simpler; each step is kept when the run still
 //! breaks the same. A shrunk plan is always valid.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::draw::about;
 use crate::{
     fault::{Fault, Target},
-    plan::{Action, Entry, Moment, Plan, selects},
+    plan::{Action, Entry, How, Moment, Plan, selects},
 };
 
 /// Shortest run that is tried, and shortest fault.
@@ -47,11 +47,12 @@ pub fn shrink(plan: &Plan, tries: u32, mut fails: impl FnMut(&Plan) -> bool) -> 
 /// The `at`th of the simpler plans of one kind; nothing when there are no more.
 type Change = fn(&Plan, usize) -> Option<Plan>;
 
-const CHANGES: [Change; 8] =
-    [half_of_faults, one_fault, one_producer, one_rollout, one_box, shorter, shorter_fault, plainer];
+const CHANGES: [Change; 9] =
+    [half_of_faults, one_fault, one_producer, one_rollout, at_once, one_box, shorter, shorter_fault, plainer];
 
+/// Entries that are no rollouts.
 fn faults(plan: &Plan) -> Vec<usize> {
-    let is_fault = |entry: &Entry| matches!(entry.action, Action::Break { .. });
+    let is_fault = |entry: &Entry| !matches!(entry.action, Action::Rollout { .. });
     plan.timeline.iter().enumerate().filter(|(_, entry)| is_fault(entry)).map(|(at, _)| at).collect()
 }
 
@@ -71,9 +72,23 @@ fn tidy(mut plan: Plan) -> Option<Plan> {
     let timeline = std::mem::take(&mut plan.timeline);
     plan.releases.retain(|release| {
         timeline.iter().any(|entry| match &entry.action {
-            Action::Rollout { app, version, .. } => (app, version) == (&release.app, &release.version),
-            Action::Break { .. } => false,
+            Action::Rollout { app, version, how, .. } => {
+                *app == release.app
+                    && (*version == release.version || how.rollback_to.as_ref() == Some(&release.version))
+            }
+            _ => false,
         })
+    });
+    let rolled: BTreeSet<_> = timeline
+        .iter()
+        .filter(|entry| matches!(entry.action, Action::Rollout { .. }))
+        .filter_map(|entry| entry.action.release())
+        .map(|(app, version)| (app.clone(), version.clone()))
+        .collect();
+    // What is done to a rollout, or seen of it, goes with it.
+    let mut timeline = timeline;
+    timeline.retain(|entry| {
+        entry.action.release().is_none_or(|(app, version)| rolled.contains(&(app.clone(), version.clone())))
     });
     plan.expect.rollouts.retain(|key, _| plan.releases.iter().any(|r| *key == format!("{}@{}", r.app, r.version)));
     let apps_are_there = timeline.iter().all(|entry| match &entry.moment {
@@ -110,6 +125,17 @@ fn one_rollout(plan: &Plan, at: usize) -> Option<Plan> {
     without(plan, &[index])
 }
 
+/// A rollout that goes to all at once instead of in waves.
+fn at_once(plan: &Plan, at: usize) -> Option<Plan> {
+    let mut smaller = plan.clone();
+    let ways = smaller.timeline.iter_mut().filter_map(|entry| match &mut entry.action {
+        Action::Rollout { how, .. } if **how != How::default() => Some(how),
+        _ => None,
+    });
+    **ways.into_iter().nth(at)? = How::default();
+    tidy(smaller)
+}
+
 /// Without a box, where others are left and nothing is about it alone.
 fn one_box(plan: &Plan, at: usize) -> Option<Plan> {
     let boxes: Vec<_> = plan.sites.iter().flat_map(|site| &site.nodes).rev().cloned().collect();
@@ -132,6 +158,7 @@ fn without_box(plan: &Plan, node: &proto::name::Name) -> Option<Plan> {
     smaller.producers.retain(|producer| is_left(&producer.on));
     smaller.timeline.retain(|entry| match &entry.action {
         Action::Break { fault, .. } => is_left(fault.target()),
+        Action::Steer { .. } | Action::See { .. } => true,
         Action::Rollout { to, .. } => smaller.sites.iter().any(|s| s.nodes.iter().any(|node| selects(to, s, node))),
     });
     let moments = smaller.timeline.iter().all(|entry| match &entry.moment {
@@ -169,10 +196,7 @@ fn shorter(plan: &Plan, at: usize) -> Option<Plan> {
 fn ends(entry: &Entry) -> Option<Duration> {
     let Moment::At(at) = entry.moment else { return None };
     let (every, times) = entry.repeat.unwrap_or((Duration::ZERO, 1));
-    let lasts = match &entry.action {
-        Action::Break { lasts, .. } => lasts.unwrap_or_default(),
-        Action::Rollout { .. } => Duration::ZERO,
-    };
+    let lasts = entry.action.lasts().unwrap_or_default();
     Some(at + every * times.saturating_sub(1) + entry.jitter + lasts)
 }
 

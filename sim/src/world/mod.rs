@@ -52,7 +52,7 @@ use proto::{
 };
 use tokio::time::Instant;
 
-pub use self::observe::{AppSeen, Observation, RolloutSeen, Seen};
+pub use self::observe::{AppSeen, Observation, RolloutSeen, Seen, Told};
 use self::{edge::EdgeBox, faults::Broken, host::Host, hub::Backups, release::Wanted};
 use crate::{
     clock::Tasks,

@@ -17,7 +17,9 @@ use futures_util::FutureExt as _;
 use proto::{
     digest::Digest,
     name::{Name, Version},
-    object::{Kind, NodePhase, NodeSpec, NodeStatus, Object, RolloutPhase, RolloutSpec, UpdatePhase},
+    object::{
+        Kind, Node, NodePhase, NodeSpec, Object, Rollout, RolloutPhase, RolloutSpec, UpdatePhase, WorkloadStatus,
+    },
 };
 use tokio::task::unconstrained;
 
@@ -80,18 +82,50 @@ pub struct AppSeen {
     pub phase: Option<UpdatePhase>,
     /// What it is to become, as the hub has it.
     pub target: Option<Version>,
+    /// What the hub told it.
+    pub told: Option<Told>,
+}
+
+/// What the hub told a box of an app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// The name of the rollout.
+    pub rollout: Option<String>,
+    /// The version.
+    pub version: Version,
+    /// Whether it is to wait with it.
+    pub held: bool,
+    /// Whether the box said that it is through with it, well or not.
+    pub settled: bool,
+}
+
+impl Told {
+    /// Whether the app may stop at any moment because of it.
+    #[must_use]
+    pub fn may_disturb(&self) -> bool {
+        !self.held && !self.settled
+    }
 }
 
 impl AppSeen {
     /// Of which nothing is known.
     #[must_use]
     pub fn nothing() -> AppSeen {
-        AppSeen { running: None, digest: None, instance: None, tried: None, ready: false, phase: None, target: None }
+        AppSeen {
+            running: None,
+            digest: None,
+            instance: None,
+            tried: None,
+            ready: false,
+            phase: None,
+            target: None,
+            told: None,
+        }
     }
 }
 
 /// One rollout.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct RolloutSeen {
     /// Where it stands.
     pub phase: RolloutPhase,
@@ -101,6 +135,14 @@ pub struct RolloutSeen {
     pub failed: u32,
     /// All its nodes.
     pub total: u32,
+    /// All that the hub says of it. Another one is no difference by itself.
+    pub object: Option<Arc<Rollout>>,
+}
+
+impl PartialEq for RolloutSeen {
+    fn eq(&self, other: &RolloutSeen) -> bool {
+        (self.phase, self.done, self.failed, self.total) == (other.phase, other.done, other.failed, other.total)
+    }
 }
 
 /// What is known of the hub's objects, kept from one look to the next.
@@ -225,14 +267,14 @@ fn see_apps(
     {
         return Arc::clone(&known.apps);
     }
-    let apps = Arc::new(make_apps(edge, node.map(|node| &node.status)));
+    let apps = Arc::new(make_apps(edge, node.map(AsRef::as_ref)));
     known.insert(edge.name.clone(), AppsSeen { node: node.cloned(), moment, apps: Arc::clone(&apps) });
     apps
 }
 
-fn make_apps(edge: &EdgeBox, status: Option<&NodeStatus>) -> BTreeMap<Name, AppSeen> {
+fn make_apps(edge: &EdgeBox, node: Option<&Node>) -> BTreeMap<Name, AppSeen> {
     let mut apps = BTreeMap::new();
-    for (app, workload) in status.iter().flat_map(|status| &status.workloads) {
+    for (app, workload) in node.iter().flat_map(|node| &node.status.workloads) {
         let seen = AppSeen {
             ready: workload.running.as_ref().is_some_and(|running| running.ready),
             phase: Some(workload.phase),
@@ -240,6 +282,20 @@ fn make_apps(edge: &EdgeBox, status: Option<&NodeStatus>) -> BTreeMap<Name, AppS
             ..AppSeen::nothing()
         };
         apps.insert(app.clone(), seen);
+    }
+    for (app, assigned) in node.iter().flat_map(|node| &node.spec.apps) {
+        let said = node.and_then(|node| node.status.workloads.get(app));
+        let settled = |said: &WorkloadStatus| {
+            use UpdatePhase::{Failed, RolledBack, Succeeded};
+            said.target.as_ref().is_some_and(|target| target.digest == assigned.digest)
+                && matches!(said.phase, Succeeded | Failed | RolledBack)
+        };
+        apps.entry(app.clone()).or_insert_with(AppSeen::nothing).told = Some(Told {
+            rollout: assigned.rollout.clone(),
+            version: assigned.version.clone(),
+            held: assigned.order.hold,
+            settled: said.is_some_and(settled),
+        });
     }
     for (app, version) in edge.driver.tried() {
         apps.entry(app).or_insert_with(AppSeen::nothing).tried = Some(version);
@@ -251,7 +307,7 @@ fn make_apps(edge: &EdgeBox, status: Option<&NodeStatus>) -> BTreeMap<Name, AppS
     apps
 }
 
-fn see_rollout(rollout: &Object<RolloutSpec>) -> (String, RolloutSeen) {
+fn see_rollout(rollout: &Arc<Rollout>) -> (String, RolloutSeen) {
     let count = |phases: &[UpdatePhase]| {
         let count = rollout.status.nodes.values().filter(|node| phases.contains(&node.phase)).count();
         u32::try_from(count).unwrap_or(u32::MAX)
@@ -261,6 +317,11 @@ fn see_rollout(rollout: &Object<RolloutSpec>) -> (String, RolloutSeen) {
         done: count(&[UpdatePhase::Succeeded]),
         failed: count(&[UpdatePhase::Failed, UpdatePhase::RolledBack]),
         total: u32::try_from(rollout.status.nodes.len()).unwrap_or(u32::MAX),
+        object: Some(Arc::clone(rollout)),
     };
-    (rollout.spec.what(), seen)
+    let key = match &rollout.spec.undoes {
+        Some(undone) => format!("undoing of {undone}"),
+        None => rollout.spec.what(),
+    };
+    (key, seen)
 }

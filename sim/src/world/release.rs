@@ -13,14 +13,14 @@ use cloudcore::{
 use proto::{
     env::WallClock as _,
     name::{Name, ObjectName, ReleaseName, Version},
-    object::{Rollout, RolloutSpec},
+    object::{Rollout, RolloutPhase, RolloutSpec, rollout::WavePhase},
     release::Manifest,
     selector::Selector,
 };
 use rand::Rng as _;
 
 use super::{REPOSITORY, World};
-use crate::plan;
+use crate::plan::{self, How, Steer};
 
 /// What people want the hub to have.
 #[derive(Default)]
@@ -29,6 +29,8 @@ pub(super) struct Wanted {
     unpublished: bool,
     releases: Vec<(Name, Version)>,
     rollouts: Vec<(ObjectName, RolloutSpec, bool)>,
+    /// What people do to them meanwhile, in order.
+    steers: Vec<(ObjectName, Steer, bool)>,
 }
 
 impl Wanted {
@@ -36,6 +38,7 @@ impl Wanted {
     pub fn published_anew(&mut self) {
         self.unpublished = true;
         self.rollouts.iter_mut().for_each(|(_, _, started)| *started = false);
+        self.steers.iter_mut().for_each(|(_, _, done)| *done = false);
     }
 }
 
@@ -142,16 +145,49 @@ impl World {
         Ok(())
     }
 
+    /// Publishes a release above whatever was published of its app before, so that nodes accept a way back to it.
+    ///
+    /// # Errors
+    /// When it cannot be built or signed.
+    pub async fn publish_above(&mut self, release: &plan::Release) -> anyhow::Result<()> {
+        let key = (release.app.clone(), release.version.clone());
+        if !self.wanted.releases.contains(&key) {
+            return self.publish_release(release).await;
+        }
+        let repository = Repository::open(&self.folder.path().join(REPOSITORY))?;
+        repository.reissue(&ReleaseName { app: key.0, version: key.1 }, self.engineers_time())?;
+        repository.sign(&[self.key("targets")])?;
+        self.wanted.unpublished = true;
+        self.settle_wanted().await;
+        Ok(())
+    }
+
     /// Starts a rollout; once. While the hub is away it is started later.
     ///
     /// # Errors
     /// When it has no possible name.
-    pub async fn start_rollout(&mut self, app: &Name, version: &Version, to: &Selector) -> anyhow::Result<()> {
-        let spec = RolloutSpec::new(ReleaseName { app: app.clone(), version: version.clone() }, to.clone());
+    pub async fn start_rollout(
+        &mut self,
+        app: &Name,
+        version: &Version,
+        to: &Selector,
+        how: &How,
+    ) -> anyhow::Result<()> {
         let name: ObjectName = rollout_name(app.as_ref(), version.as_ref()).parse()?;
         if !self.wanted.rollouts.iter().any(|(known, _, _)| *known == name) {
-            self.wanted.rollouts.push((name, spec, false));
+            self.wanted.rollouts.push((name, how.spec(app, version, to), false));
         }
+        self.settle_wanted().await;
+        Ok(())
+    }
+
+    /// Does something to a rollout, as `crossdock rollout pause` and its like do. While the hub is away it is done
+    /// later.
+    ///
+    /// # Errors
+    /// When it has no possible name.
+    pub async fn steer(&mut self, app: &Name, version: &Version, steer: Steer) -> anyhow::Result<()> {
+        self.wanted.steers.push((rollout_name(app.as_ref(), version.as_ref()).parse()?, steer, false));
         self.settle_wanted().await;
         Ok(())
     }
@@ -187,6 +223,18 @@ impl World {
                 }
             }
         }
+        for (name, steer, done) in self.wanted.steers.iter_mut().filter(|(.., done)| !done) {
+            match self::steer(&hub, name, *steer).await {
+                Ok(what) => {
+                    *done = true;
+                    self.trace.line("operator", format_args!("rollout {steer} {name}: {what}"));
+                }
+                Err(error) => {
+                    self.trace.line("operator", format_args!("could not {steer} {name}: {error:#}"));
+                    return;
+                }
+            }
+        }
     }
 }
 
@@ -195,8 +243,34 @@ async fn start_once(hub: &Hub, name: &ObjectName, spec: &RolloutSpec) -> anyhow:
     if hub.store().get::<RolloutSpec>(name.as_ref()).await?.is_some() {
         return Ok(false);
     }
-    hub.store().create(Rollout::new(name.clone(), spec.clone())).await.context("start the rollout")?;
+    let mut spec = spec.clone();
+    hub.config().rollouts.fill_in(&mut spec).map_err(anyhow::Error::msg)?;
+    hub.store().create(Rollout::new(name.clone(), spec)).await.context("start the rollout")?;
     Ok(true)
+}
+
+/// Changes what is wished of a rollout by the rules of the command line. Returns what came of it.
+async fn steer(hub: &Hub, name: &ObjectName, steer: Steer) -> anyhow::Result<String> {
+    let rollout = hub.store().get::<RolloutSpec>(name.as_ref()).await?.context("there is no such rollout")?;
+    let phase = rollout.status.phase;
+    if phase.is_final() && !(steer == Steer::Abort && phase == RolloutPhase::Succeeded) {
+        return Ok(format!("refused, it is {phase}"));
+    }
+    let waiting = rollout.status.waves.iter().find(|wave| wave.phase == WavePhase::AwaitingApproval);
+    let approved = waiting.map(|wave| wave.name.clone());
+    let set = move |rollout: &mut Rollout| {
+        let (control, status) = (&mut rollout.spec.control, &rollout.status);
+        match steer {
+            Steer::Pause => control.paused = true,
+            Steer::Resume if control.paused => control.paused = false,
+            Steer::Resume => control.resumed = status.resumed + 1,
+            Steer::Abort => control.aborted = true,
+            Steer::Retry => control.retries += 1,
+            Steer::Approve => control.approved.extend(approved.clone()),
+        }
+    };
+    hub.store().modify(name.as_ref(), set).await?;
+    Ok(format!("it was {phase}"))
 }
 
 pub(super) fn rollout_name(app: &str, version: &str) -> String {

@@ -44,6 +44,21 @@ fn a_bad_canary_is_all_that_ever_sees_the_release() {
 }
 
 #[test]
+fn a_wave_that_a_newer_rollout_took_draws_others() {
+    let mut world = World::new(10, 5);
+    world.start("r", RolloutSpec { waves: vec![count(1, 600), percent(100, 0)], ..spec(1, "all") });
+    world.run(10);
+    let canary = world.status("r").nodes.iter().find(|(_, node)| node.wave == Some(0)).unwrap().0.clone();
+    world.start("other", spec(2, &format!("name={canary}")));
+    world.run(30);
+    let (status, first) = (world.status("r"), world.status("r").waves[0].clone());
+    assert_eq!((status.phase, first.phase), (RolloutPhase::Progressing, WavePhase::Soaking), "{first:?}");
+    assert_eq!(world.on(1), 1, "another one proves it, and nobody else has it yet");
+    world.run(650);
+    assert_eq!((world.on(1), world.on(2), world.status("r").phase), (9, 1, RolloutPhase::Superseded));
+}
+
+#[test]
 fn a_release_that_fails_after_a_while_is_caught_while_it_soaks() {
     let mut world = World::new(20, 5);
     world.start("r", RolloutSpec { waves: vec![count(2, 3600), percent(100, 0)], ..spec(1, "all") });
