@@ -52,18 +52,16 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
     warn_if_debug();
     let start: Timestamp = "2026-01-01T00:00:00Z".parse()?;
     let mut fleet = fleet(args, start)?;
-    let mut second = 0;
     // The first two waves prove the release; the third stops where the sites' budgets are used up.
     let mut now = start;
-    for _ in 0..ROUNDS {
-        now = start.checked_add(jiff::SignedDuration::from_secs(second))?;
+    for second in 0..ROUNDS {
+        now = start.checked_add(jiff::SignedDuration::from_secs(second.into()))?;
         let steps = plan(&fleet, now).steps;
         if steps.is_empty() {
             break;
         }
         carry_out(&mut fleet, steps);
         answer(&mut fleet, 2);
-        second += 1;
     }
     let rest = plan(&fleet, now);
     ensure!(rest.steps.is_empty(), "the fleet does not come to rest: {} steps are left", rest.steps.len());
