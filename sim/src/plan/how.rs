@@ -117,7 +117,7 @@ impl How {
                     .hint("write waves = [\"1\", \"10%\", \"all\"]"));
             }
         }
-        let per = table.read("per", |field, value| parsed::<String>(field, value))?;
+        let per = table.read("per", parsed::<String>)?;
         let most = table.read("max-unavailable", parsed::<Share>)?;
         if per.is_some() && most.is_none() {
             return Err(Wrong::new(table.key_at("per"), "\"per\" without \"max-unavailable\"")
@@ -320,7 +320,7 @@ impl Look {
         };
         Ok(Look {
             phase: table.read("phase", phase)?,
-            reason: table.read("reason", |field, value| parsed::<String>(field, value))?,
+            reason: table.read("reason", parsed::<String>)?,
             node,
             healthy: table.read("healthy", |field, value| whole(field, value, (0, 20_000)))?,
         })

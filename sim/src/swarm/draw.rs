@@ -172,9 +172,9 @@ fn ways(chance: &mut impl Rng, plan: &mut Plan) -> anyhow::Result<()> {
         if chance.random_bool(0.2) {
             how.spread = seconds(chance, 1, 60);
         }
-        let before =
+        let mut before =
             releases.iter().filter(|release| release.app == *app && release.version < *version && !release.bad);
-        how.on_failure = match (chance.random_range(0..4), before.last()) {
+        how.on_failure = match (chance.random_range(0..4), before.next_back()) {
             (0 | 1, Some(before)) => {
                 how.rollback_to = Some(before.version.clone());
                 OnFailure::RollBack

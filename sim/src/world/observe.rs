@@ -214,7 +214,7 @@ impl World {
         let looked = look(&mut watched, hub.as_ref()).await;
         let runs = hub.is_some();
         let nodes = self.boxes.values().map(|edge| (edge.name.clone(), self.see(edge, &mut watched, runs))).collect();
-        let rollouts = watched.rollouts.objects.values().map(|rollout| see_rollout(rollout)).collect();
+        let rollouts = watched.rollouts.objects.values().map(see_rollout).collect();
         *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = watched;
         looked.context("look at the hub's objects")?;
         Ok(Observation { at: self.elapsed(), hub_runs: hub.is_some(), nodes, rollouts })

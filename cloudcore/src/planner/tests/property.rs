@@ -169,10 +169,8 @@ fn happen(world: &mut World, happening: &Happening) {
             world.agents.remove(&node_name(*n));
         }
         Happening::Join(n) => {
-            if !world.now.nodes.contains_key(&node_name(*n)) {
-                let fresh = World::new(NODES, 3).now.nodes.remove(&node_name(*n)).unwrap();
-                world.now.nodes.insert(node_name(*n), fresh);
-            }
+            let fresh = || World::new(NODES, 3).now.nodes.remove(&node_name(*n)).unwrap();
+            world.now.nodes.entry(node_name(*n)).or_insert_with(fresh);
         }
         Happening::Pause(on) => drop(newest().map(|r| world.spec(&r).control.paused = *on)),
         Happening::Resume => drop(newest().map(|r| world.spec(&r).control.resumed += 1)),
