@@ -4,7 +4,7 @@
 //! who, what, and when.
 
 use axum::{Json, body::Body, extract::State, http::Method};
-use proto::object::{EventType, Rollout, RolloutSpec, rollout::Control};
+use proto::object::{EventType, Rollout, RolloutPhase, RolloutSpec, rollout::Control};
 
 use super::{
     Api, ApiError,
@@ -63,7 +63,8 @@ fn check_control(old: &Rollout, new: &Control) -> Checked {
     }
     let phase = old.status.phase;
     let name = old.name();
-    if phase.is_final() && !(new.aborted && !before.aborted && phase == proto::object::RolloutPhase::Succeeded) {
+    // One that succeeded still begins nodes that come back or join, so it can be paused and ended.
+    if phase.is_final() && phase != RolloutPhase::Succeeded {
         return Err(ApiError::conflict(format!("rollout {name} is {phase}; start a new one")));
     }
     if before.aborted && !new.aborted {

@@ -43,7 +43,8 @@ pub(super) fn pass<'a>(draft: &mut Draft<'a>, claims: &Claims<'a>, busy: &mut Bu
         RolloutPhase::Failed => pass.take_back(reason::ENDED, "the rollout failed before it had its turn"),
         RolloutPhase::Superseded => {}
         RolloutPhase::Succeeded => {
-            pass.begin(None);
+            let still = pass.draft.holds_still();
+            pass.begin(still);
             let message = summary(&pass.draft.status.counts());
             if pass.draft.status.message != message {
                 pass.draft.status.to_mut().message = message;

@@ -216,3 +216,20 @@ fn a_pause_begins_nothing_and_lets_finish() {
     world.run(50);
     assert_eq!(world.status("r").phase, RolloutPhase::Succeeded);
 }
+
+#[test]
+fn a_pause_holds_those_too_who_come_back_after_the_end() {
+    let mut world = World::new(3, 5);
+    world.phase("n2", NodePhase::Unknown);
+    world.start("r", spec(1, "all"));
+    world.run(2);
+    world.spec("r").control.paused = true;
+    world.run(10);
+    assert_eq!((world.status("r").phase, world.on(1)), (RolloutPhase::Succeeded, 2), "what has begun finishes");
+    world.phase("n2", NodePhase::Ready);
+    world.run(10);
+    assert_eq!((world.told("n2"), world.node("r", "n2").reason.as_str()), (None, reason::PAUSED));
+    world.spec("r").control.paused = false;
+    world.run(10);
+    assert_eq!(world.on(1), 3);
+}
