@@ -1,4 +1,4 @@
-//! Seeds on the command line: `FIRST..LAST`, or a fresh one.
+//! Seeds on the command line: `FIRST..LAST`, one number, or a fresh one.
 
 use std::{io, str::FromStr};
 
@@ -59,7 +59,7 @@ impl FromStr for Seeds {
 
     fn from_str(text: &str) -> Result<Seeds, String> {
         let wrong = || format!("{text:?} is not FIRST..LAST, such as 1..20");
-        let (first, last) = text.split_once("..").ok_or_else(wrong)?;
+        let (first, last) = text.split_once("..").unwrap_or((text, text));
         let parse = |number: &str| number.parse::<u64>().map_err(|_| wrong());
         let (first, last) = (parse(first)?, parse(last)?);
         let more =
@@ -79,6 +79,7 @@ mod tests {
     fn seeds_are_read_up_to_the_top_and_bounded() {
         let all = |text: &str| text.parse::<Seeds>().map(|seeds| seeds.iter().collect::<Vec<_>>());
         assert_eq!(all("3..5").unwrap(), [3, 4, 5]);
+        assert_eq!(all("78").unwrap(), [78]);
         let top: Seeds = format!("{}..{}", u64::MAX - 1, u64::MAX).parse().unwrap();
         assert_eq!(top.iter().collect::<Vec<_>>(), [u64::MAX - 1, u64::MAX]);
         assert_eq!(
@@ -90,7 +91,8 @@ mod tests {
             ("0..18446744073709551615", "more than 1000000"),
             ("1..1000001", "more than"),
             ("5..4", "empty"),
-            ("5", "is not FIRST..LAST"),
+            ("", "is not FIRST..LAST"),
+            ("5..", "is not FIRST..LAST"),
             ("-1..2", "is not"),
             ("1..18446744073709551616", "is not"),
         ] {

@@ -5,7 +5,7 @@
 use jiff::Timestamp;
 use proto::{
     link::message::Report,
-    object::{Condition, ConditionStatus, Node, NodeInfo, NodePhase},
+    object::{AssignedApp, Condition, ConditionStatus, Node, NodeInfo, NodePhase},
 };
 
 /// Type of the condition that the hub derives when an agent does not report it.
@@ -60,7 +60,35 @@ pub(crate) fn apply(node: &mut Node, report: &Report, info: Option<&NodeInfo>, r
     // A hub restored from an older copy would be ignored for ever if it stayed below.
     if !absurd && report.observed_generation > node.metadata.generation {
         node.metadata.generation = report.observed_generation.saturating_add(1);
+        adopt(node, report);
     }
+}
+
+/// The node was told more than this hub knows: apps that only the node knows of stay, until a rollout says otherwise.
+/// To a hub that was restored from an older copy they would seem unwanted, and every workload begun since would end.
+fn adopt(node: &mut Node, report: &Report) {
+    for (app, said) in &report.workloads {
+        let Some(target) = &said.target else { continue }; // it is being removed
+        let runs = said.running.as_ref().map_or(target, |running| &running.release);
+        let keep = || AssignedApp::new(runs.version.clone(), runs.digest, None);
+        node.spec.apps.entry(app.clone()).or_insert_with(keep);
+    }
+}
+
+/// What [`apply`] adopted of a report, for people; `None`: nothing.
+pub(crate) fn adopted(node: &Node, report: &Report) -> Option<String> {
+    if node.metadata.generation != report.observed_generation.saturating_add(1) {
+        return None;
+    }
+    let kept =
+        node.spec.apps.iter().filter(|(app, told)| told.rollout.is_none() && report.workloads.contains_key(*app));
+    let kept: Vec<String> = kept.map(|(app, told)| format!("{app}@{}", told.version)).collect();
+    (!kept.is_empty()).then(|| {
+        format!(
+            "the node was told more than this hub knows, as after a restore: it keeps {}; roll out what it shall run",
+            kept.join(", ")
+        )
+    })
 }
 
 /// Marks a node that was not heard from.
@@ -121,7 +149,10 @@ fn with_ready(before: &[Condition], reported: &[Condition], now: Timestamp) -> V
 
 #[cfg(test)]
 mod tests {
-    use proto::object::{NodeSpec, Object};
+    use proto::{
+        digest::Digest,
+        object::{NodeSpec, Object, ReleaseRef, RunState, Running, UpdatePhase, WorkloadStatus},
+    };
 
     use super::*;
 
@@ -189,5 +220,57 @@ mod tests {
         apply(&mut node, &absurd, None, "", Timestamp::UNIX_EPOCH);
         assert_eq!((node.metadata.generation, node.status.observed_generation), (5, 0));
         assert_eq!(node.status.phase, NodePhase::Ready);
+    }
+
+    #[test]
+    fn a_hub_that_knows_less_than_its_node_lets_it_keep_what_it_runs() {
+        let release = |text: &str| ReleaseRef { version: text.parse().unwrap(), digest: Digest::of(text.as_bytes()) };
+        let said = |target: Option<&str>, running: Option<&str>| {
+            let running = running.map(|text| Running {
+                release: release(text),
+                state: RunState::Running,
+                ready: true,
+                restarts: 0,
+                started_at: None,
+                last_exit: None,
+            });
+            WorkloadStatus {
+                target: target.map(release),
+                phase: UpdatePhase::Succeeded,
+                reason: String::new(),
+                message: String::new(),
+                since: Timestamp::UNIX_EPOCH,
+                progress: None,
+                restarted: None,
+                restart_failed: None,
+                retried: None,
+                running,
+            }
+        };
+        let name = |text: &str| text.parse::<proto::name::Name>().unwrap();
+        let workloads = [
+            (name("new"), said(Some("2"), Some("1"))),
+            (name("begun"), said(Some("2"), None)),
+            (name("going"), said(None, Some("1"))),
+            (name("known"), said(Some("2"), Some("2"))),
+        ];
+        let report = Report { observed_generation: 7, workloads: workloads.into(), ..Report::default() };
+        let mut node: Node = Object::new(name("n1"), NodeSpec::new(name("s1")));
+        let known = AssignedApp::new("1".parse().unwrap(), Digest::of(b"1"), Some("r".into()));
+        node.spec.apps.insert(name("known"), known.clone());
+
+        node.metadata.generation = 7;
+        apply(&mut node, &report, None, "", Timestamp::UNIX_EPOCH);
+        assert_eq!(
+            (node.spec.apps.len(), adopted(&node, &report)),
+            (1, None),
+            "what it has to go without it goes without"
+        );
+        node.metadata.generation = 6;
+        apply(&mut node, &report, None, "", Timestamp::UNIX_EPOCH);
+        let now = |app: &str| node.spec.apps.get(app).map(|told| told.version.to_string());
+        assert_eq!((now("new"), now("begun"), now("going")), (Some("1".into()), Some("2".into()), None));
+        assert_eq!(node.spec.apps.get("known"), Some(&known));
+        assert!(adopted(&node, &report).unwrap().contains("keeps begun@2, new@1;"));
     }
 }

@@ -223,10 +223,13 @@ async fn take(
     report::bound(&mut report);
     turn.reported(&report.conditions);
     let failures = failures(&report.workloads);
-    let change = move |node: &mut Node| report::apply(node, &report, info.as_ref(), &remote, now);
+    let report = Arc::new(report);
+    let said = Arc::clone(&report);
+    let change = move |node: &mut Node| report::apply(node, &said, info.as_ref(), &remote, now);
     let node = hub.store().modify(name.as_str(), change).await?.ok_or_else(over)?;
     hub.sessions().assign(&node);
-    for (reason, message) in failures {
+    let adopted = report::adopted(&node, &report).map(|message| ("Adopted".to_owned(), message));
+    for (reason, message) in failures.into_iter().chain(adopted) {
         if turn.may_tell(&message) {
             events::record(
                 hub.store(),

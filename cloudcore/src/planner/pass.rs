@@ -273,6 +273,8 @@ impl<'a> Pass<'_, 'a> {
             }
             _ if mine == 0 => (Superseded, ""),
             None if counts.taken > 0 => (Superseded, ""),
+            // It still holds somebody, so it is no success to anybody who looks.
+            None if self.spec().control.paused && counts.healthy < mine => (Paused, "Paused"),
             None => (Succeeded, ""),
             Some(wave) if failed => {
                 let text = format!("wave {}: {}", wave.name, wave.message);

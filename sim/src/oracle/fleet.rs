@@ -8,7 +8,7 @@ use std::{
 
 use proto::{
     name::{Name, Version},
-    object::{Rollout, RolloutPhase},
+    object::{Rollout, RolloutNode, RolloutPhase, UpdatePhase},
 };
 
 use crate::plan::{Action, How, Plan, Release, selects};
@@ -35,11 +35,17 @@ pub(super) struct Planned {
 impl Planned {
     /// Whether a rollout of which nobody said what it comes to may stand so in the end.
     pub(super) fn may_end_as(&self, phase: RolloutPhase, object: Option<&Rollout>) -> bool {
-        use RolloutPhase::{Aborted, Failed, Paused, RolledBack, Succeeded, Superseded};
+        use RolloutPhase::{Aborted, Failed, Paused, Progressing, RolledBack, Succeeded, Superseded};
         if self.steered || self.how.in_waves() {
             // A box that is turned off while its wave soaks may end it: somebody has to look.
             let by_gate = object.is_some_and(|object| object.status.reason == "GateFailed");
+            // What there is to go back to was published later. A box without a disk begins with that, and refuses
+            // the release from then on.
+            let refused = |node: &RolloutNode| node.phase == UpdatePhase::Blocked && node.reason == "Rollback";
+            let else_decided =
+                |object: &Rollout| object.status.nodes.values().all(|node| node.is_decided() || refused(node));
             return match phase {
+                Progressing | Paused if self.how.rollback_to.is_some() && object.is_some_and(else_decided) => true,
                 Succeeded => !self.bad,
                 Failed | RolledBack | Superseded => true,
                 Aborted => self.steered,
@@ -48,7 +54,11 @@ impl Planned {
             };
         }
         // Paused, when a box came back after the others had failed, and so has not begun.
-        if self.bad { matches!(phase, Failed | Paused) } else { phase == Succeeded }
+        if self.bad {
+            matches!(phase, Failed | Paused) || phase == RolledBack && self.how.rollback_to.is_some()
+        } else {
+            phase == Succeeded
+        }
     }
 
     /// Whether it does not ask of its nodes any more that they run its release.

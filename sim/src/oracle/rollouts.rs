@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proto::name::{Name, Version};
+use proto::{
+    name::{Name, Version},
+    object::Rollout,
+};
 
 use super::{Fleet, Invariant, Violation, fleet::Planned};
 use crate::{fault::Fault, world::Observation};
@@ -119,11 +122,26 @@ impl Rollouts {
                     |phase| phase.to_string(),
                 );
                 return Some(format!(
-                    "rollout {} is {}, {} of {} nodes healthy, {} failed; expected {expected}",
-                    planned.key, now.phase, now.done, now.total, now.failed
+                    "rollout {} is {}, {} of {} nodes healthy, {} failed; expected {expected}{}",
+                    planned.key,
+                    now.phase,
+                    now.done,
+                    now.total,
+                    now.failed,
+                    now.object.as_deref().map_or_else(String::new, who_waits)
                 ));
             }
         }
         None
     }
+}
+
+/// Nodes that a rollout waits for, as the hub says it; a few of them.
+fn who_waits(rollout: &Rollout) -> String {
+    let mut text = format!("; it says: {}", rollout.status.message);
+    for (name, node) in rollout.status.nodes.iter().filter(|(_, node)| !node.is_decided()).take(3) {
+        let words = [node.reason.as_str(), node.message.as_str()].map(|word| format!(" {word}")).concat();
+        text.push_str(&format!("; {name}: {}{}", node.phase, words.trim_end()));
+    }
+    text
 }

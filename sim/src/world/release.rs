@@ -253,7 +253,8 @@ async fn start_once(hub: &Hub, name: &ObjectName, spec: &RolloutSpec) -> anyhow:
 async fn steer(hub: &Hub, name: &ObjectName, steer: Steer) -> anyhow::Result<String> {
     let rollout = hub.store().get::<RolloutSpec>(name.as_ref()).await?.context("there is no such rollout")?;
     let phase = rollout.status.phase;
-    if phase.is_final() && !(steer == Steer::Abort && phase == RolloutPhase::Succeeded) {
+    // As the API answers.
+    if phase.is_final() && phase != RolloutPhase::Succeeded {
         return Ok(format!("refused, it is {phase}"));
     }
     let waiting = rollout.status.waves.iter().find(|wave| wave.phase == WavePhase::AwaitingApproval);

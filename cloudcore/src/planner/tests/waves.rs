@@ -218,18 +218,25 @@ fn a_pause_begins_nothing_and_lets_finish() {
 }
 
 #[test]
-fn a_pause_holds_those_too_who_come_back_after_the_end() {
+fn a_pause_holds_those_too_who_come_back() {
     let mut world = World::new(3, 5);
     world.phase("n2", NodePhase::Unknown);
     world.start("r", spec(1, "all"));
     world.run(2);
     world.spec("r").control.paused = true;
     world.run(10);
-    assert_eq!((world.status("r").phase, world.on(1)), (RolloutPhase::Succeeded, 2), "what has begun finishes");
+    assert_eq!((world.status("r").phase, world.on(1)), (RolloutPhase::Paused, 2), "what has begun finishes");
     world.phase("n2", NodePhase::Ready);
     world.run(10);
     assert_eq!((world.told("n2"), world.node("r", "n2").reason.as_str()), (None, reason::PAUSED));
     world.spec("r").control.paused = false;
     world.run(10);
-    assert_eq!(world.on(1), 3);
+    assert_eq!((world.status("r").phase, world.on(1)), (RolloutPhase::Succeeded, 3));
+    // Paused after its success, it stays one, and holds who comes then.
+    world.spec("r").control.paused = true;
+    let mut late = world.now.nodes[&name("n0")].clone();
+    (late.metadata.name, late.spec.apps, late.status.workloads) = (name("n9").into(), [].into(), [].into());
+    world.now.nodes.insert(name("n9"), late);
+    world.run(10);
+    assert_eq!((world.status("r").phase, world.told("n9")), (RolloutPhase::Succeeded, None));
 }
