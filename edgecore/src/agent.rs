@@ -25,7 +25,7 @@ use proto::{
     env::Env,
     identity,
     link::message::Report,
-    object::{Condition, ConditionStatus},
+    object::{Condition, ConditionStatus, condition},
     stream::event,
     watch,
 };
@@ -255,6 +255,7 @@ async fn watch_conditions(
     mut outbox: watch::Receiver<OutboxState>,
     mut endpoints: watch::Receiver<Endpoints>,
 ) {
+    let mut unkept = shared.assignments.problem();
     let mut ticks = interval(CONDITIONS_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told: Option<Arc<[Condition]>> = None;
@@ -263,12 +264,13 @@ async fn watch_conditions(
         let now = shared.env.wall.now();
         let found = shared.facts.conditions(now);
         let same = told.as_ref().is_some_and(|told| Arc::ptr_eq(told, &found));
-        if same && !trust.has_changed() && !outbox.has_changed() && !endpoints.has_changed() {
+        if same && !trust.has_changed() && !outbox.has_changed() && !endpoints.has_changed() && !unkept.has_changed() {
             continue;
         }
         let mut conditions = vec![ready(&trust.borrow_and_update(), now)];
         conditions.extend_from_slice(&found);
         conditions.push(streams(&outbox.borrow_and_update(), &endpoints.borrow_and_update(), now));
+        conditions.push(assignment(unkept.borrow_and_update().as_ref(), now));
         told = Some(found);
         shared.board.send_if_modified(|board| {
             for condition in &mut conditions {
@@ -283,6 +285,16 @@ async fn watch_conditions(
             changed
         });
     }
+}
+
+/// Whether the newest assignment is not kept, and so not acted on.
+fn assignment(problem: Option<&String>, now: jiff::Timestamp) -> Condition {
+    let (status, reason) = match problem {
+        Some(_) => (ConditionStatus::True, "NotKept"),
+        None => (ConditionStatus::False, "Kept"),
+    };
+    let (message, kind) = (problem.cloned().unwrap_or_default(), condition::ASSIGNMENT_PRESSURE.to_owned());
+    Condition { r#type: kind, status, reason: reason.into(), message, last_transition_time: now }
 }
 
 fn ready(trust: &TrustState, now: jiff::Timestamp) -> Condition {

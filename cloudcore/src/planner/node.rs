@@ -5,7 +5,10 @@ use std::borrow::Cow;
 use proto::{
     digest::Digest,
     name::{Name, Version},
-    object::{AppOrder, AssignedApp, Node, NodePhase, RolloutNode, RunState, UpdatePhase, rollout::reason},
+    object::{
+        AppOrder, AssignedApp, Condition, ConditionStatus, Node, NodePhase, RolloutNode, RunState, UpdatePhase,
+        condition, rollout::reason,
+    },
 };
 
 /// What a rollout brings about on a node.
@@ -102,13 +105,13 @@ pub(super) fn deferral<'a>(node: &Node, app: &Name, target: &Target) -> Option<S
 
 /// What a node that was told says of the target itself.
 pub(super) fn says<'a>(node: &'a Node, app: &Name, target: &Target, told: &AssignedApp) -> State<'a> {
-    let Some(said) = node.status.workloads.get(app) else { return State::waits("", "") };
+    let Some(said) = node.status.workloads.get(app) else { return says_nothing(node) };
     match target {
         Target::Release(_, digest) => {
             if said.target.as_ref().is_none_or(|target| target.digest != *digest)
                 || told.order.retry.is_some() && said.retried != told.order.retry
             {
-                return State::waits("", "");
+                return says_nothing(node);
             }
             let other = said.running.as_ref().is_some_and(|running| running.release.digest != *digest);
             if said.phase == UpdatePhase::Succeeded && other {
@@ -119,13 +122,22 @@ pub(super) fn says<'a>(node: &'a Node, app: &Name, target: &Target, told: &Assig
         }
         Target::Restart => {
             if said.restarted != told.order.restart {
-                return State::new(UpdatePhase::Applying, "", "");
+                return State { phase: UpdatePhase::Applying, ..says_nothing(node) };
             }
             match &said.restart_failed {
                 Some(message) => State::new(UpdatePhase::Failed, "Unhealthy", message.as_str()),
                 None => State::new(UpdatePhase::Succeeded, "", ""),
             }
         }
+    }
+}
+
+/// A node that was told and does not say what it makes of it: on its way, or it cannot even keep it.
+fn says_nothing(node: &Node) -> State<'_> {
+    let is_so = |c: &&Condition| c.r#type == condition::ASSIGNMENT_PRESSURE && c.status == ConditionStatus::True;
+    match node.status.conditions.iter().find(is_so) {
+        Some(condition) => State::waits(&condition.reason, condition.message.as_str()),
+        None => State::waits("", ""),
     }
 }
 

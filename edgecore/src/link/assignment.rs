@@ -17,6 +17,8 @@ pub struct Assignments {
     env: Env,
     record: Record,
     current: watch::Sender<Option<Assignment>>,
+    /// Why the newest that was offered is not kept.
+    problem: watch::Sender<Option<String>>,
     /// Generation of a copy that is not acted on.
     seen: u64,
 }
@@ -47,13 +49,19 @@ impl Assignments {
                 (None, 0)
             }
         };
-        Ok(Assignments { env, record, current: watch::channel(kept).0, seen })
+        Ok(Assignments { env, record, current: watch::channel(kept).0, problem: watch::channel(None).0, seen })
     }
 
     /// The newest, as it changes.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Option<Assignment>> {
         self.current.subscribe()
+    }
+
+    /// Why the newest that the hub offered is not acted on, as it changes.
+    #[must_use]
+    pub fn problem(&self) -> watch::Receiver<Option<String>> {
+        self.problem.subscribe()
     }
 
     /// Generation of the newest; 0 without one.
@@ -73,16 +81,27 @@ impl Assignments {
             return Ok(());
         }
         if self.current.borrow().as_ref() == Some(&offered) {
+            self.note(None);
             return Ok(());
         }
         let content = serde_json::to_vec(&offered).unwrap_or_default(); // text keys only: cannot fail
         let record = self.record.clone();
-        self.env.blocking.run(move || record.store(&content)).await?;
+        if let Err(error) = self.env.blocking.run(move || record.store(&content)).await {
+            self.note(Some(format!(
+                "what the hub wants cannot be kept, so it is not begun: {error}; make room or mend the disk"
+            )));
+            return Err(error);
+        }
+        self.note(None);
         tracing::info!(generation = offered.generation, apps = offered.apps.len(), "assignment");
         let generation = offered.generation;
         self.current.send_replace(Some(offered));
         board.send_if_modified(|r| std::mem::replace(&mut r.observed_generation, generation) != generation);
         Ok(())
+    }
+
+    fn note(&self, problem: Option<String>) {
+        self.problem.send_if_modified(|now| std::mem::replace(now, problem.clone()) != problem);
     }
 }
 
@@ -149,5 +168,21 @@ mod tests {
 
         record.store(b"[]").unwrap();
         assert_eq!(*open().subscribe().borrow(), None, "whole and no assignment");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_kept_is_not_acted_on_and_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let there = folder.path().join("there");
+        let record = Record::at(there.join("assignment"));
+        let board = watch::channel(Report::default()).0;
+        let kept = Assignments::open(record, crate::fetch::tests::env()).unwrap();
+        let offered = Assignment { generation: 4, ..Assignment::default() };
+        kept.accept(offered.clone(), &board).await.unwrap_err();
+        assert_eq!((kept.generation(), board.borrow().observed_generation), (0, 0));
+        assert!(kept.problem().borrow().as_ref().unwrap().contains("there/assignment"));
+        std::fs::create_dir(&there).unwrap();
+        kept.accept(offered, &board).await.unwrap();
+        assert_eq!((kept.generation(), kept.problem().borrow().clone()), (4, None));
     }
 }

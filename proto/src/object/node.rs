@@ -181,7 +181,7 @@ data! {
 
     /// A yes-or-no fact with its reason, as in Kubernetes.
     pub struct Condition {
-        /// `Ready`, `DiskPressure`, `MemoryPressure`, `ClockSkew`.
+        /// `Ready`, `DiskPressure`, `MemoryPressure`, `ClockSkew`, `StreamPressure`, `AssignmentPressure`.
         pub r#type: String,
         /// `True`, `False` or `Unknown`.
         pub status: ConditionStatus,
@@ -198,6 +198,12 @@ data! {
 
 fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+/// Types of conditions that both sides know.
+pub mod condition {
+    /// The agent cannot keep what the hub wants of it, and so does not begin it.
+    pub const ASSIGNMENT_PRESSURE: &str = "AssignmentPressure";
 }
 
 /// What agents can do ([`NodeInfo::features`]): the hub asks nothing of an agent that does not know it.

@@ -8,7 +8,7 @@ use std::{
 use proto::{
     digest::Digest,
     name::{Name, Version},
-    object::UpdatePhase,
+    object::{RolloutPhase, UpdatePhase},
 };
 
 use super::{Fleet, Invariant, Violation};
@@ -168,7 +168,7 @@ fn goal(
     if let Some(version) = running.filter(|version| fleet.is_bad(app, version)) {
         return Some(format!("{app}@{version} is bad and still runs"));
     }
-    for last in fleet.begun(name, app) {
+    for (newer, last) in fleet.begun(name, app).into_iter().enumerate() {
         // A hub that came back from a backup may not know of it any more.
         let Some(phase) = seen.rollouts.get(&last.key).map(|now| now.phase) else { continue };
         let back = last.how.rollback_to.as_ref();
@@ -181,6 +181,10 @@ fn goal(
         }
         // One that stopped or was ended leaves what it touched as it is; others have what came before.
         if last.has_given_up(phase) && !running.is_some_and(|runs| *runs == last.version || Some(runs) == back) {
+            continue;
+        }
+        // It ended when a newer one took its nodes, and that one was given up in turn.
+        if newer > 0 && phase == RolloutPhase::Superseded {
             continue;
         }
         return match running {

@@ -8,7 +8,7 @@ use std::{
 
 use proto::{
     name::{Name, Version},
-    object::{Rollout, RolloutNode, RolloutPhase, UpdatePhase},
+    object::{Rollout, RolloutNode, RolloutPhase, UpdatePhase, rollout::reason},
 };
 
 use crate::plan::{Action, How, Plan, Release, selects};
@@ -39,13 +39,18 @@ impl Planned {
         if self.steered || self.how.in_waves() {
             // A box that is turned off while its wave soaks may end it: somebody has to look.
             let by_gate = object.is_some_and(|object| object.status.reason == "GateFailed");
-            // What there is to go back to was published later. A box without a disk begins with that, and refuses
-            // the release from then on.
-            let refused = |node: &RolloutNode| node.phase == UpdatePhase::Blocked && node.reason == "Rollback";
-            let else_decided =
-                |object: &Rollout| object.status.nodes.values().all(|node| node.is_decided() || refused(node));
+            // What there is to go back to was published later. A box without a disk or a state begins with that, and
+            // refuses the release from then on; other waves wait for its own.
+            let refuses = |node: &RolloutNode| node.phase == UpdatePhase::Blocked && node.reason == "Rollback";
+            let is_held_by_refusal = |object: &Rollout| {
+                let mut nodes = object.status.nodes.values();
+                nodes.clone().any(refuses)
+                    && nodes.all(|node| node.is_decided() || refuses(node) || node.reason == reason::WAVE)
+            };
             return match phase {
-                Progressing | Paused if self.how.rollback_to.is_some() && object.is_some_and(else_decided) => true,
+                Progressing | Paused if self.how.rollback_to.is_some() && object.is_some_and(is_held_by_refusal) => {
+                    true
+                }
                 Succeeded => !self.bad,
                 Failed | RolledBack | Superseded => true,
                 Aborted => self.steered,

@@ -1,6 +1,9 @@
 //! Verdicts, ownership and refusals, one by one.
 
-use proto::object::rollout::{Budget, Day, OnFailure, Share, Window, reason};
+use proto::object::{
+    Condition, ConditionStatus, condition,
+    rollout::{Budget, Day, OnFailure, Share, Window, reason},
+};
 
 use super::*;
 
@@ -295,4 +298,29 @@ fn what_cannot_start_says_why() {
     world.now.nodes.clear();
     world.settle();
     assert_eq!(world.status("r").phase, RolloutPhase::Failed);
+}
+
+#[test]
+fn a_node_that_cannot_keep_what_it_was_told_is_named_as_what_holds_it_up() {
+    let mut world = World::new(1, 1);
+    world.start("r", spec(1, "all"));
+    world.settle();
+    let waits = |world: &World| world.node("r", "n0").reason.clone();
+    assert_eq!(waits(&world), "");
+    let condition = Condition {
+        r#type: condition::ASSIGNMENT_PRESSURE.into(),
+        status: ConditionStatus::True,
+        reason: "NotKept".into(),
+        message: "the disk is full".into(),
+        last_transition_time: at(1),
+    };
+    world.now.nodes.get_mut(&name("n0")).unwrap().status.conditions = vec![condition];
+    world.settle();
+    let node = world.node("r", "n0");
+    assert_eq!((node.phase, &*node.reason, &*node.message), (UpdatePhase::Pending, "NotKept", "the disk is full"));
+    world.now.nodes.get_mut(&name("n0")).unwrap().status.conditions.clear();
+    world.settle();
+    assert_eq!(waits(&world), "");
+    world.run(10);
+    assert_eq!(world.status("r").phase, RolloutPhase::Succeeded);
 }
