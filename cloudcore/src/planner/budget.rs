@@ -20,20 +20,33 @@ const NAMES_TOLD: usize = 3;
 
 /// Nodes that are unavailable, or may be at any moment: silent, not ready, or told to apply something.
 #[derive(Debug)]
-pub(super) struct Busy<'a>(BTreeSet<&'a Name>);
+pub(super) struct Busy<'a> {
+    before: &'a BTreeSet<Name>,
+    /// By this plan.
+    told: BTreeSet<&'a Name>,
+}
 
 impl<'a> Busy<'a> {
-    pub fn new(snapshot: &'a Snapshot) -> Busy<'a> {
-        Busy(snapshot.nodes.iter().filter(|(_, node)| is_unavailable(node)).map(|(name, _)| name).collect())
+    pub fn new(before: &'a BTreeSet<Name>) -> Busy<'a> {
+        Busy { before, told: BTreeSet::new() }
     }
 
     /// A node was told to apply something.
     pub fn add(&mut self, node: &'a Name) {
-        self.0.insert(node);
+        self.told.insert(node);
+    }
+
+    fn contains(&self, node: &Name) -> bool {
+        self.before.contains(node) || self.told.contains(node)
     }
 }
 
-fn is_unavailable(node: &Node) -> bool {
+/// The nodes that are unavailable.
+pub(super) fn unavailable(snapshot: &Snapshot) -> BTreeSet<Name> {
+    snapshot.nodes.iter().filter(|(_, node)| is_unavailable(node)).map(|(name, _)| name.clone()).collect()
+}
+
+pub(super) fn is_unavailable(node: &Node) -> bool {
     match node.status.phase {
         NodePhase::Unknown | NodePhase::NotReady => true,
         NodePhase::Pending => false, // it never was there to be missed
@@ -96,7 +109,7 @@ impl<'a> Groups<'a> {
             }
             let group = groups.entry(group_of(budget, node)).or_default();
             group.size += 1;
-            if busy.0.contains(name) {
+            if busy.contains(name) {
                 group.unavailable.insert(name);
             }
         }

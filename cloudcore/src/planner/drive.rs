@@ -16,7 +16,7 @@ use proto::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::{Plan, Snapshot, Step, plan};
+use super::{Plan, Planner, Snapshot, Step};
 use crate::{
     events,
     hub::Hub,
@@ -40,41 +40,42 @@ pub(crate) async fn run(hub: Hub, mut stop: watch::Receiver<bool>) {
     }
 }
 
-/// Follows the objects of a kind into a map.
-struct Mirror<S: Kind + PartialEq> {
+/// Follows the objects of a kind into the planner.
+struct Mirror<S: Kind + PartialEq, K> {
     watch: Watch<S>,
+    key: fn(&Object<S>) -> Option<K>,
+    set: fn(&mut Planner, K, Option<Object<S>>),
 }
 
-impl<S: Kind + PartialEq> Mirror<S> {
-    async fn new<K: Ord>(
+impl<S: Kind + PartialEq, K: Ord> Mirror<S, K> {
+    async fn new(
         hub: &Hub,
         items: &mut BTreeMap<K, Object<S>>,
         key: fn(&Object<S>) -> Option<K>,
-    ) -> Result<Mirror<S>, StoreError> {
+        set: fn(&mut Planner, K, Option<Object<S>>),
+    ) -> Result<Mirror<S, K>, StoreError> {
         let (list, watch) = list_and_watch::<S>(hub).await?;
         items.extend(list.items.into_iter().filter_map(|object| Some((key(&object)?, object))));
-        Ok(Mirror { watch })
+        Ok(Mirror { watch, key, set })
     }
 
     /// The next change; `None` when it fell behind. Cancel safe.
     async fn next(&mut self) -> Option<WatchEvent<S>> {
         self.watch.next().await
     }
-}
 
-fn take<S: Kind + PartialEq, K: Ord>(
-    items: &mut BTreeMap<K, Object<S>>,
-    event: Option<WatchEvent<S>>,
-    key: fn(&Object<S>) -> Option<K>,
-) -> bool {
-    let Some(event) = event else { return false };
-    if let Some(key) = key(event.object()) {
-        match event {
-            WatchEvent::Added(object) | WatchEvent::Modified(object) => drop(items.insert(key, object)),
-            WatchEvent::Deleted(_) => drop(items.remove(&key)),
+    /// Returns whether there was a change to take.
+    fn take(&self, planner: &mut Planner, event: Option<WatchEvent<S>>) -> bool {
+        let Some(event) = event else { return false };
+        if let Some(key) = (self.key)(event.object()) {
+            let now = match event {
+                WatchEvent::Added(object) | WatchEvent::Modified(object) => Some(object),
+                WatchEvent::Deleted(_) => None,
+            };
+            (self.set)(planner, key, now);
         }
+        true
     }
-    true
 }
 
 fn node_key(node: &Node) -> Option<Name> {
@@ -94,14 +95,15 @@ async fn follow(hub: &Hub, stop: &mut watch::Receiver<bool>) -> Result<(), Store
     let mut now = Snapshot::default();
     // Rollouts first: what one of them names was there before it, so the later lists have it. The other
     // way round a rollout could fail for ever because of a node that joined in between.
-    let mut rollouts = Mirror::<RolloutSpec>::new(hub, &mut now.rollouts, name_key).await?;
-    let mut releases = Mirror::<ReleaseSpec>::new(hub, &mut now.releases, release_key).await?;
-    let mut sites = Mirror::<SiteSpec>::new(hub, &mut now.sites, name_key).await?;
-    let mut nodes = Mirror::<NodeSpec>::new(hub, &mut now.nodes, node_key).await?;
+    let mut rollouts = Mirror::new(hub, &mut now.rollouts, name_key::<RolloutSpec>, Planner::set_rollout).await?;
+    let mut releases = Mirror::new(hub, &mut now.releases, release_key, Planner::set_release).await?;
+    let mut sites = Mirror::new(hub, &mut now.sites, name_key::<SiteSpec>, Planner::set_site).await?;
+    let mut nodes = Mirror::new(hub, &mut now.nodes, node_key, Planner::set_node).await?;
+    let mut planner = Planner::new(now);
     loop {
-        let Plan { steps, wake } = plan(&now, hub.env().wall.now());
+        let Plan { steps, wake } = planner.plan(hub.env().wall.now());
         if !steps.is_empty() {
-            carry_out(hub, steps, &now.rollouts).await?;
+            carry_out(hub, steps, &planner.snapshot().rollouts).await?;
         }
         let gather = sleep(GATHER);
         let later = sleep(wake.map_or(LONGEST_WAIT, |wake| until(wake, hub.env().wall.now())));
@@ -112,10 +114,10 @@ async fn follow(hub: &Hub, stop: &mut watch::Receiver<bool>) -> Result<(), Store
             let whole = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return Ok(()),
-                event = rollouts.next() => take(&mut now.rollouts, event, name_key),
-                event = nodes.next() => take(&mut now.nodes, event, node_key),
-                event = sites.next() => take(&mut now.sites, event, name_key),
-                event = releases.next() => take(&mut now.releases, event, release_key),
+                event = rollouts.next() => rollouts.take(&mut planner, event),
+                event = nodes.next() => nodes.take(&mut planner, event),
+                event = sites.next() => sites.take(&mut planner, event),
+                event = releases.next() => releases.take(&mut planner, event),
                 () = &mut gather, if woken => break,
                 () = &mut later, if !woken => break,
             };

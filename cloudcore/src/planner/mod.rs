@@ -22,6 +22,7 @@
 //! | `advance` | which wave is on |
 //! | `begin` | what begins on which node, and why something does not |
 //! | `pass` | one rollout, one pass: all of the above in order |
+//! | [`Planner`] | which rollouts need no pass, between two plans |
 //! | [`forecast`] | what a rollout would do, before it does anything |
 //! | [`drive`] | the loop that follows the store and carries steps out |
 //!
@@ -43,19 +44,23 @@ pub mod forecast;
 mod gate;
 mod node;
 mod pass;
+mod resting;
 pub mod strategy;
 #[cfg(test)]
 mod tests;
 mod waves;
 mod window;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use proto::{
     name::{Name, ReleaseName},
     object::{AssignedApp, Node, Release, Rollout, RolloutStatus, Site},
 };
+
+pub use self::resting::Planner;
+use self::resting::Rest;
 
 /// What the planner looks at.
 #[derive(Debug, Clone, Default)]
@@ -113,21 +118,39 @@ impl Plan {
 /// What to do next. The same snapshot and time give the same plan.
 #[must_use]
 pub fn plan(snapshot: &Snapshot, now: Timestamp) -> Plan {
-    let mut plan = Plan::default();
-    let mut oldest_first: Vec<&Rollout> = snapshot.rollouts.values().collect();
+    plan_due(snapshot, now, &budget::unavailable(snapshot), |_| true).0
+}
+
+/// What to do next about apps that are due, and those of them that rest.
+fn plan_due(
+    snapshot: &Snapshot,
+    now: Timestamp,
+    unavailable: &BTreeSet<Name>,
+    is_due: impl Fn(&Name) -> bool,
+) -> (Plan, BTreeMap<Name, Rest>) {
+    let mut oldest_first: Vec<&Rollout> =
+        snapshot.rollouts.values().filter(|rollout| is_due(&rollout.spec.app)).collect();
     oldest_first.sort_by(|a, b| age(a).cmp(&age(b)));
-    let mut drafts: Vec<draft::Draft<'_>> =
+    let drafts: Vec<draft::Draft<'_>> =
         oldest_first.into_iter().map(|rollout| draft::Draft::new(rollout, snapshot, now)).collect();
     // Who starts with which nodes comes first, so that it is known whose a node is before anything is judged.
     let claims = claims::Claims::new(&drafts, snapshot);
-    let mut busy = budget::Busy::new(snapshot);
-    for draft in drafts.iter_mut().filter(|draft| draft.is_live()) {
-        pass::pass(draft, &claims, &mut busy, &mut plan);
+    let mut busy = budget::Busy::new(unavailable);
+    let (mut plan, mut statuses, mut rests) = (Plan::default(), vec![], BTreeMap::new());
+    for mut draft in drafts {
+        let mut own = Plan::default();
+        let asks_budget = draft.is_live() && pass::pass(&mut draft, &claims, &mut busy, &mut own);
+        let app = &draft.rollout.spec.app;
+        let written = draft.into_step();
+        let rest = Rest { wake: own.wake, asks_budget };
+        let is_resting = own.steps.is_empty() && written.is_none();
+        resting::settle(&mut rests, app, is_resting.then_some(rest));
+        own.wake.into_iter().for_each(|wake| plan.wake_at(wake));
+        plan.steps.append(&mut own.steps);
+        statuses.extend(written);
     }
-    for draft in drafts {
-        plan.steps.extend(draft.into_step());
-    }
-    plan
+    plan.steps.append(&mut statuses);
+    (plan, rests.into_iter().filter_map(|(app, rest)| Some((app, rest?))).collect())
 }
 
 /// Orders rollouts: a later one is newer.

@@ -134,11 +134,14 @@ pub(super) fn says<'a>(node: &'a Node, app: &Name, target: &Target, told: &Assig
 
 /// A node that was told and does not say what it makes of it: on its way, or it cannot even keep it.
 fn says_nothing(node: &Node) -> State<'_> {
+    cannot_keep(node).map_or(State::waits("", ""), |(reason, message)| State::waits(reason, message))
+}
+
+/// Why a node cannot keep what it is told, if so: a word, and a sentence.
+pub(super) fn cannot_keep(node: &Node) -> Option<(&str, &str)> {
     let is_so = |c: &&Condition| c.r#type == condition::ASSIGNMENT_PRESSURE && c.status == ConditionStatus::True;
-    match node.status.conditions.iter().find(is_so) {
-        Some(condition) => State::waits(&condition.reason, condition.message.as_str()),
-        None => State::waits("", ""),
-    }
+    let condition = node.status.conditions.iter().find(is_so)?;
+    Some((&condition.reason, &condition.message))
 }
 
 /// The agent's word for a release that it took although it is not healthy: the one before was not either.

@@ -19,17 +19,18 @@ use super::{
     node::{self, State, Target},
 };
 
-/// One pass of one rollout.
-pub(super) fn pass<'a>(draft: &mut Draft<'a>, claims: &Claims<'a>, busy: &mut Busy<'a>, plan: &mut Plan) {
-    let Some(target) = draft.target() else { return };
+/// One pass of one rollout. Returns whether it asked for places in its budget.
+pub(super) fn pass<'a>(draft: &mut Draft<'a>, claims: &Claims<'a>, busy: &mut Busy<'a>, plan: &mut Plan) -> bool {
+    let Some(target) = draft.target() else { return false };
     let phase = draft.status.phase;
     let undo =
         draft.snapshot.rollouts.values().find(|other| other.spec.undoes.as_deref() == Some(draft.rollout.name()));
     if let Some(undo) = undo {
-        return follow_undo(draft, undo);
+        follow_undo(draft, undo);
+        return false;
     }
     if phase == RolloutPhase::RollingBack {
-        return; // its undoing is created in this round
+        return false; // its undoing is created in this round
     }
     if draft.rollout.spec.control.aborted && (!phase.is_final() || phase == RolloutPhase::Succeeded) {
         let status = draft.status.to_mut();
@@ -58,6 +59,7 @@ pub(super) fn pass<'a>(draft: &mut Draft<'a>, claims: &Claims<'a>, busy: &mut Bu
             pass.conclude();
         }
     }
+    pass.groups.is_some()
 }
 
 /// Another rollout takes this one back: it ends with that one.

@@ -18,7 +18,7 @@ use proto::{
     units::Span,
 };
 
-use super::{Snapshot, Step, plan};
+use super::{Planner, Snapshot, Step, plan};
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()

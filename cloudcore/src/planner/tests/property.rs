@@ -128,7 +128,7 @@ impl Shape {
     }
 }
 
-fn happen(world: &mut World, happening: &Happening) {
+fn happen(world: &mut World, planner: &mut Planner, happening: &Happening) {
     let node_name = |n: usize| name(&format!("n{n}"));
     let newest = || world.now.rollouts.values().max_by_key(|r| age(r)).map(|r| r.name().to_owned());
     match happening {
@@ -136,7 +136,7 @@ fn happen(world: &mut World, happening: &Happening) {
             for _ in 0..*seconds {
                 world.work();
                 world.second += 1;
-                rest(world);
+                rest(world, planner);
             }
         }
         Happening::Wait => world.second += 4000,
@@ -190,12 +190,28 @@ fn happen(world: &mut World, happening: &Happening) {
     }
 }
 
+/// Tells the planner what has changed, as the store does.
+fn tell(planner: &mut Planner, now: &Snapshot) {
+    let known = planner.snapshot().clone();
+    for (name, node) in now.nodes.iter().filter(|(name, node)| known.nodes.get(*name) != Some(node)) {
+        planner.set_node(name.clone(), Some(node.clone()));
+    }
+    for name in known.nodes.keys().filter(|name| !now.nodes.contains_key(*name)) {
+        planner.set_node(name.clone(), None);
+    }
+    for (name, rollout) in now.rollouts.iter().filter(|(name, rollout)| known.rollouts.get(*name) != Some(rollout)) {
+        planner.set_rollout(name.clone(), Some(rollout.clone()));
+    }
+}
+
 /// Plans until nothing is left to do, and checks every plan.
-fn rest(world: &mut World) {
+fn rest(world: &mut World, planner: &mut Planner) {
     for _ in 0..12 {
         let now = at(world.second);
         let planned = plan(&world.now, now);
         assert_eq!(planned, plan(&world.now.clone(), now), "the same snapshot gives the same plan");
+        tell(planner, &world.now);
+        assert_eq!(planner.plan(now), planned, "what rests is what has nothing to do");
         assert!(planned.wake.is_none_or(|wake| wake > now), "{:?} is not ahead", planned.wake);
         check_steps(world, &planned.steps);
         if planned.steps.is_empty() {
@@ -333,19 +349,20 @@ proptest! {
         happenings in prop::collection::vec(any_happening(), 0..40),
     ) {
         let mut world = World::new(NODES, 3);
+        let mut planner = Planner::new(world.now.clone());
         for happening in &happenings {
-            happen(&mut world, happening);
-            rest(&mut world);
+            happen(&mut world, &mut planner, happening);
+            rest(&mut world, &mut planner);
         }
         // In the end all is well again, and whoever may finish does.
         world.bad.clear();
         for n in 0..NODES {
-            happen(&mut world, &Happening::Cordon(n, false));
-            happen(&mut world, &Happening::Pin(n, false));
-            happen(&mut world, &Happening::Phase(n, NodePhase::Ready));
+            happen(&mut world, &mut planner, &Happening::Cordon(n, false));
+            happen(&mut world, &mut planner, &Happening::Pin(n, false));
+            happen(&mut world, &mut planner, &Happening::Phase(n, NodePhase::Ready));
         }
         for _ in 0..60 {
-            happen(&mut world, &Happening::Work(1));
+            happen(&mut world, &mut planner, &Happening::Work(1));
         }
         for node in world.now.nodes.values() {
             let said = node.status.workloads.get(&name("app"));

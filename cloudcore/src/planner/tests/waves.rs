@@ -1,6 +1,9 @@
 //! Waves, gates and budgets over time.
 
-use proto::object::rollout::{Budget, Share, WavePhase, reason};
+use proto::object::{
+    AssignedApp,
+    rollout::{Budget, Share, WavePhase, reason},
+};
 
 use super::*;
 
@@ -239,4 +242,31 @@ fn a_pause_holds_those_too_who_come_back() {
     world.now.nodes.insert(name("n9"), late);
     world.run(10);
     assert_eq!((world.status("r").phase, world.told("n9")), (RolloutPhase::Succeeded, None));
+}
+
+#[test]
+fn a_budget_is_asked_again_when_another_app_frees_a_node() {
+    let mut world = World::new(2, 2);
+    let budget = Some(Budget { max_unavailable: Share::Count(1), per: Budget::FLEET.into() });
+    world.start("r", RolloutSpec { budget, ..spec(1, "all") });
+    world.phase("n1", NodePhase::NotReady);
+    world.run(10);
+    let mut planner = Planner::new(world.now.clone());
+    assert_eq!((planner.plan(at(world.second)).steps, world.told("n0")), (vec![], Some(("1".into(), true))));
+
+    // Told of another app alone, n0 is to be had no longer; then it is, and n1 as well.
+    let set = |planner: &mut Planner, now: &Snapshot, node: &str| {
+        planner.set_node(name(node), Some(now.nodes[&name(node)].clone()))
+    };
+    let other = AssignedApp::new("1".parse().unwrap(), digest(1), None);
+    world.now.nodes.get_mut(&name("n0")).unwrap().spec.apps.insert(name("other"), other);
+    set(&mut planner, &world.now, "n0");
+    assert_eq!(planner.plan(at(world.second)), plan(&world.now, at(world.second)));
+    world.now.nodes.get_mut(&name("n0")).unwrap().spec.apps.remove(&name("other"));
+    set(&mut planner, &world.now, "n0");
+    world.phase("n1", NodePhase::Ready);
+    set(&mut planner, &world.now, "n1");
+    let planned = planner.plan(at(world.second));
+    assert!(!planned.steps.is_empty());
+    assert_eq!(planned, plan(&world.now, at(world.second)));
 }
