@@ -57,6 +57,9 @@ pub struct HubConfig {
     /// Bytes a second for artifacts to one node; absent is unlimited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bulk_bytes_per_s_node: Option<u64>,
+    /// Bytes a second for artifacts to all nodes together; absent is unlimited. A site has its own bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bulk_bytes_per_s: Option<u64>,
     /// Where stream records go.
     #[serde(default)]
     pub streams: StreamsConfig,
@@ -127,6 +130,7 @@ impl HubConfig {
             heartbeat: default_heartbeat(),
             unknown_after: default_unknown_after(),
             bulk_bytes_per_s_node: None,
+            bulk_bytes_per_s: None,
             streams: StreamsConfig::default(),
             rollouts: RolloutsConfig::default(),
             webhooks: vec![],
@@ -194,8 +198,9 @@ impl HubConfig {
                 self.unknown_after, self.heartbeat
             ));
         }
-        if self.bulk_bytes_per_s_node == Some(0) {
-            return Err("bulkBytesPerSNode is 0, so nothing would ever arrive; leave it out for no bound".into());
+        let rates = [("bulkBytesPerSNode", self.bulk_bytes_per_s_node), ("bulkBytesPerS", self.bulk_bytes_per_s)];
+        if let Some((name, _)) = rates.iter().find(|(_, rate)| *rate == Some(0)) {
+            return Err(format!("{name} is 0, so nothing would ever arrive; leave it out for no bound"));
         }
         self.streams.contradiction()?;
         self.rollouts.find(&self.rollouts.strategy).map_err(|e| format!("rollouts.strategy: {e}"))?;

@@ -56,3 +56,17 @@ fn many_seeds_run_and_each_is_one_line_of_json() {
     assert_eq!(seeds, [1, 2, 3, 4]);
     assert!(lines.iter().all(|line| line.get("ok").unwrap() == true), "{output}");
 }
+
+/// Plans that broke something once, by the seed that drew them: the swarm may draw others some day.
+#[test]
+fn plans_that_failed_once_pass() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/seeds");
+    let mut plans: Vec<_> = folder.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+    plans.sort();
+    assert!(plans.len() >= 7, "{plans:?}");
+    for plan in plans {
+        let (seed, _) = plan.file_stem().unwrap().to_str().unwrap().split_once('_').unwrap();
+        let (output, ok) = sim(&["run", plan.to_str().unwrap(), "--seed", seed]);
+        assert!(ok, "{}: {output}", plan.display());
+    }
+}

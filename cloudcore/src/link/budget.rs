@@ -1,4 +1,4 @@
-//! Byte budgets for artifacts: one a node, one a site, on tokio's clock.
+//! Byte budgets for artifacts: one a node, one a site and one for all, on tokio's clock.
 
 use std::{
     collections::BTreeMap,
@@ -105,21 +105,28 @@ impl State {
     }
 }
 
-/// The budgets of all sites and the rate of a node.
+/// The budgets of all sites, that of the fleet, and the rate of a node.
 #[derive(Debug)]
 pub(crate) struct Budgets {
     node_bytes_per_s: Option<u64>,
+    fleet: Arc<Budget>,
     sites: Mutex<BTreeMap<String, Arc<Budget>>>,
 }
 
 impl Budgets {
-    pub(crate) fn new(node_bytes_per_s: Option<u64>) -> Budgets {
-        Budgets { node_bytes_per_s, sites: Mutex::default() }
+    pub(crate) fn new(node_bytes_per_s: Option<u64>, fleet_bytes_per_s: Option<u64>) -> Budgets {
+        let fleet = Arc::new(Budget::new(fleet_bytes_per_s));
+        Budgets { node_bytes_per_s, fleet, sites: Mutex::default() }
     }
 
     /// A budget for one session.
     pub(crate) fn node(&self) -> Budget {
         Budget::new(self.node_bytes_per_s)
+    }
+
+    /// The budget that all nodes share.
+    pub(crate) fn fleet(&self) -> Arc<Budget> {
+        Arc::clone(&self.fleet)
     }
 
     /// The budget that all nodes of a site share.

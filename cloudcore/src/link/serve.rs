@@ -39,6 +39,7 @@ pub(crate) struct Peer {
 pub(crate) struct Bounds {
     pub(crate) node: Arc<Budget>,
     pub(crate) site: Arc<Budget>,
+    pub(crate) fleet: Arc<Budget>,
 }
 
 /// Why a stream was given up.
@@ -155,6 +156,7 @@ async fn damage(hub: &Hub, error: &BlobError) {
 async fn chunk(bounds: &Bounds, send: &mut quinn::SendStream, stored: StoredChunk) -> Result<(), ServeError> {
     bounds.node.take(stored.content.len()).await;
     bounds.site.take(stored.content.len()).await;
+    bounds.fleet.take(stored.content.len()).await;
     let flag = if stored.zstd { CHUNK_ZSTD } else { 0 };
     // A stored chunk never has more than CHUNK_BYTES.
     let header = u32::try_from(stored.content.len()).map_err(stream)? | flag;

@@ -116,6 +116,7 @@ async fn run(hub: &Hub, connection: &quinn::Connection, slot: OwnedSemaphorePerm
     let bounds = Bounds {
         node: Arc::new(hub.sessions().budgets().node()),
         site: hub.sessions().budgets().site(node.spec.site.as_str()),
+        fleet: hub.sessions().budgets().fleet(),
     };
     let peer = Peer { name: name.clone(), site: node.spec.site.clone(), session: turn.number() };
     // None of the three is dropped but with the session, so that none needs to be cancel safe.

@@ -92,7 +92,7 @@ impl Sessions {
             wall: env.wall.clone(),
             nodes: Mutex::default(),
             counter: AtomicU64::new(0),
-            budgets: Budgets::new(config.bulk_bytes_per_s_node),
+            budgets: Budgets::new(config.bulk_bytes_per_s_node, config.bulk_bytes_per_s),
         }))
     }
 

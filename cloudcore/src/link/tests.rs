@@ -305,6 +305,35 @@ async fn reports_are_written_heartbeats_are_not_and_silence_is_noticed() {
 }
 
 #[tokio::test]
+async fn downloads_of_all_nodes_together_keep_to_the_hubs_bound() {
+    let rate = (CHUNK_BYTES * 4) as u64; // a second; a fifth of it may be spent ahead
+    let fixture = Fixture::start_with(|c| c.bulk_bytes_per_s = Some(rate)).await;
+    let mut state = 1_u32; // xorshift: what compresses would cost less
+    let noise = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state as u8
+    });
+    let content: Vec<u8> = noise.take(CHUNK_BYTES * 3).collect();
+    let digest = fixture.release("big", "1", &content).await;
+    let begun = std::time::Instant::now();
+    let download = async |name: &str| {
+        let session = fixture.member(name).await.session(&fixture.hub, Report::default()).await;
+        let (mut send, mut recv) = session.connection.open_bi().await.unwrap();
+        let request = AgentRequest::Blob(BlobRequest { digest, offset: 0 });
+        frame::write(&mut send, &request, MAX_REQUEST_BYTES).await.unwrap();
+        send.finish().unwrap();
+        let _: BlobHeader = frame::read(&mut recv, MAX_REQUEST_BYTES).await.unwrap();
+        chunks(&mut recv).await.len()
+    };
+    let got = tokio::join!(download("n1"), download("n2"));
+    assert_eq!(got, (content.len(), content.len()));
+    // Of six chunks the last waits until the five before it are paid for.
+    assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn metadata_and_blobs_are_served_from_any_chunk() {
     let fixture = Fixture::start_with(|c| c.bulk_bytes_per_s_node = Some(100 << 20)).await;
     let hub = &fixture.hub;

@@ -27,6 +27,24 @@ pub struct Forecast {
     pub bytes_per_node: u64,
     /// That for all nodes that do not have it.
     pub total_bytes: u64,
+    /// What that means for sites whose downloads are bounded, the slowest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sites: Vec<ForecastSite>,
+}
+
+/// The downloads of a site.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ForecastSite {
+    /// Its name.
+    #[schema(value_type = String)]
+    pub site: Name,
+    /// Nodes of it that do not have the release.
+    pub nodes: u32,
+    /// What they download at most.
+    pub bytes: u64,
+    /// How long that takes at the site's `bulkBytesPerS`, if nothing else is downloaded there.
+    pub seconds: u64,
 }
 
 /// A wave as it would be.
@@ -70,9 +88,25 @@ pub fn forecast(spec: RolloutSpec, mut snapshot: Snapshot, now: Timestamp) -> Re
     };
     let have_it = nodes.keys().filter(|node| runs_it(node)).count();
     let bytes_per_node = release.map_or(0, |release| release.spec.total_bytes);
+    let sites = downloads(&snapshot, nodes.keys().filter(|node| !runs_it(node)), bytes_per_node);
     let total_bytes = bytes_per_node.saturating_mul((nodes.len() - have_it) as u64);
     let have_it = u32::try_from(have_it).unwrap_or(u32::MAX);
-    Ok(Forecast { spec, waves, nodes, have_it, bytes_per_node, total_bytes })
+    Ok(Forecast { spec, waves, nodes, have_it, bytes_per_node, total_bytes, sites })
+}
+
+fn downloads<'a>(snapshot: &Snapshot, nodes: impl Iterator<Item = &'a Name>, bytes_each: u64) -> Vec<ForecastSite> {
+    let mut sites: BTreeMap<&Name, u32> = BTreeMap::new();
+    for node in nodes.filter_map(|node| snapshot.nodes.get(node)) {
+        *sites.entry(&node.spec.site).or_default() += 1;
+    }
+    let bounded = sites.into_iter().filter_map(|(site, nodes)| {
+        let rate = snapshot.sites.get(site.as_str())?.spec.bulk_bytes_per_s?.max(1);
+        let bytes = bytes_each.saturating_mul(nodes.into());
+        Some(ForecastSite { site: site.clone(), nodes, bytes, seconds: bytes.div_ceil(rate) })
+    });
+    let mut bounded: Vec<ForecastSite> = bounded.collect();
+    bounded.sort_by_key(|site| std::cmp::Reverse(site.seconds));
+    bounded
 }
 
 /// The nodes that each wave would draw, if nothing changed in between.

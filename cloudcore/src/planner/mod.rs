@@ -131,10 +131,12 @@ fn plan_due(
     let mut oldest_first: Vec<&Rollout> =
         snapshot.rollouts.values().filter(|rollout| is_due(&rollout.spec.app)).collect();
     oldest_first.sort_by(|a, b| age(a).cmp(&age(b)));
-    let drafts: Vec<draft::Draft<'_>> =
+    let mut drafts: Vec<draft::Draft<'_>> =
         oldest_first.into_iter().map(|rollout| draft::Draft::new(rollout, snapshot, now)).collect();
     // Who starts with which nodes comes first, so that it is known whose a node is before anything is judged.
     let claims = claims::Claims::new(&drafts, snapshot);
+    // Those with a budget come last: what the others begin counts in it.
+    drafts.sort_by_key(|draft| draft.rollout.spec.budget.is_some());
     let mut busy = budget::Busy::new(unavailable);
     let (mut plan, mut statuses, mut rests) = (Plan::default(), vec![], BTreeMap::new());
     for mut draft in drafts {

@@ -347,6 +347,13 @@ impl<'a> Pass<'_, 'a> {
             ..plain
         };
         self.plan.steps.push(Step::Start(Box::new(Rollout::new(name, undo))));
+        // It begins on them at once, so nobody else may count on them.
+        let snapshot = self.draft.snapshot;
+        for (name, _) in self.draft.status.nodes.iter().filter(|(_, entry)| entry.told) {
+            if let Some((name, _)) = snapshot.nodes.get_key_value(name) {
+                self.busy.add(name);
+            }
+        }
     }
 }
 

@@ -2,12 +2,12 @@
 
 use proto::{
     object::{Rollout, RolloutNode, UpdatePhase},
-    units::Bytes,
+    units::{Bytes, Span},
 };
 
 use crate::{
     cli::output,
-    planner::forecast::{Forecast, ForecastWave},
+    planner::forecast::{Forecast, ForecastSite, ForecastWave},
 };
 
 /// Nodes listed of each wave of a plan.
@@ -63,11 +63,16 @@ pub(super) fn nodes(rollout: &Rollout, all: bool) -> String {
 
 /// A plan.
 pub(super) fn forecast(forecast: &Forecast) -> String {
-    let Forecast { spec, waves, nodes, have_it, bytes_per_node, total_bytes } = forecast;
+    let Forecast { spec, waves, nodes, have_it, bytes_per_node, total_bytes, sites } = forecast;
     let strategy = spec.strategy.as_deref().map(|name| format!(", strategy {name}")).unwrap_or_default();
     let mut text = format!("{} to {}: {} nodes{strategy}\n", spec.what(), spec.selector, nodes.len());
     let (each, sum) = (Bytes::new(*bytes_per_node), Bytes::new(*total_bytes));
     text.push_str(&format!("{have_it} have it; the others download at most {each} bytes each, {sum} in all\n"));
+    if let Some(slowest) = sites.first() {
+        let ForecastSite { site, nodes, bytes, seconds } = slowest;
+        let (bytes, takes) = (Bytes::new(*bytes), Span::from_secs(*seconds));
+        text.push_str(&format!("site {site} takes at least {takes}: {nodes} nodes, {bytes} bytes, by its bound\n"));
+    }
     if let Some(budget) = &spec.budget {
         text.push_str(&format!("at most {} unavailable per {}\n", budget.max_unavailable, budget.per));
     }

@@ -1,11 +1,11 @@
 //! Verdicts, ownership and refusals, one by one.
 
 use proto::object::{
-    Condition, ConditionStatus, condition,
+    Condition, ConditionStatus, SiteSpec, condition,
     rollout::{Budget, Day, OnFailure, Share, Window, reason},
 };
 
-use super::*;
+use super::{super::forecast::forecast, *};
 
 fn fleet(phases: &[NodePhase]) -> World {
     let mut world = World::new(phases.len(), 100);
@@ -323,4 +323,19 @@ fn a_node_that_cannot_keep_what_it_was_told_is_named_as_what_holds_it_up() {
     assert_eq!(waits(&world), "");
     world.run(10);
     assert_eq!(world.status("r").phase, RolloutPhase::Succeeded);
+}
+
+#[test]
+fn a_forecast_says_how_long_a_sites_line_takes() {
+    let mut world = World::new(5, 2);
+    let bounded = SiteSpec { bulk_bytes_per_s: Some(1), ..SiteSpec::default() };
+    for site in ["s0", "s1"] {
+        world.now.sites.insert(site.into(), Object::new(name(site), bounded.clone()));
+    }
+    world.start("r", spec(1, "name=n0"));
+    world.run(10);
+    let forecast = forecast(spec(1, "all"), world.now.clone(), at(world.second)).unwrap();
+    let sites: Vec<(&str, u32, u64)> =
+        forecast.sites.iter().map(|site| (site.site.as_str(), site.nodes, site.seconds)).collect();
+    assert_eq!(sites, [("s1", 2, 2), ("s0", 1, 1)]);
 }

@@ -270,3 +270,17 @@ fn a_budget_is_asked_again_when_another_app_frees_a_node() {
     assert!(!planned.steps.is_empty());
     assert_eq!(planned, plan(&world.now, at(world.second)));
 }
+
+#[test]
+fn what_a_rollout_without_a_budget_begins_counts_in_the_budget_of_an_older_one() {
+    let mut world = World::new(3, 3);
+    let budget = Some(Budget { max_unavailable: Share::Count(1), per: "kind".into() });
+    world.start("old", RolloutSpec { budget, ..spec(1, "kind=even") });
+    world.run(1); // n0 and n2 fetch
+    assert_eq!((world.told("n0"), world.told("n2")), (Some(("1".into(), true)), Some(("1".into(), true))));
+    world.work();
+    // A newer one begins at once on a node of the same group, as a roll-back does.
+    world.start("new", spec(2, "name=n0"));
+    world.settle();
+    assert_eq!((world.told("n0"), world.told("n2")), (Some(("2".into(), false)), Some(("1".into(), true))));
+}
