@@ -162,6 +162,9 @@ impl<'a> Pass<'_, 'a> {
     }
 
     fn closed(&mut self, windows: &[Window], node: &Node, what: &str) -> Option<String> {
+        if windows.is_empty() {
+            return None; // before a time zone is looked up for each node
+        }
         let site = self.draft.snapshot.sites.get(node.spec.site.as_str());
         let zone = window::zone(site, &self.spec().windows);
         let opens = window::opens(windows, &zone, self.draft.now)?;

@@ -230,6 +230,7 @@ const FILES: &[(&str, &str)] = files![
     "disk_full_downloading",
     "disk_full_while_rolling_out",
     "double_eleven_peak",
+    "eleven_of_hundred_centers_offline_for_a_week",
     "half_a_site_dies_in_a_wave",
     "half_a_site_dies_mid_rollout",
     "hub_killed_while_draining",
