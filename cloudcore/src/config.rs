@@ -11,6 +11,8 @@ use std::{
 };
 
 use proto::{
+    broker::Broker,
+    carrier::address::MAX_BROKERS,
     durable::{self, DurableError},
     name::Name,
     units::Span,
@@ -48,6 +50,9 @@ pub struct HubConfig {
     /// Addresses of the link that agents are told when they join, `host:port`.
     #[serde(default)]
     pub advertise: Vec<String>,
+    /// MQTT brokers through which nodes are reached that UDP does not reach.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub brokers: Vec<Broker>,
     /// How often an agent should be heard from.
     #[serde(default = "default_heartbeat")]
     pub heartbeat: Span,
@@ -69,6 +74,13 @@ pub struct HubConfig {
     /// Who is told of events.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub webhooks: Vec<WebhookConfig>,
+}
+
+/// Names of settings as this file writes them: `passwordFile` for `password-file`.
+fn camel(text: &str) -> String {
+    let keys =
+        [("proxy-password-file", "proxyPasswordFile"), ("password-file", "passwordFile"), ("proxy-user", "proxyUser")];
+    keys.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
 fn default_link() -> SocketAddr {
@@ -127,6 +139,7 @@ impl HubConfig {
             api_listen: default_api(),
             api_names: vec![],
             advertise: vec![],
+            brokers: vec![],
             heartbeat: default_heartbeat(),
             unknown_after: default_unknown_after(),
             bulk_bytes_per_s_node: None,
@@ -159,6 +172,7 @@ impl HubConfig {
                 &[
                     unknown::fields_of::<HubConfig>(),
                     unknown::fields_of::<WebhookConfig>(),
+                    unknown::fields_of::<Broker>(),
                     unknown::fields_of::<webhooks::config::Selection>(),
                 ],
             );
@@ -205,6 +219,12 @@ impl HubConfig {
         self.streams.contradiction()?;
         self.rollouts.find(&self.rollouts.strategy).map_err(|e| format!("rollouts.strategy: {e}"))?;
         webhooks::config::contradiction(&self.webhooks)?;
+        if self.brokers.len() > MAX_BROKERS {
+            return Err(format!("brokers holds {}; at most {MAX_BROKERS} can be used", self.brokers.len()));
+        }
+        for broker in &self.brokers {
+            broker.check().map_err(|wrong| format!("broker {}: {}", broker.url, camel(wrong.problem)))?;
+        }
         match self.advertise.iter().find(|a| a.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err())) {
             Some(bad) => Err(format!("advertise holds {bad:?}; write host:port")),
             None => Ok(()),
@@ -263,12 +283,12 @@ mod tests {
         assert_eq!(HubConfig::load(folder.path()).unwrap(), config);
 
         let path = folder.path().join("hub.yaml");
-        let text = fs::read_to_string(&path).unwrap() + "brokers: [a, b]\nbulkBytesPerSNode: null\n";
+        let text = fs::read_to_string(&path).unwrap() + "carriers: [a, b]\nbulkBytesPerSNode: null\n";
         let text = text.replace("streams:", "streams:\n  colour: red\n  ca: /ca.pem");
         config.streams.ca = Some("/ca.pem".into());
         fs::write(&path, &text).unwrap();
         assert_eq!(HubConfig::load(folder.path()).unwrap(), config);
-        assert_eq!(unknown::read_yaml::<HubConfig>(&text).unwrap().1, ["streams.colour", "brokers"]);
+        assert_eq!(unknown::read_yaml::<HubConfig>(&text).unwrap().1, ["streams.colour", "carriers"]);
         assert!(unknown::fields_of::<HubConfig>().contains(&"bulkBytesPerSNode"));
         fs::write(&path, "fleet: hz\n").unwrap();
         assert_eq!(HubConfig::load(folder.path()).unwrap().link_listen.port(), 7443);
@@ -304,6 +324,9 @@ mod tests {
             ("fleet: a\nwebhooks: [{name: x, url: 'http://h', secretFile: /none/s}]\n", "cannot be read"),
             ("fleet: a\nwebhooks: [{name: x, url: 'http://h', retry: {attempts: 0}}]\n", "1 to 1000"),
             ("fleet: a\nwebhooks: [{name: x, url: 'http://h', retry: {longest: 2h}}]\n", "1h"),
+            ("fleet: a\nbrokers: [{url: 'http://h'}]\n", "mqtts://HOST:8883"),
+            ("fleet: a\nbrokers: [{url: 'mqtts://h'}]\n", "ca-certificates.crt"),
+            ("fleet: a\nbrokers: [{url: 'mqtt://h', user: u}]\n", "set passwordFile too"),
             ("fleet: [\n", "hub.yaml"),
             ("link: x\n", "fleet"),
         ] {

@@ -46,7 +46,7 @@ use crate::{
     blobs::{BlobError, Blobs},
     ca::{Ca, CaError},
     config::HubConfig,
-    link::{self, LogsError, endpoint, sessions::Sessions},
+    link::{self, LogsError, brokers::Brokers, endpoint, sessions::Sessions},
     planner,
     store::{Store, StoreError},
     streams::{self, Streams},
@@ -124,6 +124,7 @@ struct Inner {
     trust: Trust,
     ca: Ca,
     sessions: Sessions,
+    brokers: Arc<Brokers>,
     streams: Streams,
     webhooks: Webhooks,
     endpoint: quinn::Endpoint,
@@ -150,9 +151,10 @@ impl Hub {
         let store = Store::open(&data.join("hub.db"), &env).await?;
         let blobs = Blobs::open(&data.join("blobs"), &env)?;
         let trust = Trust::open(&data.join("trust.record"), &env, &blobs, &store).await?;
-        let endpoint = endpoint::bind(&config, &env, &ca)?;
+        let brokers = Arc::new(Brokers::new(&config.brokers, &config.fleet, config.data_dir.clone()));
+        let endpoint = endpoint::bind(&config, &env, &ca, &brokers)?;
         let address = endpoint.local_addr().map_err(|source| HubError::Bind { address: config.link_listen, source })?;
-        let sessions = Sessions::new(&env, &config);
+        let sessions = Sessions::new(&env, &config, Arc::clone(&brokers));
         let streams = Streams::open(&config, &env);
         let webhooks = Webhooks::open(config.webhooks.clone(), &store).await?;
         let tokens = Mutex::new(env.seed.stream(&format!("join tokens since {}", env.wall.now())));
@@ -165,6 +167,7 @@ impl Hub {
             trust,
             ca,
             sessions,
+            brokers,
             streams,
             webhooks,
             endpoint,
@@ -194,8 +197,15 @@ impl Hub {
             shutdown.await;
             stop.send_replace(true);
         };
-        tokio::join!(loops, stopper);
-        self.drain().await;
+        let work = async {
+            tokio::join!(loops, stopper);
+            self.drain().await;
+        };
+        // The brokers' connections last until leave was taken through them. Neither arm is begun again.
+        tokio::select! { biased;
+            () = self.0.brokers.run(&self.0.env) => {}
+            () = work => {}
+        }
         Ok(())
     }
 
@@ -261,6 +271,10 @@ impl Hub {
         &self.0.webhooks
     }
 
+    pub(crate) fn brokers(&self) -> &Brokers {
+        &self.0.brokers
+    }
+
     pub(crate) fn sessions(&self) -> &Sessions {
         &self.0.sessions
     }
@@ -299,7 +313,7 @@ impl Hub {
         let spec = JoinTokenSpec { site, node, uses, expires_at, secret_hash: Token::secret_hash(&secret), labels };
         let name: ObjectName = id.parse()?;
         let object = self.0.store.create(Object::new(name, spec)).await?;
-        Ok((object, Token { id, secret, ca: self.0.ca.spki(), root }))
+        Ok((object, Token { id, secret, ca: self.0.ca.spki(), root, fleet: Some(self.0.config.fleet.clone()) }))
     }
 
     fn draw_token(&self) -> (String, String) {

@@ -25,7 +25,7 @@ use proto::{
     env::Env,
     identity,
     link::message::Report,
-    object::{Condition, ConditionStatus, condition},
+    object::{CarrierStatus, Condition, ConditionStatus, condition},
     stream::event,
     watch,
 };
@@ -47,7 +47,7 @@ use crate::{
     driver::Driver,
     facts::Facts,
     fetch::{Fetcher, Source, Space},
-    link::{Link, Shared, assignment::Assignments},
+    link::{Link, Shared, assignment::Assignments, carriers::Carriers},
     outbox::{Outbox, OutboxConfig, OutboxError, OutboxState},
     settings::{self, Settings, SettingsError},
     status::StatusView,
@@ -137,6 +137,7 @@ impl Agent {
             board: board.clone(),
             assignments,
             tells_events: telemetry::stream(&outbox, event::STREAM).is_some(),
+            carriers: carriers(&env, &config, &settings.link),
         });
         let link = Arc::new(Link::new(shared.clone()));
         let source: Arc<dyn Source> = Arc::new(link.source());
@@ -191,6 +192,10 @@ impl Agent {
         let link = self.link.clone();
         tasks.spawn(async move { link.run().await });
         tasks.spawn(uplink::run(self.outbox.clone(), self.link.live()));
+        if let Some(carriers) = self.shared.carriers.clone() {
+            tasks.spawn(tell_carriers(carriers.told(), self.shared.board.clone()));
+            tasks.spawn(async move { carriers.run().await });
+        }
         let Shared { env, facts, driver, board, paths, .. } = &*self.shared;
         let (env, facts, driver, board) = (env.clone(), facts.clone(), driver.clone(), board.subscribe());
         let teller = Teller { env, facts, driver, board, outbox: self.outbox.clone() };
@@ -215,6 +220,25 @@ impl Agent {
         tasks.shutdown().await;
         Ok(ended?)
     }
+}
+
+/// The carriers of the link, where there are several: `agent.toml` comes before what joining was told.
+fn carriers(env: &Env, config: &AgentConfig, settings: &settings::Link) -> Option<Arc<Carriers>> {
+    let brokers = if settings.brokers.is_empty() { &config.brokers } else { &settings.brokers };
+    Carriers::new(env, brokers, settings.udp, &config.fleet, &config.node, config.data_dir.clone())
+}
+
+/// Puts how the carriers stand into the report.
+async fn tell_carriers(mut told: watch::Receiver<Vec<CarrierStatus>>, board: watch::Sender<Report>) {
+    while told.changed().await.is_ok() {
+        let carriers = told.borrow_and_update().clone();
+        board.send_if_modified(|board| {
+            let changed = board.carriers != carriers;
+            board.carriers = carriers;
+            changed
+        });
+    }
+    std::future::pending().await
 }
 
 fn outbox_config(settings: &settings::Streams) -> OutboxConfig {

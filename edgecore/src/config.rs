@@ -21,6 +21,7 @@ use std::{
 };
 
 use proto::{
+    broker::Broker,
     durable::{self, DurableError, Loaded, Record},
     name::Name,
 };
@@ -45,6 +46,9 @@ pub struct AgentConfig {
     pub fleet: Name,
     /// Addresses of the hub, `host:port`, tried in turn.
     pub hubs: Vec<String>,
+    /// Brokers that joining was told, where there were some.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub brokers: Vec<Broker>,
 }
 
 /// The data folder does not hold what it must.

@@ -10,10 +10,11 @@
 //! it is whole and descends from the root that the token pins. Under another root the apps go on, while the
 //! assignment, the floors and the failures of before, which the other root vouched for, are forgotten.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use data_encoding::BASE64;
 use proto::{
+    broker::Broker,
     digest::Digest,
     durable::{self, DurableError},
     env::Env,
@@ -26,6 +27,7 @@ use proto::{
     name::Name,
     token::Token,
 };
+use quinn::{Connection, Endpoint};
 use rcgen::{CertificateParams, KeyPair, PKCS_ED25519, PublicKeyData as _};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, pem::PemObject as _};
 use tokio::time::timeout;
@@ -33,7 +35,8 @@ use tokio::time::timeout;
 use crate::{
     apps::{self, slot::SlotError},
     config::{self, AgentConfig, ConfigError, Paths},
-    link::{problem::Problem, quic},
+    link::{carriers::Carriers, problem::Problem, quic},
+    settings::{Settings, SettingsError},
     trust::{self, Refusal},
 };
 
@@ -55,6 +58,8 @@ pub struct JoinOptions {
     pub name: Option<String>,
     /// Identity of the hardware.
     pub machine_id: String,
+    /// Brokers to reach the hub through where UDP does not get through; they are remembered.
+    pub brokers: Vec<Broker>,
 }
 
 /// Who this box is now.
@@ -113,6 +118,12 @@ pub enum JoinError {
     /// The first trust root is none.
     #[error(transparent)]
     Trust(#[from] Refusal),
+    /// Without fleet and name there is no topic at a broker.
+    #[error("no hub can be asked through a broker: {0}")]
+    Topic(String),
+    /// `agent.toml` is wrong.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     /// State could not be written.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -154,11 +165,13 @@ pub async fn join(options: JoinOptions, env: &Env) -> Result<Joined, JoinError> 
         machine_id: options.machine_id.clone(),
         agent_version: proto::VERSION.into(),
     };
-    match ask_all(env, &hubs, &options.token, &request).await? {
+    let carriers = carriers(env, &options, &request.name)?;
+    match ask_all(env, &hubs, &options.token, &request, carriers).await? {
         JoinReply::Refused { code, message } => Err(JoinError::Refused { code, message }),
         JoinReply::Accepted { node, site, fleet, certificates, root, hubs: more } => {
             check(&options.token, &key, &node, &certificates, &root)?;
-            let mut config = AgentConfig { data_dir: options.data_dir, node, site, fleet, hubs };
+            let mut config =
+                AgentConfig { data_dir: options.data_dir, node, site, fleet, hubs, brokers: options.brokers };
             for hub in more.iter().filter_map(|h| with_port(h).ok()) {
                 if !config.hubs.contains(&hub) {
                     config.hubs.push(hub);
@@ -168,6 +181,20 @@ pub async fn join(options: JoinOptions, env: &Env) -> Result<Joined, JoinError> 
             Ok(Joined { node: config.node, site: config.site, fleet: config.fleet })
         }
     }
+}
+
+/// The brokers, where there are some: those of `agent.toml`, else those that joining was told.
+fn carriers(env: &Env, options: &JoinOptions, name: &str) -> Result<Option<Arc<Carriers>>, JoinError> {
+    let link = Settings::load(&options.data_dir)?.link;
+    let brokers = if link.brokers.is_empty() { &options.brokers } else { &link.brokers };
+    if brokers.is_empty() {
+        return Ok(None);
+    }
+    // Its topics until it has a name: the broker's rules may want that of the node it is to become.
+    let node = name.parse::<Name>().map_err(|e| JoinError::Topic(e.to_string()))?;
+    let no_fleet = "the token does not say which fleet it is for: make a new one (crossdock token create)";
+    let fleet = options.token.fleet.as_ref().ok_or_else(|| JoinError::Topic(no_fleet.into()))?;
+    Ok(Carriers::new(env, brokers, link.udp, fleet, &node, options.data_dir.clone()))
 }
 
 /// The key that asks: on disk before it is used, so that a lost answer can be asked for again.
@@ -218,7 +245,61 @@ pub fn with_port(given: &str) -> Result<String, JoinError> {
 }
 
 /// Asks the hubs in turn until one answers.
-async fn ask_all(env: &Env, hubs: &[String], token: &Token, request: &JoinRequest) -> Result<JoinReply, JoinError> {
+async fn ask_all(
+    env: &Env,
+    hubs: &[String],
+    token: &Token,
+    request: &JoinRequest,
+    carriers: Option<Arc<Carriers>>,
+) -> Result<JoinReply, JoinError> {
+    let Some(carriers) = carriers else { return ask_in_turn(env, hubs, token, request).await };
+    // Neither is begun again: the brokers are kept while the hub is asked.
+    tokio::select! {
+        biased;
+        () = carriers.run() => Err(JoinError::NoHub),
+        asked = ask_over(env, hubs, token, request, &carriers) => asked,
+    }
+}
+
+/// Asks the hub over the carrier that works.
+async fn ask_over(
+    env: &Env,
+    hubs: &[String],
+    token: &Token,
+    request: &JoinRequest,
+    carriers: &Arc<Carriers>,
+) -> Result<JoinReply, JoinError> {
+    let mut problem = None;
+    for round in 0..ROUNDS {
+        let seed = env.seed.child(&format!("join at {} {round}", env.wall.now()));
+        let tls = tls(env, token).map_err(JoinError::Link)?;
+        let name = hubs.join(", ");
+        let asked = match carriers.connect(hubs, tls, &seed).await {
+            Ok((endpoint, connection, path)) => tokio::select! {
+                biased;
+                () = path.run(&endpoint, Some(&connection)) => continue,
+                asked = ask_on(&endpoint, &connection, &name, request) => asked,
+            },
+            Err(problem) => Err(problem),
+        };
+        match asked {
+            Ok(reply) => return Ok(reply),
+            Err(found) => problem = Some(final_or(found, &name)?),
+        }
+    }
+    Err(problem.map_or(JoinError::NoHub, |p| JoinError::Unreachable(p.message)))
+}
+
+/// A problem that asking again does not mend is an error at once.
+fn final_or(problem: Problem, hub: &str) -> Result<Problem, JoinError> {
+    match problem.reason.as_str() {
+        "WrongCa" => Err(JoinError::WrongHub { hub: hub.to_owned() }),
+        "WrongProtocol" | "ClockWrong" | "Local" => Err(JoinError::Link(problem)),
+        _ => Ok(problem),
+    }
+}
+
+async fn ask_in_turn(env: &Env, hubs: &[String], token: &Token, request: &JoinRequest) -> Result<JoinReply, JoinError> {
     let mut problems = vec![];
     for round in 0..ROUNDS {
         for (i, hub) in hubs.iter().enumerate() {
@@ -226,11 +307,9 @@ async fn ask_all(env: &Env, hubs: &[String], token: &Token, request: &JoinReques
                 Ok(reply) => return Ok(reply),
                 Err(problem) => problem,
             };
-            match problem.reason.as_str() {
-                "WrongCa" => return Err(JoinError::WrongHub { hub: hub.clone() }),
-                "WrongProtocol" | "ClockWrong" | "Local" => return Err(JoinError::Link(problem)),
-                _ if round == 0 => problems.push(problem.message),
-                _ => {}
+            let problem = final_or(problem, hub)?;
+            if round == 0 {
+                problems.push(problem.message);
             }
         }
     }
@@ -249,14 +328,27 @@ async fn ask(
     token: &Token,
     request: &JoinRequest,
 ) -> Result<JoinReply, Problem> {
-    let local = |e: rustls::Error| Problem::new("Local", e.to_string());
-    let builder = quic::tls(env).map_err(local)?;
+    let tls = tls(env, token)?;
+    let seed = env.seed.child(&format!("join at {} {round} {number}", env.wall.now()));
+    let (endpoint, connection) = quic::connect(env, hub, round, tls, &seed).await?;
+    ask_on(&endpoint, &connection, hub, request).await
+}
+
+fn tls(env: &Env, token: &Token) -> Result<rustls::ClientConfig, Problem> {
+    let builder = quic::tls(env).map_err(|e| Problem::new("Local", e.to_string()))?;
     // Not the verifier of the web's names: the token pins the CA itself.
     let pinned = builder.dangerous().with_custom_certificate_verifier(PinnedCa::new(token.ca));
     let mut tls = pinned.with_no_client_auth();
     tls.alpn_protocols = vec![ALPN_JOIN.to_vec()];
-    let seed = env.seed.child(&format!("join at {} {round} {number}", env.wall.now()));
-    let (endpoint, connection) = quic::connect(env, hub, round, tls, &seed).await?;
+    Ok(tls)
+}
+
+async fn ask_on(
+    endpoint: &Endpoint,
+    connection: &Connection,
+    hub: &str,
+    request: &JoinRequest,
+) -> Result<JoinReply, Problem> {
     let answered = timeout(ANSWER, async {
         let (mut send, mut receive) = connection.open_bi().await.map_err(|e| frame::FrameError::Io(e.into()))?;
         frame::write(&mut send, request, MAX_REQUEST_BYTES).await?;

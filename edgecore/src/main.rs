@@ -24,7 +24,11 @@ use edgecore::{
     status::{self, StatusError},
     unit,
 };
-use proto::{env::Env, token::Token};
+use proto::{
+    broker::{Broker, BrokerUrl, ProxyUrl},
+    env::Env,
+    token::Token,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
@@ -39,7 +43,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Admit this box to a fleet; again after a reinstall
-    Join(JoinArgs),
+    Join(Box<JoinArgs>),
     /// Run the agent
     Run(DataArgs),
     /// Say what runs here and why it does not, hub or not
@@ -71,11 +75,61 @@ struct JoinArgs {
     /// File that holds the token
     #[arg(long, value_name = "FILE", conflicts_with = "token")]
     token_file: Option<PathBuf>,
+    /// MQTT broker to reach the hub through where UDP does not get through, such as mqtts://HOST:8883; again for
+    /// more of them. What each node has of its own (user, files, proxy) can stand in agent.toml instead
+    #[arg(long, value_name = "URL")]
+    broker: Vec<BrokerUrl>,
+    #[command(flatten)]
+    broker_access: BrokerAccess,
     /// Name to ask for (default: the host name)
     #[arg(long)]
     name: Option<String>,
     #[command(flatten)]
     data: DataArgs,
+}
+
+/// How the brokers of `--broker` are reached.
+#[derive(Debug, Args)]
+struct BrokerAccess {
+    /// User at the broker
+    #[arg(long, value_name = "USER", requires = "broker")]
+    broker_user: Option<String>,
+    /// File that holds that user's password
+    #[arg(long, value_name = "FILE", requires = "broker", value_parser = absolute)]
+    broker_password_file: Option<PathBuf>,
+    /// Certificates (PEM) of the authority that the broker's is signed by; with mqtts:// and wss://
+    #[arg(long, value_name = "FILE", requires = "broker", value_parser = absolute)]
+    broker_ca: Option<PathBuf>,
+    /// Certificate (PEM) to show to the broker
+    #[arg(long, value_name = "FILE", requires = "broker", value_parser = absolute)]
+    broker_certificate: Option<PathBuf>,
+    /// Its private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "broker", value_parser = absolute)]
+    broker_key: Option<PathBuf>,
+    /// HTTP proxy that lets the connection out (CONNECT), such as http://HOST:3128
+    #[arg(long, value_name = "URL", requires = "broker")]
+    broker_proxy: Option<ProxyUrl>,
+}
+
+impl BrokerAccess {
+    fn brokers(self, urls: Vec<BrokerUrl>) -> anyhow::Result<Vec<Broker>> {
+        let broker = |url: BrokerUrl| {
+            let tls = url.scheme.is_tls();
+            let broker = Broker {
+                user: self.broker_user.clone(),
+                password_file: self.broker_password_file.clone(),
+                // Several may be of both kinds.
+                ca: self.broker_ca.clone().filter(|_| tls),
+                certificate: self.broker_certificate.clone().filter(|_| tls),
+                key: self.broker_key.clone().filter(|_| tls),
+                proxy: self.broker_proxy.clone(),
+                ..Broker::at(url)
+            };
+            broker.check().map_err(|wrong| anyhow::anyhow!("--broker {}: {}", broker.url, wrong.problem))?;
+            Ok(broker)
+        };
+        urls.into_iter().map(broker).collect()
+    }
 }
 
 #[derive(Debug, Args)]
@@ -156,7 +210,7 @@ fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
 
 fn execute(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
-        Command::Join(args) => block_on(join(args)),
+        Command::Join(args) => block_on(join(*args)),
         Command::Run(args) => block_on(run(args.data)),
         Command::Status(args) => block_on(status(args)),
         Command::Install(args) => install(args),
@@ -178,7 +232,9 @@ async fn join(args: JoinArgs) -> anyhow::Result<()> {
     let env = Env::real()?;
     let data_dir = args.data.data;
     let machine_id = Facts::new(data_dir.clone()).machine_id();
-    let options = JoinOptions { data_dir: data_dir.clone(), hub: args.hub, token, name: args.name.clone(), machine_id };
+    let brokers = args.broker_access.brokers(args.broker)?;
+    let (data, name) = (data_dir.clone(), args.name.clone());
+    let options = JoinOptions { data_dir: data, hub: args.hub, token, name, machine_id, brokers };
     let joined = join::join(options, &env).await?;
     println!("joined: this box is node {} of site {}, fleet {}", joined.node, joined.site, joined.fleet);
     if let Some(name) = args.name.filter(|name| *name != joined.node.as_str()) {

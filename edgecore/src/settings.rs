@@ -30,9 +30,23 @@
 //! password-file = ""
 //! ca = ""
 //! topics = [{ filter = "line/+/scan", stream = "scans" }]
+//!
+//! [link]
+//! carrier = "auto"               # UDP, or MQTT where UDP does not get through; or "mqtt": that alone
+//!
+//! [[link.broker]]                # through which the hub is reached where UDP does not get through; in order
+//! url = "mqtts://broker:8883"    # or mqtt://, ws://, wss://; TLS needs the ca
+//! user = ""
+//! password-file = ""
+//! ca = ""
+//! certificate = ""               # shown to the broker, with its key
+//! key = ""
+//! proxy = "http://proxy:3128"    # HTTP CONNECT
+//! proxy-user = ""
+//! proxy-password-file = ""
 //! ```
 //!
-//! Paths are in the data folder unless they begin with `/`. Unknown keys are skipped and named in
+//! A `[[streams.broker]]` takes certificate, key and proxy as well. Paths are in the data folder unless they begin with `/`. Unknown keys are skipped and named in
 //! [`Settings::warnings`], so that a newer file does not stop an older agent; a bad value does.
 
 mod section;
@@ -46,6 +60,7 @@ use std::{
 };
 
 use proto::{
+    broker::{Broker, BrokerUrl, ProxyUrl},
     name::Name,
     stream::{Class, MAX_STREAMS},
     units::{Bytes, Span},
@@ -70,8 +85,25 @@ const METRICS_MOST: Duration = Duration::from_secs(86_400);
 pub struct Settings {
     /// How records come in and how many may wait.
     pub streams: Streams,
+    /// How the hub is reached.
+    pub link: Link,
     /// What was skipped, in words.
     pub warnings: Vec<String>,
+}
+
+/// How the hub is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Whether UDP is tried at all.
+    pub udp: bool,
+    /// Brokers to reach it through, in order.
+    pub brokers: Vec<Broker>,
+}
+
+impl Default for Link {
+    fn default() -> Link {
+        Link { udp: true, brokers: vec![] }
+    }
 }
 
 /// How records come in and how many may wait.
@@ -128,20 +160,10 @@ pub struct TopicSetting {
 /// A broker to subscribe at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BrokerSetting {
-    /// Its host, a name or an address.
-    pub host: String,
-    /// Its port.
-    pub port: u16,
-    /// Whether it is reached over TLS.
-    pub tls: bool,
+    /// The broker, and how it is reached.
+    pub broker: Broker,
     /// Name of this client there; otherwise `crossdock-<node>`.
     pub client_id: Option<String>,
-    /// User there.
-    pub user: Option<String>,
-    /// Holds that user's password.
-    pub password_file: Option<PathBuf>,
-    /// Certificates of the authority that the broker's is signed by.
-    pub ca: Option<PathBuf>,
     /// What to subscribe to, and where it leads.
     pub topics: Vec<TopicSetting>,
 }
@@ -239,18 +261,19 @@ impl Settings {
             (line(at), format!("this is no TOML: {}", e.message()))
         })?;
         let skipped = RefCell::new(vec![]);
-        let streams = (|| {
+        let read = (|| {
             let mut top = Section::new("", root.span(), root.get_ref(), &skipped);
             let streams = top.section("streams")?.map(read_streams).transpose()?;
+            let link = top.section("link")?.map(read_link).transpose()?;
             top.done();
-            Ok::<_, Wrong>(streams.unwrap_or_default())
+            Ok::<_, Wrong>((streams.unwrap_or_default(), link.unwrap_or_default()))
         })();
-        let streams = streams.map_err(|wrong| (line(wrong.at.start), wrong.problem))?;
+        let (streams, link) = read.map_err(|wrong| (line(wrong.at.start), wrong.problem))?;
         let unknown = skipped.into_inner().into_iter();
         let warnings = unknown
             .map(|(at, key)| format!("line {}: {key} is not known to this version: skipped", line(at.start)))
             .collect();
-        Ok(Settings { streams, warnings })
+        Ok(Settings { streams, link, warnings })
     }
 }
 
@@ -352,14 +375,7 @@ fn read_topics(sections: Vec<Section<'_>>, streams: &[StreamSetting]) -> Result<
 }
 
 fn read_broker(mut s: Section<'_>, streams: &[StreamSetting]) -> Result<BrokerSetting, Wrong> {
-    let url = s.parsed("url", broker_url)?;
-    let (tls, host, port) =
-        url.ok_or_else(|| s.wrong("a [[streams.broker]] has no url: add url = \"mqtt://127.0.0.1:1883\""))?;
-    let (user, password_file) = login(&mut s)?;
-    let ca = filled(s.text("ca")?).map(PathBuf::from);
-    if tls != ca.is_some() {
-        return Err(s.wrong_at("ca", "ca and mqtts:// belong together: give both, or neither with mqtt://"));
-    }
+    let broker = read_place(&mut s)?;
     let client_id = filled(s.text("client-id")?);
     let topics = s.sections("topics")?;
     if topics.is_empty() || topics.len() > MAX_TOPICS {
@@ -372,7 +388,44 @@ fn read_broker(mut s: Section<'_>, streams: &[StreamSetting]) -> Result<BrokerSe
     }
     let topics = read_topics(topics, streams)?;
     s.done();
-    Ok(BrokerSetting { host, port, tls, client_id, user, password_file, ca, topics })
+    Ok(BrokerSetting { broker, client_id, topics })
+}
+
+fn read_link(mut s: Section<'_>) -> Result<Link, Wrong> {
+    let udp = s.parsed("carrier", |text| match text {
+        "auto" => Ok(true),
+        "mqtt" => Ok(false),
+        _ => Err(format!("{text:?} is no carrier: write \"auto\" or \"mqtt\"")),
+    })?;
+    let brokers = s.sections("broker")?;
+    if brokers.len() > MAX_BROKERS {
+        return Err(s.wrong(format!("at most {MAX_BROKERS} brokers can be named")));
+    }
+    let read = |mut s: Section<'_>| {
+        let broker = read_place(&mut s)?;
+        s.done();
+        Ok(broker)
+    };
+    let brokers: Vec<_> = brokers.into_iter().map(read).collect::<Result<_, _>>()?;
+    s.done();
+    Ok(Link { udp: udp.unwrap_or(true), brokers })
+}
+
+/// A broker, and how it is reached.
+fn read_place(s: &mut Section<'_>) -> Result<Broker, Wrong> {
+    let url = s.parsed("url", |text| text.parse::<BrokerUrl>().map_err(|e| e.to_string()))?;
+    let url = url.ok_or_else(|| s.wrong("a broker has no url: add url = \"mqtt://127.0.0.1:1883\""))?;
+    let mut path = |key| Ok::<_, Wrong>(filled(s.text(key)?).map(PathBuf::from));
+    let (password_file, ca, certificate, key) =
+        (path("password-file")?, path("ca")?, path("certificate")?, path("key")?);
+    let proxy_password_file = path("proxy-password-file")?;
+    let (user, proxy_user) = (filled(s.text("user")?), filled(s.text("proxy-user")?));
+    let proxy =
+        s.parsed("proxy", |text| if text.is_empty() { Ok(None) } else { text.parse::<ProxyUrl>().map(Some) })?;
+    let proxy = proxy.flatten();
+    let broker = Broker { url, user, password_file, ca, certificate, key, proxy, proxy_user, proxy_password_file };
+    broker.check().map_err(|wrong| s.wrong_at(wrong.key, wrong.problem))?;
+    Ok(broker)
 }
 
 /// A user and where the password stands: both or neither.
@@ -436,28 +489,6 @@ fn class(text: &str) -> Result<Class, String> {
         "logs" => Ok(Class::Logs),
         _ => Err(format!("{text:?} is no class: use {CLASSES}")),
     }
-}
-
-/// Whether TLS, the host, the port.
-fn broker_url(text: &str) -> Result<(bool, String, u16), String> {
-    let wrong = || format!("{text:?} is no broker: write it as mqtt://HOST:1883 or mqtts://HOST:8883");
-    let (scheme, rest) = text.split_once("://").ok_or_else(wrong)?;
-    let (tls, default_port) = match scheme {
-        "mqtt" | "tcp" => (false, 1883),
-        "mqtts" | "ssl" => (true, 8883),
-        _ => return Err(wrong()),
-    };
-    let rest = rest.strip_suffix('/').unwrap_or(rest);
-    let (host, port) = match rest.strip_prefix('[').and_then(|r| r.split_once(']')) {
-        Some((host, port)) => (host, port.strip_prefix(':')),
-        None => rest.split_once(':').map_or((rest, None), |(host, port)| (host, Some(port))),
-    };
-    let port = port.map_or(Ok(default_port), str::parse).map_err(|_| wrong())?;
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
-    if host.is_empty() || port == 0 || !host.chars().all(plain) {
-        return Err(wrong());
-    }
-    Ok((tls, host.to_owned(), port))
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use proto::{
     env::{Env, WallClock},
     link::message::{Assignment, Report},
     name::Name,
-    object::{ConditionStatus, UpdatePhase},
+    object::{CarrierStatus, ConditionStatus, UpdatePhase},
     stream::message::Lag,
     watch,
 };
@@ -273,6 +273,9 @@ pub fn explain(status: &Status) -> String {
         Some(link) => line(format!("hub {} not connected yet", link.hub)),
         None => line(format!("hub {}", status.hubs.join(", "))),
     }
+    for carrier in &status.report.carriers {
+        line(self::carrier(carrier));
+    }
     if let Some(trust) = status.trust.as_ref().filter(|t| !t.problem.is_empty()) {
         line(format!("trust {}", trust.problem));
     }
@@ -290,6 +293,23 @@ pub fn explain(status: &Status) -> String {
         line(text);
     }
     out
+}
+
+/// How one of the link's carriers stands.
+fn carrier(carrier: &CarrierStatus) -> String {
+    let state = match (carrier.in_use, carrier.reachable) {
+        (true, true) => "in use",
+        (true, false) => "in use, no answer",
+        (false, true) => "reachable",
+        (false, false) => "NOT reachable",
+    };
+    let mut text = format!("carrier {} {} {state}", carrier.name, carrier.at);
+    for (what, told) in [("last error", &carrier.last_error), ("WARNING", &carrier.warning)] {
+        if let Some(told) = told {
+            let _ = write!(text, "; {what}: {told}");
+        }
+    }
+    text
 }
 
 fn streams(status: &Status) -> Vec<String> {
@@ -364,7 +384,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let name = |text: &str| text.parse::<Name>().unwrap();
         let data_dir = folder.path().to_owned();
-        let config = AgentConfig { data_dir, node: name("n1"), site: name("s1"), fleet: name("f1"), hubs: vec![] };
+        let config = AgentConfig {
+            data_dir,
+            node: name("n1"),
+            site: name("s1"),
+            fleet: name("f1"),
+            hubs: vec![],
+            brokers: vec![],
+        };
         config.store().unwrap();
         let paths = Paths::new(folder.path());
         for (app, content) in [("whole", br#"{"floor": 1}"#.as_slice()), ("unreadable", b"{")] {

@@ -11,6 +11,11 @@ use rand::{Rng, SeedableRng, TryRng};
 use rand_chacha::ChaCha12Rng;
 use sha2::{Digest as _, Sha256};
 
+use crate::carrier::{
+    client::{Client, Trouble},
+    pipe::Pipe,
+};
+
 /// Tells calendar time. It can be wrong: a box may boot in 1970. Never measure spans with it.
 pub trait WallClock: Send + Sync + fmt::Debug {
     /// The time of day as this machine believes it.
@@ -110,7 +115,7 @@ impl Blocking {
 /// A future that a trait object can return.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Where datagrams go: the kernel's UDP, or the simulator's lines.
+/// Where datagrams go: the kernel's UDP or a broker, or the simulator's lines.
 pub trait Network: Send + Sync + fmt::Debug {
     /// Binds a socket for quinn.
     ///
@@ -126,9 +131,12 @@ pub trait Network: Send + Sync + fmt::Debug {
     /// # Errors
     /// When the name is malformed or unknown.
     fn resolve<'a>(&'a self, host: &'a str) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>>;
+
+    /// Connects with a broker and carries what `pipe` holds until that ends; says why it did.
+    fn broker<'a>(&'a self, client: &'a Client, pipe: &'a Pipe) -> BoxFuture<'a, Trouble>;
 }
 
-/// UDP of the operating system.
+/// UDP and TCP of the operating system.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Udp;
 
@@ -143,6 +151,10 @@ impl Network for Udp {
 
     fn resolve<'a>(&'a self, host: &'a str) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
         Box::pin(async move { Ok(tokio::net::lookup_host(host).await?.collect()) })
+    }
+
+    fn broker<'a>(&'a self, client: &'a Client, pipe: &'a Pipe) -> BoxFuture<'a, Trouble> {
+        Box::pin(client.run(pipe))
     }
 }
 

@@ -1,10 +1,12 @@
 //! What the hub and the agents of Crossdock agree on.
 //!
 //! Nothing here performs network or disk I/O on its own account, but for [`durable`], the one place
-//! that knows how a file is replaced so that a power cut leaves the old or the new one.
+//! that knows how a file is replaced so that a power cut leaves the old or the new one, and
+//! [`carrier::client`], the connection with a broker that both ends have.
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`broker`], [`carrier`] | how an MQTT broker is reached, and QUIC through one |
 //! | [`env`] | the doors to the outside that the simulator turns: clock, randomness, blocking work, network |
 //! | [`name`], [`digest`], [`units`], [`selector`] | small values that cannot be wrong once they exist |
 //! | [`object`] | `Node`, `Site`, `Release`, `Rollout`, `JoinToken`, `Event`: the one object model |
@@ -19,6 +21,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod broker;
+pub mod carrier;
 pub mod digest;
 pub mod durable;
 pub mod env;

@@ -8,7 +8,7 @@ use std::{fmt, str::FromStr};
 use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Serialize};
 
-use crate::digest::Digest;
+use crate::{digest::Digest, name::Name};
 
 const PREFIX: &str = "cdk1.";
 /// Longest token accepted, in bytes.
@@ -25,6 +25,9 @@ pub struct Token {
     pub ca: Digest,
     /// SHA-256 of the first `root.json` of the release repository: whose releases the box may run.
     pub root: Digest,
+    /// The fleet, for its topics at a broker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<Name>,
 }
 
 /// A text is no join token.
@@ -73,8 +76,13 @@ mod tests {
 
     #[test]
     fn text_form_goes_both_ways_and_hides_in_debug() {
-        let token =
-            Token { id: "t-1".into(), secret: "s3cret".into(), ca: Digest::of(b"ca"), root: Digest::of(b"root") };
+        let token = Token {
+            id: "t-1".into(),
+            secret: "s3cret".into(),
+            ca: Digest::of(b"ca"),
+            root: Digest::of(b"root"),
+            fleet: None,
+        };
         let text = token.to_string();
         assert_eq!(text.parse::<Token>().unwrap(), token);
         assert!(!format!("{token:?}").contains("s3cret"));

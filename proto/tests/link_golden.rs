@@ -87,6 +87,7 @@ fn report() -> Report {
             last_transition_time: time(0),
         }],
         workloads: [("scan-uploader".parse().unwrap(), status)].into(),
+        carriers: vec![],
     }
 }
 

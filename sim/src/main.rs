@@ -46,6 +46,8 @@ enum Command {
 enum Bench {
     /// One idle agent: memory, binary, traffic.
     Agent(bench::agent::AgentArgs),
+    /// QUIC over UDP and through a broker, and plain MQTT beside it.
+    Carrier(bench::carrier::CarrierArgs),
     /// Many agents: connecting, a rollout, the hub's cost, and plain TLS beside it.
     Fleet(bench::fleet::FleetArgs),
     /// Stream records: from producer to sink, beside Mosquitto and NATS JetStream, with kills in between.
@@ -86,6 +88,7 @@ async fn run_bench(bench: Bench) -> anyhow::Result<()> {
         _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
         result = async { match bench {
             Bench::Agent(args) => bench::agent::run(args).await,
+            Bench::Carrier(args) => bench::carrier::run(args).await,
             Bench::Fleet(args) => bench::fleet::run(args).await,
             Bench::Waves(args) => bench::waves::run(args).await,
             Bench::Streams(args) => bench::streams::run(args).await,

@@ -1,7 +1,7 @@
 //! The kinds by the names that people type, and their columns.
 
 use jiff::Timestamp;
-use proto::object::{JoinToken, Node, Rollout, RolloutCounts, UpdatePhase};
+use proto::object::{CarrierStatus, JoinToken, Node, Rollout, RolloutCounts, UpdatePhase};
 use serde_json::Value;
 
 use super::exit::{CliError, Exit};
@@ -28,7 +28,19 @@ pub const KINDS: &[KindInfo] = &[
         kind: "Node",
         plural: "nodes",
         aliases: &["node", "no"],
-        heads: &["NAME", "SITE", "STATUS", "LAST SEEN", "APPS", "AGE", "WORKLOADS", "AGENT", "REMOTE", "OS"],
+        heads: &[
+            "NAME",
+            "SITE",
+            "STATUS",
+            "LAST SEEN",
+            "APPS",
+            "AGE",
+            "WORKLOADS",
+            "AGENT",
+            "REMOTE",
+            "CARRIERS",
+            "OS",
+        ],
         wide_from: 6,
         cells: node,
     },
@@ -123,7 +135,8 @@ pub fn ago(object: &Value, pointer: &str, now: Timestamp) -> String {
 
 fn node(object: &Value, now: Timestamp) -> Vec<String> {
     let node = serde_json::from_value::<Node>(object.clone());
-    let (workloads, apps) = node.map(|n| (summary(&n), ready_apps(&n))).unwrap_or_default();
+    let told = node.map(|n| (summary(&n), ready_apps(&n), carriers(&n)));
+    let (workloads, apps, carriers) = told.unwrap_or_default();
     vec![
         text(object, "/metadata/name"),
         text(object, "/spec/site"),
@@ -134,8 +147,22 @@ fn node(object: &Value, now: Timestamp) -> Vec<String> {
         workloads.join(" "),
         text(object, "/status/info/agentVersion"),
         text(object, "/status/remote"),
+        carriers,
         text(object, "/status/info/osImage"),
     ]
+}
+
+/// The carriers of its link: `udp:in-use mqtt:reachable`.
+fn carriers(node: &Node) -> String {
+    let word = |c: &CarrierStatus| {
+        let state = match (c.in_use, c.reachable) {
+            (true, _) => "in-use",
+            (false, true) => "reachable",
+            (false, false) => "unreachable",
+        };
+        format!("{}:{state}{}", c.name, if c.warning.is_some() { "(open)" } else { "" })
+    };
+    node.status.carriers.iter().map(word).collect::<Vec<_>>().join(" ")
 }
 
 /// How many of the assigned apps say that they are ready, of how many: `0/1` stands out.

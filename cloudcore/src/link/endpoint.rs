@@ -25,6 +25,7 @@ use rand::Rng as _;
 use rand_chacha::ChaCha12Rng;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 
+use super::brokers::Brokers;
 use crate::{ca::Ca, config::HubConfig, hub::HubError};
 
 /// Streams that an agent may have open at once: control, metadata, and artifacts four at a time.
@@ -78,7 +79,12 @@ impl Keys {
 }
 
 /// Binds the link.
-pub(crate) fn bind(config: &HubConfig, env: &Env, ca: &Ca) -> Result<quinn::Endpoint, HubError> {
+pub(crate) fn bind(
+    config: &HubConfig,
+    env: &Env,
+    ca: &Ca,
+    brokers: &Arc<Brokers>,
+) -> Result<quinn::Endpoint, HubError> {
     let keys = Keys::load(config, env)?;
     let mut endpoint = EndpointConfig::new(Arc::new(keys.reset()));
     endpoint.min_reset_interval(MIN_RESET_INTERVAL);
@@ -90,7 +96,8 @@ pub(crate) fn bind(config: &HubConfig, env: &Env, ca: &Ca) -> Result<quinn::Endp
     endpoint.cid_generator(move || Box::new(SignedIds { key: id_key.clone(), random: Arc::clone(&random) }));
     let server = server_config(config, env, ca)?;
     let bind_failed = |source| HubError::Bind { address: config.link_listen, source };
-    let socket = env.network.bind(config.link_listen).map_err(bind_failed)?;
+    let udp = env.network.bind(config.link_listen).map_err(bind_failed)?;
+    let socket = brokers.socket(udp).map_err(bind_failed)?;
     quinn::Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, env.network.runtime())
         .map_err(bind_failed)
 }
@@ -129,7 +136,9 @@ pub(crate) fn server_config(config: &HubConfig, env: &Env, ca: &Ca) -> Result<qu
     Ok(server)
 }
 
-fn transport(env: &Env) -> TransportConfig {
+/// Bounds and time-outs of every connection: for the link itself, and for measuring with the same ones.
+#[must_use]
+pub fn transport(env: &Env) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))

@@ -8,12 +8,14 @@
 //!                   |                           `-- request streams: serve (metadata, blobs, lanes of records)
 //! follow_loop    changes of nodes and sites --> assignments, revocations, byte budgets
 //! liveness_loop  silent nodes become Unknown
+//! brokers        MQTT brokers beside UDP, below the same endpoint
 //! logs           streams that the hub opens
 //! ```
 //!
 //! The list of admitted keys (`node.status.identity.spki`) is looked at on every connection and
 //! followed while one lasts. Everything a peer can make grow is bounded where it is named.
 
+pub(crate) mod brokers;
 pub(crate) mod budget;
 pub mod endpoint;
 pub(crate) mod join;

@@ -15,6 +15,8 @@ pub(crate) const READY: &str = "Ready";
 const MAX_REASON_CHARS: usize = 64;
 /// Longest message kept, in characters.
 const MAX_MESSAGE_CHARS: usize = 1024;
+/// Carriers kept of a node.
+const MAX_CARRIERS: usize = 4;
 /// Highest generation that is believed. The hub counts one up a change, and never gets there.
 const MAX_GENERATION: u64 = 1 << 48;
 
@@ -23,6 +25,14 @@ pub(crate) fn bound(report: &mut Report) {
     for condition in &mut report.conditions {
         cut(&mut condition.reason, MAX_REASON_CHARS);
         cut(&mut condition.message, MAX_MESSAGE_CHARS);
+    }
+    report.carriers.truncate(MAX_CARRIERS);
+    for carrier in &mut report.carriers {
+        cut(&mut carrier.name, MAX_REASON_CHARS);
+        cut(&mut carrier.at, MAX_MESSAGE_CHARS);
+        for text in [&mut carrier.last_error, &mut carrier.warning].into_iter().flatten() {
+            cut(text, MAX_MESSAGE_CHARS);
+        }
     }
     for workload in report.workloads.values_mut() {
         cut(&mut workload.reason, MAX_REASON_CHARS);
@@ -48,6 +58,7 @@ pub(crate) fn apply(node: &mut Node, report: &Report, info: Option<&NodeInfo>, r
         status.observed_generation = report.observed_generation;
     }
     status.workloads.clone_from(&report.workloads);
+    status.carriers.clone_from(&report.carriers);
     status.conditions = with_ready(&before.conditions, &report.conditions, now);
     status.phase = phase(&status.conditions);
     if let Some(info) = info {

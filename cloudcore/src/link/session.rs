@@ -22,7 +22,7 @@ use tokio::{sync::OwnedSemaphorePermit, task::JoinSet};
 use super::{
     PATIENCE, close, report,
     serve::{self, Bounds, Peer, ServeError},
-    sessions::{self, Turn},
+    sessions::Turn,
 };
 use crate::{events, hub::Hub, store::StoreError};
 
@@ -219,16 +219,21 @@ async fn take(
     if !turn.is_current() {
         return Err(over());
     }
-    let remote = sessions::plain(connection.remote_address()).to_string();
+    let remote = hub.brokers().describe(connection.remote_address());
     let now = hub.env().wall.now();
     report::bound(&mut report);
     turn.reported(&report.conditions);
     let failures = failures(&report.workloads);
+    let open = report.carriers.iter().find_map(|c| c.warning.clone()).filter(|text| turn.warns(text));
     let report = Arc::new(report);
     let said = Arc::clone(&report);
     let change = move |node: &mut Node| report::apply(node, &said, info.as_ref(), &remote, now);
     let node = hub.store().modify(name.as_str(), change).await?.ok_or_else(over)?;
     hub.sessions().assign(&node);
+    if let Some(text) = open {
+        events::record(hub.store(), hub.env(), "Node", name.as_str(), EventType::Warning, "BrokerOpen", &text, "hub")
+            .await;
+    }
     let adopted = report::adopted(&node, &report).map(|message| ("Adopted".to_owned(), message));
     for (reason, message) in failures.into_iter().chain(adopted) {
         if turn.may_tell(&message) {

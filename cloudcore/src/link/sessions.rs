@@ -5,7 +5,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -27,7 +26,7 @@ use proto::{
 };
 use tokio::time::Instant;
 
-use super::{budget::Budgets, close, report::READY};
+use super::{brokers::Brokers, budget::Budgets, close, report::READY};
 use crate::config::HubConfig;
 
 /// Happenings that a session remembers, so as not to tell them with every report.
@@ -46,6 +45,7 @@ struct Inner {
     nodes: Mutex<BTreeMap<String, Entry>>,
     counter: AtomicU64,
     budgets: Budgets,
+    brokers: Arc<Brokers>,
 }
 
 impl fmt::Debug for Sessions {
@@ -87,12 +87,13 @@ pub(crate) struct Turn {
 }
 
 impl Sessions {
-    pub(crate) fn new(env: &Env, config: &HubConfig) -> Sessions {
+    pub(crate) fn new(env: &Env, config: &HubConfig, brokers: Arc<Brokers>) -> Sessions {
         Sessions(Arc::new(Inner {
             wall: env.wall.clone(),
             nodes: Mutex::default(),
             counter: AtomicU64::new(0),
             budgets: Budgets::new(config.bulk_bytes_per_s_node, config.bulk_bytes_per_s),
+            brokers,
         }))
     }
 
@@ -215,7 +216,7 @@ impl Sessions {
         status.last_seen = entry.last_seen.or(status.last_seen);
         status.usage = entry.usage.clone().or(status.usage.take());
         if let Some(live) = &entry.live {
-            status.remote = Some(plain(live.connection.remote_address()).to_string());
+            status.remote = Some(self.0.brokers.describe(live.connection.remote_address()));
         }
         node
     }
@@ -266,6 +267,12 @@ impl Turn {
             told.clear();
         }
         told.insert(digest)
+    }
+
+    /// Whether this is not what was warned of before in this session. The hub's own finding: not the node's share.
+    pub(crate) fn warns(&self, text: &str) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.len() < MAX_TOLD && told.insert(Digest::of(text.as_bytes()))
     }
 
     /// Takes note of a happening that was told before this session.
@@ -325,9 +332,4 @@ pub(crate) fn assignment_of(node: &Node) -> Assignment {
     };
     let apps = node.spec.apps.iter().map(|(name, app)| (name.clone(), ordered(app))).collect();
     Assignment { generation: node.metadata.generation, apps, drained: node.spec.drained }
-}
-
-/// IPv4 as IPv4, whatever the socket is.
-pub(crate) fn plain(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }

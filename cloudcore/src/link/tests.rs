@@ -425,7 +425,7 @@ fn report(observed_generation: u64, release: &ReleaseRef) -> Report {
         progress: None,
         running: Some(running),
     };
-    Report { observed_generation, conditions: vec![], workloads: [(name("app"), status)].into() }
+    Report { observed_generation, conditions: vec![], workloads: [(name("app"), status)].into(), carriers: vec![] }
 }
 
 /// Events by message, with their counts.

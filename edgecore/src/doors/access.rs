@@ -1,7 +1,5 @@
 //! User and password of the TCP doors.
 
-use std::{fs, path::Path};
-
 use data_encoding::BASE64;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
@@ -15,17 +13,6 @@ pub(super) struct Access {
 
 fn digest(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
-}
-
-/// The password in a file, without the line end after it.
-pub(super) fn read_password(file: &Path) -> Result<String, String> {
-    let mend = "write the password into it, readable for the agent's user only";
-    let text = fs::read_to_string(file).map_err(|e| format!("could not read {}: {e}; {mend}", file.display()))?;
-    let password = text.trim_end_matches(['\n', '\r']);
-    if password.is_empty() {
-        return Err(format!("{} is empty: {mend}", file.display()));
-    }
-    Ok(password.to_owned())
 }
 
 impl Access {
@@ -56,6 +43,10 @@ impl Access {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use proto::broker::read_password;
+
     use super::*;
 
     #[test]

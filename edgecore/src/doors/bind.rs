@@ -12,13 +12,13 @@ use std::{
     sync::Arc,
 };
 
-use proto::{durable, env::Env};
+use proto::{broker::read_password, durable, env::Env};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener},
 };
 
-use super::access::{Access, read_password};
+use super::access::Access;
 use crate::settings::Streams;
 
 /// Names where the doors are.

@@ -17,23 +17,16 @@ use std::{
     time::Duration,
 };
 
-use proto::{
-    identity::{TlsClock, crypto_provider},
-    name::Name,
-    stream::MAX_RECORD_BYTES,
-};
+use proto::{name::Name, stream::MAX_RECORD_BYTES};
 use rumqttc::{
     AsyncClient, Event, EventLoop, Incoming, MqttOptions, Publish, QoS, SubscribeFilter, SubscribeReasonCode,
-    TlsConfiguration, Transport,
 };
-use rustls::RootCertStore;
-use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, sleep, timeout},
 };
 
-use super::{Desk, Reason, Refusal, access::read_password, topic::stream_of};
+use super::{Desk, Reason, Refusal, topic::stream_of};
 use crate::{link::backoff::Backoff, settings::BrokerSetting};
 
 const BACKOFF_BASE: Duration = Duration::from_millis(500);
@@ -61,8 +54,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct Broker {
     setting: BrokerSetting,
     client_id: String,
-    password_file: Option<PathBuf>,
-    ca: Option<PathBuf>,
+    folder: PathBuf,
     part: String,
     desk: Arc<Desk>,
 }
@@ -74,9 +66,8 @@ impl Broker {
     pub(super) fn new(setting: &BrokerSetting, data_dir: &Path, node: &Name, desk: Arc<Desk>) -> Broker {
         Broker {
             client_id: setting.client_id.clone().unwrap_or_else(|| format!("crossdock-{node}")),
-            password_file: setting.password_file.as_ref().map(|f| data_dir.join(f)),
-            ca: setting.ca.as_ref().map(|f| data_dir.join(f)),
-            part: format!("broker {}:{}", setting.host, setting.port),
+            folder: data_dir.to_owned(),
+            part: format!("broker {}:{}", setting.broker.url.host, setting.broker.url.port),
             setting: setting.clone(),
             desk,
         }
@@ -100,32 +91,15 @@ impl Broker {
 
     /// Files are read for every connection: what was mended is found.
     async fn options(&self) -> Result<MqttOptions, String> {
-        let (password, ca) = (self.password_file.clone(), self.ca.clone());
-        let read = move || {
-            let password = password.as_deref().map(read_password).transpose()?;
-            let ca = ca.as_deref().map(read_roots).transpose()?;
-            Ok::<_, String>((password, ca))
-        };
-        let (password, roots) = self.desk.env.blocking.run(read).await?;
-        let mut options = MqttOptions::new(&self.client_id, &self.setting.host, self.setting.port);
+        let (broker, id, folder) = (self.setting.broker.clone(), self.client_id.clone(), self.folder.clone());
+        let clock = self.desk.env.wall.clone();
+        let mut options = self.desk.env.blocking.run(move || broker.options(&id, &folder, clock)).await?;
         options
             .set_clean_session(false)
             .set_manual_acks(true)
             .set_keep_alive(KEEP_ALIVE)
             .set_inflight(1)
             .set_max_packet_size(MAX_PACKET_BYTES, 64 << 10);
-        if let (Some(user), Some(password)) = (&self.setting.user, password) {
-            options.set_credentials(user, password);
-        }
-        if let Some(roots) = roots {
-            let clock = Arc::new(TlsClock(self.desk.env.wall.clone()));
-            let tls = rustls::ClientConfig::builder_with_details(crypto_provider(), clock)
-                .with_safe_default_protocol_versions()
-                .map_err(|e| format!("could not set TLS up: {e}"))?
-                .with_root_certificates(roots)
-                .with_no_client_auth();
-            options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::new(tls))));
-        }
         Ok(options)
     }
 
@@ -260,14 +234,4 @@ impl Broker {
         }
         Ok(())
     }
-}
-
-fn read_roots(ca: &Path) -> Result<RootCertStore, String> {
-    let wrong = |problem: String| format!("{} holds no certificates: {problem}", ca.display());
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(ca).map_err(|e| wrong(e.to_string()))? {
-        let certificate = certificate.map_err(|e| wrong(e.to_string()))?;
-        roots.add(certificate).map_err(|e| wrong(e.to_string()))?;
-    }
-    if roots.is_empty() { Err(wrong("it is empty".into())) } else { Ok(roots) }
 }

@@ -2,6 +2,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | `carriers` | UDP and MQTT, and the connection that moves between them |
 //! | [`quic`] | endpoint and TLS of one connection |
 //! | [`shallow`] | a congestion window that keeps the line's queue short |
 //! | [`session`] | one session: control stream, reports, heartbeats, logs |
@@ -14,6 +15,7 @@
 
 pub mod assignment;
 pub mod backoff;
+pub(crate) mod carriers;
 pub mod problem;
 pub(crate) mod quic;
 mod session;
@@ -35,7 +37,14 @@ use quinn::{Connection, Endpoint};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout};
 
-use self::{assignment::Assignments, backoff::Backoff, problem::Problem, session::Session, source::HubSource};
+use self::{
+    assignment::Assignments,
+    backoff::Backoff,
+    carriers::{Carriers, Path},
+    problem::Problem,
+    session::Session,
+    source::HubSource,
+};
 use crate::{
     config::{AgentConfig, Identity, Paths},
     driver::Driver,
@@ -96,6 +105,8 @@ pub(crate) struct Shared {
     pub assignments: Assignments,
     /// Whether events are told as records.
     pub tells_events: bool,
+    /// Where there are brokers.
+    pub carriers: Option<Arc<Carriers>>,
 }
 
 /// The link.
@@ -179,10 +190,27 @@ impl Link {
             Ok(tls) => tls,
             Err(error) => return (Problem::new("Local", error.to_string()), Duration::ZERO),
         };
-        let (endpoint, connection) = match quic::connect(&self.shared.env, hub, attempt / hubs, tls, seed).await {
+        let connected = match &self.shared.carriers {
+            None => quic::connect(&self.shared.env, hub, attempt / hubs, tls, seed).await.map(|(e, c)| (e, c, None)),
+            // UDP is tried with all hubs at once, so that the turn is of no meaning.
+            Some(carriers) => carriers.connect(&config.hubs, tls, seed).await.map(|(e, c, path)| (e, c, Some(path))),
+        };
+        let (endpoint, connection, path) = match connected {
             Ok(connected) => connected,
             Err(problem) => return (problem, Duration::ZERO),
         };
+        let (moving, moved) = (endpoint.clone(), connection.clone());
+        let moves = keep_moving(path.as_ref(), &moving, &moved);
+        // The first never ends, and dropping the second is dropping the connection.
+        tokio::select! {
+            biased;
+            never = moves => never,
+            ended = self.hold(hub, endpoint, connection) => ended,
+        }
+    }
+
+    /// The session on a connection; why it ended and how long it lived.
+    async fn hold(&self, hub: &str, endpoint: Endpoint, connection: Connection) -> (Problem, Duration) {
         let session = match Session::begin(self.shared.clone(), hub, connection.clone()).await {
             Ok(session) => session,
             Err(problem) => return (problem, Duration::ZERO),
@@ -193,7 +221,7 @@ impl Link {
         self.online.send_replace(true);
         self.state.send_replace(LinkState {
             connected: true,
-            hub: hub.clone(),
+            hub: hub.to_owned(),
             since: now,
             problem: None,
             failures: 0,
@@ -208,6 +236,14 @@ impl Link {
         // Late is no harm: the hub notices the silence.
         timeout(FAREWELL, live.endpoint.wait_idle()).await.ok();
     }
+}
+
+/// Keeps a connection on the carrier that works, where there are several. Never ends.
+async fn keep_moving<T>(path: Option<&Path>, endpoint: &Endpoint, connection: &Connection) -> T {
+    if let Some(path) = path {
+        path.run(endpoint, Some(connection)).await;
+    }
+    std::future::pending().await
 }
 
 /// Mutual TLS: the hub by the fleet's CA, the node by its certificate.

@@ -27,7 +27,7 @@ use tokio::time::timeout;
 use super::{problem::Problem, shallow::ShallowConfig};
 
 /// How long a handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+pub(super) const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a name may take to resolve.
 const RESOLVE: Duration = Duration::from_secs(5);
 /// Silence after which the line counts as dead. Heartbeats and keep-alives break it.
@@ -68,17 +68,11 @@ pub(crate) async fn connect(
     env: &Env,
     hub: &str,
     turn: usize,
-    mut tls: rustls::ClientConfig,
+    tls: rustls::ClientConfig,
     seed: &Seed,
 ) -> Result<(Endpoint, Connection), Problem> {
     let remote = resolve(env, hub, turn).await?;
-    // A resumed session would skip what the hub checks about our certificate.
-    tls.resumption = rustls::client::Resumption::disabled();
-    let crypto = QuicClientConfig::try_from(tls).map_err(|e| Problem::new("Local", e.to_string()))?;
-    let mut client = ClientConfig::new(Arc::new(crypto));
-    let first_id = ConnectionId::new(&seed.bytes::<16>("first connection id"));
-    client.initial_dst_cid_provider(Arc::new(move || first_id));
-    client.transport_config(Arc::new(transport()));
+    let client = client(tls, seed)?;
     let endpoint = endpoint(env, remote, seed)
         .map_err(|e| Problem::new("Local", format!("no UDP socket could be made here: {e}")))?;
     let connecting = endpoint
@@ -89,6 +83,18 @@ pub(crate) async fn connect(
         Ok(Err(error)) => Err(Problem::of(&error, hub, false)),
         Err(_) => Err(Problem::unreachable(hub, format!("no answer from {remote} within {} s", HANDSHAKE.as_secs()))),
     }
+}
+
+/// What a connection is made with.
+pub(super) fn client(mut tls: rustls::ClientConfig, seed: &Seed) -> Result<ClientConfig, Problem> {
+    // A resumed session would skip what the hub checks about our certificate.
+    tls.resumption = rustls::client::Resumption::disabled();
+    let crypto = QuicClientConfig::try_from(tls).map_err(|e| Problem::new("Local", e.to_string()))?;
+    let mut client = ClientConfig::new(Arc::new(crypto));
+    let first_id = ConnectionId::new(&seed.bytes::<16>("first connection id"));
+    client.initial_dst_cid_provider(Arc::new(move || first_id));
+    client.transport_config(Arc::new(transport()));
+    Ok(client)
 }
 
 async fn resolve(env: &Env, hub: &str, turn: usize) -> Result<SocketAddr, Problem> {
@@ -105,12 +111,17 @@ fn endpoint(env: &Env, remote: SocketAddr, seed: &Seed) -> io::Result<Endpoint> 
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
+    endpoint_over(env, env.network.bind(any)?, seed)
+}
+
+/// An endpoint on a socket.
+pub(super) fn endpoint_over(env: &Env, socket: Arc<dyn quinn::AsyncUdpSocket>, seed: &Seed) -> io::Result<Endpoint> {
     let reset_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &seed.bytes::<32>("reset key"));
     let mut config = EndpointConfig::new(Arc::new(reset_key));
     config.rng_seed(Some(seed.bytes("endpoint")));
     let ids = seed.stream("connection ids");
     config.cid_generator(move || Box::new(SeededIds(ids.clone())));
-    Endpoint::new_with_abstract_socket(config, None, env.network.bind(any)?, env.network.runtime())
+    Endpoint::new_with_abstract_socket(config, None, socket, env.network.runtime())
 }
 
 fn transport() -> TransportConfig {

@@ -108,11 +108,12 @@ impl Hub {
 
     fn token(&self) -> Token {
         let root = Digest::of(root().as_bytes());
-        Token { id: "t".into(), secret: "s".into(), ca: self.ca, root }
+        Token { id: "t".into(), secret: "s".into(), ca: self.ca, root, fleet: None }
     }
 
     fn options(&self, folder: &Path) -> JoinOptions {
         JoinOptions {
+            brokers: vec![],
             data_dir: folder.to_owned(),
             hub: vec![self.address()],
             token: self.token(),

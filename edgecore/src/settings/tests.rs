@@ -59,8 +59,8 @@ fn every_key_is_read() {
     assert_eq!(Settings::parse("[streams]\nmetrics-interval = \"off\"").unwrap().streams.metrics_interval, None);
     assert_eq!(s.streams[0].class, Class::Scans, "a class's own name is its class");
     assert_eq!(s.topics.len(), 1, "given topics replace the defaults");
-    assert_eq!((s.brokers[0].host.as_str(), s.brokers[0].port, s.brokers[0].tls), ("::1", 8883, true));
-    assert_eq!((s.brokers[1].host.as_str(), s.brokers[1].port, s.brokers[1].tls), ("broker.local", 11883, false));
+    assert_eq!(s.brokers[0].broker.url.to_string(), "mqtts://[::1]:8883");
+    assert_eq!(s.brokers[1].broker.url.to_string(), "mqtt://broker.local:11883");
 }
 
 #[test]

@@ -13,6 +13,8 @@
 //! | `system.memory.usage`, `system.memory.limit` | bytes | in use (total less available), total |
 //! | `system.filesystem.usage`, `system.filesystem.limit` | bytes | of the disk with the agent's state |
 //! | `hw.temperature` | degrees Celsius | the hottest zone |
+//! | `crossdock.carrier.in_use` | | `udp` or `mqtt`, where the link has several carriers |
+//! | `crossdock.carrier.udp.reachable`, `crossdock.carrier.mqtt.reachable` | | whether the hub was reached over it |
 //!
 //! | field | unit | of a workload: `"kind":"workload"` |
 //! |---|---|---|
@@ -33,7 +35,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use proto::{
     name::{Name, Version},
-    object::{RunState, Running, Usage},
+    object::{CarrierStatus, RunState, Running, Usage},
 };
 use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
@@ -66,11 +68,18 @@ struct NodeMetrics {
     disk_bytes: Option<u64>,
     #[serde(rename = "hw.temperature", skip_serializing_if = "Option::is_none")]
     temperature_c: Option<f64>,
+    #[serde(rename = "crossdock.carrier.in_use", skip_serializing_if = "Option::is_none")]
+    carrier: Option<String>,
+    #[serde(rename = "crossdock.carrier.udp.reachable", skip_serializing_if = "Option::is_none")]
+    udp: Option<bool>,
+    #[serde(rename = "crossdock.carrier.mqtt.reachable", skip_serializing_if = "Option::is_none")]
+    mqtt: Option<bool>,
 }
 
 impl NodeMetrics {
-    fn new(time: Timestamp, usage: &Usage, memory_bytes: u64) -> NodeMetrics {
+    fn new(time: Timestamp, usage: &Usage, memory_bytes: u64, carriers: &[CarrierStatus]) -> NodeMetrics {
         let disk = usage.disks.first();
+        let reachable = |name| carriers.iter().find(|c| c.name == name).map(|c| c.reachable);
         NodeMetrics {
             time,
             kind: "node",
@@ -83,6 +92,9 @@ impl NodeMetrics {
             disk_used_bytes: disk.map(|d| d.total_bytes.saturating_sub(d.free_bytes)),
             disk_bytes: disk.map(|d| d.total_bytes),
             temperature_c: usage.temperature_milli_c.map(|t| f64::from(t) / 1000.0),
+            carrier: carriers.iter().find(|c| c.in_use).map(|c| c.name.clone()),
+            udp: reachable("udp"),
+            mqtt: reachable("mqtt"),
         }
     }
 }
@@ -143,11 +155,12 @@ pub(crate) async fn run(teller: Teller, stream: Name, every: Duration) {
 async fn measure(teller: &Teller, cpu: &mut CpuSample) -> Vec<Bytes> {
     let time = teller.env.wall.now();
     let usage = teller.facts.usage_since(cpu);
-    let mut records = vec![json(&NodeMetrics::new(time, &usage, teller.facts.memory_bytes()))];
-    let running: Vec<(Name, Running)> = {
+    let (running, carriers): (Vec<(Name, Running)>, Vec<CarrierStatus>) = {
         let board = teller.board.borrow();
-        board.workloads.iter().filter_map(|(app, w)| Some((app.clone(), w.running.clone()?))).collect()
+        let running = board.workloads.iter().filter_map(|(app, w)| Some((app.clone(), w.running.clone()?)));
+        (running.collect(), board.carriers.clone())
     };
+    let mut records = vec![json(&NodeMetrics::new(time, &usage, teller.facts.memory_bytes(), &carriers))];
     for (app, running) in &running {
         let used = teller.driver.usage(app).await.unwrap_or_default();
         records.push(json(&WorkloadMetrics::new(time, app, running, used)));
@@ -207,7 +220,7 @@ mod tests {
             disks,
             temperature_milli_c: Some(48_500),
         };
-        let node = serde_json::to_value(NodeMetrics::new(at(0), &usage, 9)).unwrap();
+        let node = serde_json::to_value(NodeMetrics::new(at(0), &usage, 9, &[])).unwrap();
         let expected = json!({
             "time": "2030-03-17T17:46:40Z", "kind": "node", "service.version": proto::VERSION, "system.uptime": 60,
             "system.cpu.utilization": 0.125, "system.cpu.load_average.1m": 0.75, "system.memory.usage": 5,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     digest::Digest,
     name::Name,
-    object::{AppOrder, Condition, NodeInfo, ReleaseRef, Usage, WorkloadStatus},
+    object::{AppOrder, CarrierStatus, Condition, NodeInfo, ReleaseRef, Usage, WorkloadStatus},
     stream::message::RecordsRequest,
 };
 
@@ -57,6 +57,9 @@ pub struct Report {
     /// Every app that is assigned, runs, or is being removed.
     #[serde(default)]
     pub workloads: BTreeMap<Name, WorkloadStatus>,
+    /// How each carrier of the link stands, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub carriers: Vec<CarrierStatus>,
 }
 
 /// Still here.

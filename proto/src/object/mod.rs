@@ -36,8 +36,8 @@ use crate::name::ObjectName;
 pub use self::{
     event::{Event, EventSpec, EventStatus, EventType},
     node::{
-        AppOrder, AssignedApp, Condition, ConditionStatus, DiskUsage, Node, NodeAddress, NodeIdentity, NodeInfo,
-        NodePhase, NodeSpec, NodeStatus, Usage, condition, feature,
+        AppOrder, AssignedApp, CarrierStatus, Condition, ConditionStatus, DiskUsage, Node, NodeAddress, NodeIdentity,
+        NodeInfo, NodePhase, NodeSpec, NodeStatus, Usage, condition, feature,
     },
     release::{Release, ReleaseSpec, ReleaseStatus},
     rollout::{Rollout, RolloutCounts, RolloutNode, RolloutPhase, RolloutSpec, RolloutStatus},

@@ -79,6 +79,9 @@ data! {
         /// Address the agent's datagrams come from: of use to people, of no meaning to the hub.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub remote: Option<String>,
+        /// How each carrier of its link stands, where it has several.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pub carriers: Vec<CarrierStatus>,
         /// Who it is.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub identity: Option<NodeIdentity>,
@@ -97,6 +100,28 @@ data! {
         /// Apps.
         #[serde(default)]
         pub workloads: BTreeMap<Name, WorkloadStatus>,
+    }
+
+    /// One of the carriers of a node's link, as its agent sees it.
+    #[derive(Eq)]
+    pub struct CarrierStatus {
+        /// `udp` or `mqtt`.
+        pub name: String,
+        /// Whether the link goes over it.
+        #[serde(default)]
+        pub in_use: bool,
+        /// Whether the hub was reached over it when it was tried last.
+        #[serde(default)]
+        pub reachable: bool,
+        /// Address of the hub, or the broker.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        pub at: String,
+        /// What last went wrong with it, with the mend.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub last_error: Option<String>,
+        /// What works and should not, such as a broker that lets one node read what is another's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub warning: Option<String>,
     }
 
     /// Who a node is, as the hub's own records have it.

@@ -7,6 +7,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`agent`] | one idle agent: memory, binary, traffic |
+//! | [`carrier`] | QUIC over UDP and through Mosquitto, and plain MQTT beside it |
 //! | [`fleet`] | many agents: connecting, a rollout, the hub's cost, and plain TLS beside it |
 //! | [`plan`] | one pass of the hub's planner over a large fleet |
 //! | [`streams`] | stream records: throughput, losses, a backlog, and Mosquitto and NATS JetStream beside it |
@@ -19,6 +20,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod carrier;
 pub mod fixture;
 pub mod fleet;
 pub mod plan;

@@ -72,6 +72,7 @@ async fn join_one(args: &LoadArgs, token: &Token, folder: &Path, name: &Name) ->
     fs::create_dir_all(&data_dir).with_context(|| format!("make {}", data_dir.display()))?;
     fs::write(data_dir.join("agent.toml"), SETTINGS).context("write agent.toml")?;
     let options = JoinOptions {
+        brokers: vec![],
         data_dir,
         hub: vec![args.hub.clone()],
         token: token.clone(),
@@ -107,7 +108,7 @@ mod tests {
 
     fn token() -> Token {
         let digest = Digest::of(b"");
-        Token { id: "t".into(), secret: "s".into(), ca: digest, root: digest }
+        Token { id: "t".into(), secret: "s".into(), ca: digest, root: digest, fleet: None }
     }
 
     #[tokio::test(start_paused = true)]
@@ -142,6 +143,7 @@ mod tests {
             site: name("load"),
             fleet: name("fleet"),
             hubs: vec!["old.example:7443".into()],
+            brokers: vec![],
         };
         there.store().unwrap();
         let error = join_all(&args, &token(), folder.path(), &names).await.unwrap_err().to_string();

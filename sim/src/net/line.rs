@@ -175,6 +175,33 @@ impl Line {
         fate
     }
 
+    /// Whether it is cut.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.cut
+    }
+
+    /// When a piece of a TCP stream has arrived whole; `None` while nothing passes. What is lost by chance comes
+    /// `again` later, and a firewall against UDP lets it through.
+    pub fn carry(&mut self, now: Instant, bytes: usize, again: Duration) -> Option<Instant> {
+        let length = u64::try_from(bytes).unwrap_or(u64::MAX);
+        let jitter_us = u64::try_from(self.profile.jitter.as_micros()).unwrap_or(u64::MAX);
+        let jitter = Duration::from_micros(self.jitter.random_range(0..=jitter_us));
+        let lost = chance(&mut self.loss, self.profile.loss_ppm);
+        if self.cut || self.is_down(now) {
+            return None;
+        }
+        let begin = self.free_at.map_or(now, |free| free.max(now));
+        let left = self.profile.bytes_per_s.map_or(now, |rate| begin + duration_of(length, rate));
+        self.free_at = Some(left);
+        let at = left + self.profile.latency + jitter + if lost { again } else { Duration::ZERO };
+        let at = self.last_arrival.map_or(at, |last| at.max(last));
+        self.last_arrival = Some(at);
+        self.counters.arrived += 1;
+        self.counters.arrived_bytes += length;
+        Some(at)
+    }
+
     fn decide(&mut self, now: Instant, bytes: usize, length: u64) -> Fate {
         let jitter_us = u64::try_from(self.profile.jitter.as_micros()).unwrap_or(u64::MAX);
         let jitter = Duration::from_micros(self.jitter.random_range(0..=jitter_us));

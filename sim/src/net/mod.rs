@@ -9,6 +9,7 @@
 //! The world makes a [`Net`], adds hosts, and hands [`Net::host`] to each as its
 //! [`proto::env::Network`]. A line is made with the default profile when first used.
 
+mod broker;
 mod line;
 mod profile;
 mod socket;
@@ -21,7 +22,13 @@ use std::{
     task::Waker,
 };
 
-use proto::env::{BoxFuture, Network, Seed};
+use proto::{
+    carrier::{
+        client::{Client, Trouble},
+        pipe::Pipe,
+    },
+    env::{BoxFuture, Network, Seed},
+};
 use tokio::{
     sync::Notify,
     time::{Instant, sleep_until},
@@ -63,6 +70,7 @@ struct State {
     sockets: BTreeMap<SocketAddr, SocketState>,
     flights: BTreeMap<(Instant, u64), Flight>,
     sequence: u64,
+    brokers: BTreeMap<IpAddr, broker::SimBroker>,
 }
 
 struct HostState {
@@ -103,6 +111,7 @@ impl Net {
             sockets: BTreeMap::new(),
             flights: BTreeMap::new(),
             sequence: 0,
+            brokers: BTreeMap::new(),
         };
         Net(Arc::new(Shared { state: Mutex::new(state), earlier: Notify::new(), trace }))
     }
@@ -378,5 +387,9 @@ impl Network for HostNetwork {
         };
         let answer = answer();
         Box::pin(async move { answer })
+    }
+
+    fn broker<'a>(&'a self, client: &'a Client, pipe: &'a Pipe) -> BoxFuture<'a, Trouble> {
+        Box::pin(self.net.through_broker(self.ip, client, pipe))
     }
 }

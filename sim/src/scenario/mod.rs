@@ -100,6 +100,7 @@
 //!
 //! `for = "end"` leaves something broken until everything is healed.
 
+mod carrier_flaps;
 mod command;
 mod crash_mid_install;
 mod cut_mid_download;
@@ -155,6 +156,11 @@ const SCENARIOS: &[Scenario] = &[
         name: "cut_mid_download",
         about: "the line of one of three nodes is cut in the middle of a download: no verified byte comes again",
         play: |world| Box::pin(cut_mid_download::play(world)),
+    },
+    Scenario {
+        name: "carrier_flaps",
+        about: "UDP is taken from a box and given back, and the broker killed, in the middle of an upgrade",
+        play: |world| Box::pin(carrier_flaps::play(world)),
     },
     Scenario {
         name: "crash_mid_install",

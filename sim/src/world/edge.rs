@@ -166,6 +166,7 @@ impl EdgeBox {
         self.host.starts();
         let env = self.host.env(&self.net);
         let options = JoinOptions {
+            brokers: self.net.brokers(),
             data_dir: self.host.disk.clone(),
             hub: vec![format!("hub:{PORT}")],
             token,

@@ -96,6 +96,7 @@ impl World {
         config.link_listen = (host.ip, PORT).into();
         config.advertise = vec![format!("hub:{PORT}")];
         config.streams.retention = KEEP_RECORDS;
+        config.brokers = self.net.brokers();
         let hub = match Hub::open(config, env).await {
             Ok(hub) => hub,
             Err(error) => {

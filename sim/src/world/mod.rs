@@ -34,6 +34,7 @@ mod until;
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -204,6 +205,25 @@ impl World {
         if let Some(edge) = self.boxes.get(name) {
             self.net.set_cut(edge.host.ip, self.hub_host.ip, cut);
             self.net.set_cut(self.hub_host.ip, edge.host.ip, cut);
+        }
+    }
+
+    /// Adds an MQTT broker, which hub and boxes that start from now on are told of.
+    pub fn add_broker(&self, name: &str) -> IpAddr {
+        self.net.add_broker(name)
+    }
+
+    /// Kills a broker, or starts it again.
+    pub fn set_broker_down(&self, broker: IpAddr, down: bool) {
+        self.net.set_broker_down(broker, down);
+    }
+
+    /// Sets up a firewall between a box and the hub that lets no UDP through, or takes it away. A box that has not
+    /// joined yet has no line: it gets one when it does.
+    pub fn block_udp(&self, name: &str, blocked: bool) {
+        if let Some(edge) = self.boxes.get(name) {
+            self.net.set_blocked(edge.host.ip, self.hub_host.ip, blocked);
+            self.net.set_blocked(self.hub_host.ip, edge.host.ip, blocked);
         }
     }
 

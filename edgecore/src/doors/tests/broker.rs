@@ -16,7 +16,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use proto::stream::MAX_RECORD_BYTES;
+use proto::{broker::Broker, stream::MAX_RECORD_BYTES};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use tempfile::TempDir;
 use tokio::{
@@ -112,13 +112,8 @@ impl Mosquitto {
             stream: stream.parse().unwrap(),
         };
         BrokerSetting {
-            host: "127.0.0.1".into(),
-            port: self.port,
-            tls: false,
+            broker: Broker::at(format!("mqtt://127.0.0.1:{}", self.port).parse().unwrap()),
             client_id: None,
-            user: None,
-            password_file: None,
-            ca: None,
             topics: vec![topic("line/+/scan", "scans"), topic("log/#", "logs")],
         }
     }
@@ -252,10 +247,12 @@ async fn a_broker_over_tls_with_a_password() {
     let broker = Mosquitto::start(&more).await;
     let password = file("password", "wrong");
     let setting = BrokerSetting {
-        tls: true,
-        user: Some("agent".into()),
-        password_file: Some(password.clone()),
-        ca: Some(ca.clone()),
+        broker: Broker {
+            user: Some("agent".into()),
+            password_file: Some(password.clone()),
+            ca: Some(ca.clone()),
+            ..Broker::at(format!("mqtts://127.0.0.1:{}", broker.port).parse().unwrap())
+        },
         ..broker.setting()
     };
     let stand = Stand::open_in(

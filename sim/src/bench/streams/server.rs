@@ -53,6 +53,12 @@ impl Server {
         Ok(server)
     }
 
+    /// Its process, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().and_then(Child::id)
+    }
+
     /// Starts it again.
     ///
     /// # Errors

@@ -1,0 +1,128 @@
+//! The other ways to a broker, and what is wrong on them: proxy, WebSocket, refusals, limits.
+
+use std::{fs, process::Stdio, time::Duration};
+
+use anyhow::{Context as _, ensure};
+use cloudcore::stage::free_port;
+use tokio::{
+    net::TcpStream,
+    process::{Child, Command},
+    time::sleep,
+};
+
+use super::house::{House, NODE, block_udp, goes_over, in_own_network};
+
+/// A proxy that lets CONNECT through to these ports alone.
+async fn tinyproxy(house: &House, ports: &[u16]) -> anyhow::Result<(Child, u16)> {
+    let port = free_port().context("a free port")?;
+    let allowed: String = ports.iter().map(|p| format!("ConnectPort {p}\n")).collect();
+    let file = house.file(&format!("tinyproxy-{port}.conf"));
+    fs::write(&file, format!("Port {port}\nListen 127.0.0.1\nTimeout 600\nAllow 127.0.0.1\n{allowed}"))?;
+    let mut command = Command::new("tinyproxy");
+    command.arg("-d").arg("-c").arg(&file).kill_on_drop(true).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = command.spawn().context("install tinyproxy (.ci/test names the package)")?;
+    while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+        sleep(Duration::from_millis(10)).await;
+    }
+    Ok((child, port))
+}
+
+#[tokio::test]
+async fn websocket_and_proxy_carry_and_what_is_wrong_is_named() -> anyhow::Result<()> {
+    if !in_own_network("ways::websocket_and_proxy_carry_and_what_is_wrong_is_named") {
+        return Ok(());
+    }
+    let mut house = House::open("").await?;
+    block_udp();
+    let (tls, web) = (house.tls, house.web);
+    let (mqtts, wss) = (format!("mqtts://127.0.0.1:{tls}"), format!("wss://127.0.0.1:{web}"));
+    let (_proxy, proxy) = tinyproxy(&house, &[tls, web]).await?;
+    let (_strict, strict) = tinyproxy(&house, &[443]).await?;
+    let through = |port: u16| format!("proxy = \"http://127.0.0.1:{port}\"\n");
+
+    // Joining names what is wrong on each way, with the mend.
+    let other = house.file("other.pem");
+    let key = rcgen::KeyPair::generate()?;
+    fs::write(&other, rcgen::CertificateParams::new(vec!["127.0.0.1".into()])?.self_signed(&key)?.pem())?;
+    let unknown_ca = house.link(&mqtts, "").replace("broker.pem", "other.pem");
+    let wrong_user = house.link(&mqtts, "").replace("user = \"box-1\"", "user = \"box-9\"");
+    let anothers =
+        house.link(&mqtts, "").replace("user = \"box-1\"", "user = \"box-2\"").replace("/box-1\"", "/box-2\"");
+    for (link, word, mend) in [
+        (unknown_ca, "no TLS with broker", "check that ca"),
+        (wrong_user, "does not let user box-9 in", "check user and password file"),
+        (anothers, "no hub answers through it", "allows this node to write crossdock/v1/demo/box-1/up"),
+        (house.link(&mqtts, &through(strict)), "does not connect to", "allow CONNECT"),
+        (house.link(&format!("ws://127.0.0.1:{tls}"), ""), "speaks no WebSocket", "listener"),
+        (house.link(&format!("mqtt://127.0.0.1:{tls}"), ""), "127.0.0.1", "TLS"),
+    ] {
+        house.write_settings(&link)?;
+        let (code, said) = house.join(&[]).await?;
+        ensure!(code == 7 && said.contains(word) && said.contains(mend), "wanted {word:?}, {mend:?}: {said}");
+    }
+
+    // WebSocket through the proxy: all of the link, from joining on.
+    house.write_settings(&house.link(&wss, &through(proxy)))?;
+    let (code, said) = house.join(&[]).await?;
+    ensure!(code == 0, "{said}");
+    house.stage.start_agent(NODE)?;
+    house.publish(1, 4 << 20).await?;
+    house.roll_out(1).await?;
+    house.wait_running(1).await?;
+    house.post(20);
+    house.check_records().await?;
+    house.wait("over MQTT", |node| goes_over(node, "mqtt")).await?;
+
+    // The first broker is not there: the second is taken. MQTT over TLS through the proxy.
+    house.stage.kill_agent(NODE).await?;
+    let nobody = free_port().context("a free port")?;
+    let both = house.link(&format!("mqtts://127.0.0.1:{nobody}"), "") + &house.link(&mqtts, &through(proxy));
+    house.write_settings(&both)?;
+    house.stage.start_agent(NODE)?;
+    house.wait_status(&format!("{mqtts} in use")).await?;
+    house.publish(2, 4 << 20).await?;
+    house.roll_out(2).await?;
+    house.wait_running(2).await?;
+    house.stage.close().await
+}
+
+#[tokio::test]
+async fn a_broker_with_a_small_limit_is_adapted_to_and_an_open_one_warned_of() -> anyhow::Result<()> {
+    if !in_own_network("ways::a_broker_with_a_small_limit_is_adapted_to_and_an_open_one_warned_of") {
+        return Ok(());
+    }
+    // Of datagrams it drops what is larger; there are no rules for what a user may read.
+    let mut house = House::open("message_size_limit 4000").await?;
+    let conf = house.file("mosquitto.conf");
+    fs::write(&conf, fs::read_to_string(&conf)?.replace("acl_file", "#acl_file"))?;
+    house.kill_broker().await?;
+    house.start_broker().await?;
+    block_udp();
+    let mqtts = format!("mqtts://127.0.0.1:{}", house.tls);
+    house.write_settings(&house.link(&mqtts, ""))?;
+    let (code, said) = house.join(&[]).await?;
+    ensure!(code == 0, "{said}");
+    house.stage.start_agent(NODE)?;
+    house.publish(1, 4 << 20).await?;
+    house.roll_out(1).await?;
+    house.wait_running(1).await?;
+    house.wait_status("WARNING: broker").await?;
+    let events = house.stage.crossdock(&["get", "events"]).await?;
+    ensure!(events.contains("BrokerOpen"), "{events}");
+
+    // The connection is ended over larger packets.
+    house.kill_broker().await?;
+    fs::write(&conf, fs::read_to_string(&conf)?.replace("message_size_limit 4000", "max_packet_size 8000"))?;
+    house.start_broker().await?;
+    house.publish(2, 4 << 20).await?;
+    house.roll_out(2).await?;
+    house.wait_running(2).await?;
+
+    // Not even one datagram fits: named, with the mend.
+    house.kill_broker().await?;
+    fs::write(&conf, fs::read_to_string(&conf)?.replace("max_packet_size 8000", "message_size_limit 800"))?;
+    house.start_broker().await?;
+    let status = house.wait_status("takes small messages only").await?;
+    ensure!(status.contains("message_size_limit"), "{status}");
+    house.stage.close().await
+}
