@@ -100,9 +100,6 @@ impl<'a> Pass<'_, 'a> {
         let (kept, now) = (self.to_go_back_to(name, before), self.draft.now);
         let fresh = told.is_none();
         self.tell(name, Some(assigned));
-        if !hold {
-            self.busy.add(name);
-        }
         let state = State::new(phase, "", "");
         self.draft.change(name, &state, |entry| {
             if !hold {

@@ -60,8 +60,13 @@ fn is_applying(node: &Node) -> bool {
     node.spec.apps.iter().any(|(app, assigned)| {
         while workloads.next_if(|(name, _)| *name < app).is_some() {}
         let said = workloads.next_if(|(name, _)| *name == app).map(|(_, said)| said);
-        !assigned.order.hold && is_unsettled(assigned, said)
+        may_disturb(assigned, said)
     })
+}
+
+/// Whether what a node was told of an app may stop it at any moment.
+pub(super) fn may_disturb(assigned: &AssignedApp, said: Option<&WorkloadStatus>) -> bool {
+    !assigned.order.hold && is_unsettled(assigned, said)
 }
 
 /// Whether an app is still to do what it was told.

@@ -13,11 +13,14 @@ use proto::{
 
 use super::{
     Plan, Step,
-    budget::{Busy, Groups},
+    budget::{self, Busy, Groups},
     claims::Claims,
     draft::Draft,
     node::{self, State, Target},
 };
+
+/// Deferrals of nodes that say nothing at present.
+const NOT_HEARD: [&str; 2] = [reason::OFFLINE, reason::NEVER_CONNECTED];
 
 /// One pass of one rollout. Returns whether it asked for places in its budget.
 pub(super) fn pass<'a>(draft: &mut Draft<'a>, claims: &Claims<'a>, busy: &mut Busy<'a>, plan: &mut Plan) -> bool {
@@ -144,7 +147,7 @@ impl<'a> Pass<'_, 'a> {
                         (None, None) if was_sick && sick => continue,
                         // What it proved while it was there stays proven.
                         (Some(_), None) if decided && said.phase == entry.phase => said,
-                        (Some(deferral), None) if deferral.reason == reason::OFFLINE => deferral,
+                        (Some(deferral), None) if NOT_HEARD.contains(&&*deferral.reason) => deferral,
                         _ => said,
                     }
                 }
@@ -179,8 +182,14 @@ impl<'a> Pass<'_, 'a> {
         }
     }
 
+    /// Tells a node; from then on it counts as unavailable, if that may stop its app.
     pub fn tell(&mut self, node: &Name, assigned: Option<AssignedApp>) {
         let app = self.spec().app.clone();
+        if let (Some(assigned), Some((name, object))) = (&assigned, self.draft.snapshot.nodes.get_key_value(node))
+            && budget::may_disturb(assigned, object.status.workloads.get(&app))
+        {
+            self.busy.add(name);
+        }
         self.plan.steps.push(Step::SetApp { node: node.clone(), app, assigned });
     }
 

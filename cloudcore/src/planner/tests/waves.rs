@@ -284,3 +284,16 @@ fn what_a_rollout_without_a_budget_begins_counts_in_the_budget_of_an_older_one()
     world.settle();
     assert_eq!((world.told("n0"), world.told("n2")), (Some(("2".into(), false)), Some(("1".into(), true))));
 }
+
+#[test]
+fn time_alone_changes_nothing_about_a_node_that_is_held_and_gone() {
+    for phase in [NodePhase::Pending, NodePhase::Unknown, NodePhase::NotReady] {
+        let mut world = World::new(4, 4);
+        let budget = Some(Budget { max_unavailable: Share::Count(1), per: Budget::FLEET.into() });
+        world.start("r", RolloutSpec { budget, ..spec(1, "all") });
+        world.run(2);
+        world.phase("n2", phase);
+        world.settle();
+        assert_eq!(plan(&world.now, at(world.second + 4000)).steps, vec![], "{phase}");
+    }
+}
