@@ -317,7 +317,7 @@ async fn downloads_of_all_nodes_together_keep_to_the_hubs_bound() {
     });
     let content: Vec<u8> = noise.take(CHUNK_BYTES * 3).collect();
     let digest = fixture.release("big", "1", &content).await;
-    let begun = std::time::Instant::now();
+    let begun = tokio::time::Instant::now();
     let download = async |name: &str| {
         let session = fixture.member(name).await.session(&fixture.hub, Report::default()).await;
         let (mut send, mut recv) = session.connection.open_bi().await.unwrap();

@@ -3,7 +3,7 @@
 //! Every rollout is of an app of its own and for all nodes: a canary and a tenth that have passed, and all others,
 //! a few at a time by their sites' budgets.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, bail, ensure};
 use cloudcore::planner::{Plan, Planner, Snapshot, Step, plan};
@@ -18,6 +18,7 @@ use proto::{
     },
     selector::Selector,
 };
+use tokio::time::Instant;
 
 use super::{Figures, process, profile, warn_if_debug};
 
