@@ -379,8 +379,8 @@ mod tests {
     #[test]
     fn the_scenario_of_the_readme_can_be_read() {
         let readme = include_str!("../../../README.md");
-        let (_, rest) = readme.split_once("```toml\n").unwrap();
-        let (example, _) = rest.split_once("```\n").unwrap();
+        let mut examples = readme.split("```toml\n").filter_map(|rest| rest.split_once("```\n"));
+        let (example, _) = examples.find(|(text, _)| text.starts_with("about =")).unwrap();
         plan::parse("mine", "mine.toml", example, None).unwrap_or_else(|error| panic!("{error}"));
     }
 

@@ -252,6 +252,14 @@ fn check_steps(world: &World, steps: &[Step]) {
         let (old, new) = (&world.now.nodes[node], &after.now.nodes[node]);
         let rollout = assigned.rollout.as_ref().map(|name| &world.now.rollouts[name]);
         let Some(rollout) = rollout else { continue };
+        // Another rollout gives back what the node had when that one told it: nobody begins anything.
+        let gives_back = |other: &&Rollout| {
+            let entry = other.status.nodes.get(node);
+            entry.is_some_and(|entry| entry.told && entry.before.as_ref() == Some(assigned))
+        };
+        if world.now.rollouts.values().any(|other| gives_back(&other)) {
+            continue;
+        }
         // Released by a rollout with a budget: never beyond it, whoever else is unavailable.
         let released = !assigned.order.hold && !is_unavailable(old) && is_unavailable(new);
         let over = rollout.status.phase.is_final() && rollout.status.phase != RolloutPhase::Succeeded;

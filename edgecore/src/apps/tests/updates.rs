@@ -66,7 +66,7 @@ async fn a_remembered_failure_keeps_its_time_and_says_what_to_do() {
     world.settle().await;
     let first = world.board.borrow().workloads[APP].clone();
     assert_eq!(first.phase, UpdatePhase::Failed);
-    assert!(first.message.ends_with("publish it under a new version"), "{}", first.message);
+    assert!(first.message.ends_with("crossdock rollout retry"), "{}", first.message);
     let failure = world.slot().failed[0].clone();
     assert_eq!((failure.counter, failure.at), (4, Some(first.since)));
     // A new agent says the same; so does a record of an agent before, that knew no time.
