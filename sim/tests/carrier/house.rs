@@ -39,6 +39,9 @@ pub fn in_own_network(test: &str) -> bool {
         must("nft", &["add", "counter", "inet", "test", "down"]);
         return true;
     }
+    // One at a time: each has a broker, a hub and agents, and waits by the clock.
+    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let this = std::env::current_exe().unwrap();
     let mut again = Run::new("unshare");
     again.arg("-n").arg(this).args([test, "--exact", "--nocapture"]).env(INSIDE, "1");
@@ -48,6 +51,8 @@ pub fn in_own_network(test: &str) -> bool {
 }
 
 pub fn must(program: &str, args: &[&str]) -> String {
+    let of_root = format!("/usr/sbin/{program}"); // not everybody's PATH has it
+    let program = if std::path::Path::new(&of_root).exists() { &of_root } else { program };
     let output = Run::new(program).args(args).output().unwrap_or_else(|e| panic!("{program}: {e}; .ci/test names it"));
     assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()

@@ -28,14 +28,14 @@ async fn tinyproxy(house: &House, ports: &[u16]) -> anyhow::Result<(Child, u16)>
 }
 
 #[tokio::test]
-async fn websocket_and_proxy_carry_and_what_is_wrong_is_named() -> anyhow::Result<()> {
-    if !in_own_network("ways::websocket_and_proxy_carry_and_what_is_wrong_is_named") {
+async fn a_proxy_carries_and_what_is_wrong_is_named() -> anyhow::Result<()> {
+    if !in_own_network("ways::a_proxy_carries_and_what_is_wrong_is_named") {
         return Ok(());
     }
     let mut house = House::open("").await?;
     block_udp();
     let (tls, web) = (house.tls, house.web);
-    let (mqtts, wss) = (format!("mqtts://127.0.0.1:{tls}"), format!("wss://127.0.0.1:{web}"));
+    let mqtts = format!("mqtts://127.0.0.1:{tls}");
     let (_proxy, proxy) = tinyproxy(&house, &[tls, web]).await?;
     let (_strict, strict) = tinyproxy(&house, &[443]).await?;
     let through = |port: u16| format!("proxy = \"http://127.0.0.1:{port}\"\n");
@@ -61,8 +61,8 @@ async fn websocket_and_proxy_carry_and_what_is_wrong_is_named() -> anyhow::Resul
         ensure!(code == 7 && said.contains(word) && said.contains(mend), "wanted {word:?}, {mend:?}: {said}");
     }
 
-    // WebSocket through the proxy: all of the link, from joining on.
-    house.write_settings(&house.link(&wss, &through(proxy)))?;
+    // TLS through the proxy: all of the link, from joining on.
+    house.write_settings(&house.link(&mqtts, &through(proxy)))?;
     let (code, said) = house.join(&[]).await?;
     ensure!(code == 0, "{said}");
     house.stage.start_agent(NODE)?;
