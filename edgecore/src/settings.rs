@@ -46,8 +46,9 @@
 //! proxy-password-file = ""
 //! ```
 //!
-//! A `[[streams.broker]]` takes certificate, key and proxy as well. Paths are in the data folder unless they begin with `/`. Unknown keys are skipped and named in
-//! [`Settings::warnings`], so that a newer file does not stop an older agent; a bad value does.
+//! A `[[streams.broker]]` takes certificate, key and proxy as well. Paths are in the data folder unless they begin
+//! with `/`. Unknown keys are skipped and named in [`Settings::warnings`], so that a newer file does not stop an
+//! older agent; a bad value does.
 
 mod section;
 

@@ -21,6 +21,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod backoff;
 pub mod broker;
 pub mod carrier;
 pub mod digest;

@@ -12,6 +12,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use proto::{
+    backoff::Backoff,
     broker::Broker,
     carrier::{
         address::{Behind, MAX_BROKERS},
@@ -23,13 +24,12 @@ use proto::{
     name::Name,
 };
 use quinn::udp::RecvMeta;
-use rand::{Rng as _, RngExt as _};
+use rand::Rng as _;
 use tokio::time::{Instant, sleep};
 
-/// First and last bound of the wait between two connections with a broker; full jitter.
-const BACKOFF: std::ops::Range<Duration> = Duration::from_millis(250)..Duration::from_secs(10);
-/// A connection of this length was a good one.
-const STABLE_AFTER: Duration = Duration::from_secs(10);
+/// First and last bound of the wait between two connections with a broker.
+const BACKOFF_BASE: Duration = Duration::from_millis(250);
+const BACKOFF_CAP: Duration = Duration::from_secs(10);
 
 /// The brokers of a hub.
 #[derive(Debug)]
@@ -87,18 +87,14 @@ impl Brokers {
             clock: env.wall.clone(),
             blocking: env.blocking,
         };
-        let (mut bound, mut told) = (BACKOFF.start, None);
+        let (mut backoff, mut told) = (Backoff::new(BACKOFF_BASE, BACKOFF_CAP), None);
         loop {
             let began = Instant::now();
             let ups = pipe.state().borrow().ups;
             let trouble = env.network.broker(&client, pipe).await;
-            if began.elapsed() >= STABLE_AFTER {
-                bound = BACKOFF.start;
-            }
+            backoff.ended(began.elapsed());
             tell(&trouble, pipe.state().borrow().ups != ups, &mut told);
-            let wait = bound.mul_f64(rng.random_range(0.0..=1.0));
-            bound = (bound * 2).min(BACKOFF.end);
-            sleep(wait).await;
+            sleep(backoff.failed(&mut rng)).await;
         }
     }
 }

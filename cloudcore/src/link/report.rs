@@ -46,8 +46,15 @@ fn cut(text: &mut String, chars: usize) {
     }
 }
 
-/// Writes a report (and facts, with a Hello) into a node.
-pub(crate) fn apply(node: &mut Node, report: &Report, info: Option<&NodeInfo>, remote: &str, now: Timestamp) {
+/// Writes a report (and facts, with a Hello) into a node. Returns what it keeps although the hub knew nothing of it,
+/// for people.
+pub(crate) fn apply(
+    node: &mut Node,
+    report: &Report,
+    info: Option<&NodeInfo>,
+    remote: &str,
+    now: Timestamp,
+) -> Option<String> {
     let before = node.status.clone();
     let status = &mut node.status;
     // An absurd one would take the hub's counter to its end, and nothing could be assigned any more.
@@ -71,29 +78,23 @@ pub(crate) fn apply(node: &mut Node, report: &Report, info: Option<&NodeInfo>, r
     // A hub restored from an older copy would be ignored for ever if it stayed below.
     if !absurd && report.observed_generation > node.metadata.generation {
         node.metadata.generation = report.observed_generation.saturating_add(1);
-        adopt(node, report);
+        return adopt(node, report);
     }
+    None
 }
 
 /// The node was told more than this hub knows: apps that only the node knows of stay, until a rollout says otherwise.
 /// To a hub that was restored from an older copy they would seem unwanted, and every workload begun since would end.
-fn adopt(node: &mut Node, report: &Report) {
+fn adopt(node: &mut Node, report: &Report) -> Option<String> {
+    let mut kept = vec![];
     for (app, said) in &report.workloads {
         let Some(target) = &said.target else { continue }; // it is being removed
         let runs = said.running.as_ref().map_or(target, |running| &running.release);
-        let keep = || AssignedApp::new(runs.version.clone(), runs.digest, None);
-        node.spec.apps.entry(app.clone()).or_insert_with(keep);
+        node.spec.apps.entry(app.clone()).or_insert_with(|| {
+            kept.push(format!("{app}@{}", runs.version));
+            AssignedApp::new(runs.version.clone(), runs.digest, None)
+        });
     }
-}
-
-/// What [`apply`] adopted of a report, for people; `None`: nothing.
-pub(crate) fn adopted(node: &Node, report: &Report) -> Option<String> {
-    if node.metadata.generation != report.observed_generation.saturating_add(1) {
-        return None;
-    }
-    let kept =
-        node.spec.apps.iter().filter(|(app, told)| told.rollout.is_none() && report.workloads.contains_key(*app));
-    let kept: Vec<String> = kept.map(|(app, told)| format!("{app}@{}", told.version)).collect();
     (!kept.is_empty()).then(|| {
         format!(
             "the node was told more than this hub knows, as after a restore: it keeps {}; roll out what it shall run",
@@ -246,16 +247,8 @@ mod tests {
                 last_exit: None,
             });
             WorkloadStatus {
-                target: target.map(release),
-                phase: UpdatePhase::Succeeded,
-                reason: String::new(),
-                message: String::new(),
-                since: Timestamp::UNIX_EPOCH,
-                progress: None,
-                restarted: None,
-                restart_failed: None,
-                retried: None,
                 running,
+                ..WorkloadStatus::new(target.map(release), UpdatePhase::Succeeded, Timestamp::UNIX_EPOCH)
             }
         };
         let name = |text: &str| text.parse::<proto::name::Name>().unwrap();
@@ -271,17 +264,13 @@ mod tests {
         node.spec.apps.insert(name("known"), known.clone());
 
         node.metadata.generation = 7;
-        apply(&mut node, &report, None, "", Timestamp::UNIX_EPOCH);
-        assert_eq!(
-            (node.spec.apps.len(), adopted(&node, &report)),
-            (1, None),
-            "what it has to go without it goes without"
-        );
+        let adopted = apply(&mut node, &report, None, "", Timestamp::UNIX_EPOCH);
+        assert_eq!((node.spec.apps.len(), adopted), (1, None), "what it has to go without it goes without");
         node.metadata.generation = 6;
-        apply(&mut node, &report, None, "", Timestamp::UNIX_EPOCH);
+        let adopted = apply(&mut node, &report, None, "", Timestamp::UNIX_EPOCH);
         let now = |app: &str| node.spec.apps.get(app).map(|told| told.version.to_string());
         assert_eq!((now("new"), now("begun"), now("going")), (Some("1".into()), Some("2".into()), None));
         assert_eq!(node.spec.apps.get("known"), Some(&known));
-        assert!(adopted(&node, &report).unwrap().contains("keeps begun@2, new@1;"));
+        assert!(adopted.unwrap().contains("keeps begun@2, new@1;"));
     }
 }

@@ -1,7 +1,10 @@
 //! One connection of an admitted node: control stream, reports, assignments. A task a connection,
 //! started by `link::accept_loop`.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use proto::{
     digest::Digest,
@@ -225,16 +228,20 @@ async fn take(
     turn.reported(&report.conditions);
     let failures = failures(&report.workloads);
     let open = report.carriers.iter().find_map(|c| c.warning.clone()).filter(|text| turn.warns(text));
-    let report = Arc::new(report);
-    let said = Arc::clone(&report);
-    let change = move |node: &mut Node| report::apply(node, &said, info.as_ref(), &remote, now);
+    let adopted = Arc::new(Mutex::new(None));
+    let kept = Arc::clone(&adopted);
+    let change = move |node: &mut Node| {
+        let message = report::apply(node, &report, info.as_ref(), &remote, now);
+        *kept.lock().unwrap_or_else(PoisonError::into_inner) = message;
+    };
     let node = hub.store().modify(name.as_str(), change).await?.ok_or_else(over)?;
     hub.sessions().assign(&node);
     if let Some(text) = open {
         events::record(hub.store(), hub.env(), "Node", name.as_str(), EventType::Warning, "BrokerOpen", &text, "hub")
             .await;
     }
-    let adopted = report::adopted(&node, &report).map(|message| ("Adopted".to_owned(), message));
+    let adopted = adopted.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let adopted = adopted.map(|message| ("Adopted".to_owned(), message));
     for (reason, message) in failures.into_iter().chain(adopted) {
         if turn.may_tell(&message) {
             events::record(

@@ -414,16 +414,8 @@ fn report(observed_generation: u64, release: &ReleaseRef) -> Report {
         last_exit: None,
     };
     let status = WorkloadStatus {
-        restarted: None,
-        restart_failed: None,
-        retried: None,
-        target: Some(release.clone()),
-        phase: UpdatePhase::Succeeded,
-        reason: String::new(),
-        message: String::new(),
-        since,
-        progress: None,
         running: Some(running),
+        ..WorkloadStatus::new(Some(release.clone()), UpdatePhase::Succeeded, since)
     };
     Report { observed_generation, conditions: vec![], workloads: [(name("app"), status)].into(), carriers: vec![] }
 }

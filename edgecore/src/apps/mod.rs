@@ -152,16 +152,9 @@ async fn work(shared: Arc<Context>, name: Name, folder: PathBuf, mut wanted: wat
                 tracing::error!(app = %name, %error, "the app is left as it is");
                 let target = wanted.borrow_and_update().release().cloned();
                 let status = WorkloadStatus {
-                    target,
-                    phase: UpdatePhase::Blocked,
                     reason: "StateLost".into(),
                     message: error.to_string(),
-                    since: shared.env.wall.now(),
-                    progress: None,
-                    restarted: None,
-                    restart_failed: None,
-                    retried: None,
-                    running: None,
+                    ..WorkloadStatus::new(target, UpdatePhase::Blocked, shared.env.wall.now())
                 };
                 shared.board.send_if_modified(|report| {
                     let before = report.workloads.get(&name);

@@ -13,7 +13,8 @@ use crate::supervisor::Health;
 /// Longest message: the reports of all apps must fit one frame.
 const MAX_MESSAGE_CHARS: usize = 1_000;
 /// What to do about a remembered failure, said with each of them, in whatever rollout it is wanted.
-const NOT_TRIED_AGAIN: &str = "; it is not tried again on this node: mend the cause and publish it under a new version, or, if the box was the cause, crossdock rollout retry";
+const NOT_TRIED_AGAIN: &str = "; it is not tried again on this node: mend the cause and publish it \
+     under a new version, or, if the box was the cause, crossdock rollout retry";
 
 const DRAINED: &str = "the node is drained: its workloads are stopped until it is not";
 const HELD: &str = "Held";

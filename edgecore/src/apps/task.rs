@@ -18,6 +18,7 @@ use std::{
 };
 
 use proto::{
+    backoff::Backoff,
     digest::Digest,
     durable::{self, Record},
     env::Env,
@@ -46,7 +47,6 @@ use super::{
 use crate::{
     doors::Endpoints,
     driver::{Driver, DriverError},
-    link::backoff::Backoff,
 };
 
 /// Wait after a step that could not be carried out.

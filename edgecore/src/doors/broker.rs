@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use proto::{name::Name, stream::MAX_RECORD_BYTES};
+use proto::{backoff::Backoff, name::Name, stream::MAX_RECORD_BYTES};
 use rumqttc::{
     AsyncClient, Event, EventLoop, Incoming, MqttOptions, Publish, QoS, SubscribeFilter, SubscribeReasonCode,
 };
@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use super::{Desk, Reason, Refusal, topic::stream_of};
-use crate::{link::backoff::Backoff, settings::BrokerSetting};
+use crate::settings::BrokerSetting;
 
 const BACKOFF_BASE: Duration = Duration::from_millis(500);
 const BACKOFF_CAP: Duration = Duration::from_secs(30);

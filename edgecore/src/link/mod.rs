@@ -8,13 +8,11 @@
 //! | [`session`] | one session: control stream, reports, heartbeats, logs |
 //! | [`source`] | metadata and blobs over the current connection |
 //! | [`assignment`] | the newest assignment, on disk before anybody acts on it |
-//! | [`backoff`] | how long to wait before the next attempt |
 //! | [`problem`] | why there is no session |
 //!
 //! [`crate::agent`] runs one [`Link`]. Nothing here decides what runs.
 
 pub mod assignment;
-pub mod backoff;
 pub(crate) mod carriers;
 pub mod problem;
 pub(crate) mod quic;
@@ -29,6 +27,7 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use proto::{
+    backoff::Backoff,
     env::{Env, Seed},
     link::{ALPN, CloseCode, message::Report},
     watch,
@@ -39,7 +38,6 @@ use tokio::time::{Instant, sleep, timeout};
 
 use self::{
     assignment::Assignments,
-    backoff::Backoff,
     carriers::{Carriers, Path},
     problem::Problem,
     session::Session,

@@ -251,18 +251,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn node_and_workloads_are_measured_every_interval() {
         let folder = tempfile::tempdir().unwrap();
-        let status = WorkloadStatus {
-            restarted: None,
-            restart_failed: None,
-            retried: None,
-            target: None,
-            phase: UpdatePhase::Succeeded,
-            reason: String::new(),
-            message: String::new(),
-            since: at(0),
-            progress: None,
-            running: Some(running()),
-        };
+        let status =
+            WorkloadStatus { running: Some(running()), ..WorkloadStatus::new(None, UpdatePhase::Succeeded, at(0)) };
         let report = Report { workloads: [("shop".parse().unwrap(), status)].into(), ..Report::default() };
         let teller = teller(folder.path(), Facts::new(folder.path().to_owned()), report).await;
         let outbox = teller.outbox.clone();

@@ -135,3 +135,22 @@ words! {
         Stopped,
     }
 }
+
+impl WorkloadStatus {
+    /// An app of which nothing runs, and that stands there since then.
+    #[must_use]
+    pub fn new(target: Option<ReleaseRef>, phase: UpdatePhase, since: Timestamp) -> WorkloadStatus {
+        WorkloadStatus {
+            target,
+            phase,
+            reason: String::new(),
+            message: String::new(),
+            since,
+            progress: None,
+            restarted: None,
+            restart_failed: None,
+            retried: None,
+            running: None,
+        }
+    }
+}

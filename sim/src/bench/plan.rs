@@ -222,18 +222,8 @@ fn answer(fleet: &mut Snapshot, last: u32) {
                 (false, true) => UpdatePhase::Applying,
                 (false, false) => UpdatePhase::Succeeded,
             };
-            let said = WorkloadStatus {
-                target: Some(ReleaseRef { version: assigned.version.clone(), digest: assigned.digest }),
-                phase,
-                reason: String::new(),
-                message: String::new(),
-                since: Timestamp::UNIX_EPOCH,
-                progress: None,
-                restarted: None,
-                restart_failed: None,
-                retried: None,
-                running: None,
-            };
+            let target = ReleaseRef { version: assigned.version.clone(), digest: assigned.digest };
+            let said = WorkloadStatus::new(Some(target), phase, Timestamp::UNIX_EPOCH);
             node.status.workloads.insert(app.clone(), said);
         }
     }

@@ -27,6 +27,16 @@ async fn tinyproxy(house: &House, ports: &[u16]) -> anyhow::Result<(Child, u16)>
     Ok((child, port))
 }
 
+/// The box joins by its settings, and a first release runs there.
+async fn join_and_run(house: &mut House) -> anyhow::Result<()> {
+    let (code, said) = house.join(&[]).await?;
+    ensure!(code == 0, "{said}");
+    house.stage.start_agent(NODE)?;
+    house.publish(1, 4 << 20).await?;
+    house.roll_out(1).await?;
+    house.wait_running(1).await
+}
+
 #[tokio::test]
 async fn a_proxy_carries_and_what_is_wrong_is_named() -> anyhow::Result<()> {
     if !in_own_network("ways::a_proxy_carries_and_what_is_wrong_is_named") {
@@ -63,12 +73,7 @@ async fn a_proxy_carries_and_what_is_wrong_is_named() -> anyhow::Result<()> {
 
     // TLS through the proxy: all of the link, from joining on.
     house.write_settings(&house.link(&mqtts, &through(proxy)))?;
-    let (code, said) = house.join(&[]).await?;
-    ensure!(code == 0, "{said}");
-    house.stage.start_agent(NODE)?;
-    house.publish(1, 4 << 20).await?;
-    house.roll_out(1).await?;
-    house.wait_running(1).await?;
+    join_and_run(&mut house).await?;
     house.post(20);
     house.check_records().await?;
     house.wait("over MQTT", |node| goes_over(node, "mqtt")).await?;
@@ -100,12 +105,7 @@ async fn a_broker_with_a_small_limit_is_adapted_to_and_an_open_one_warned_of() -
     block_udp();
     let mqtts = format!("mqtts://127.0.0.1:{}", house.tls);
     house.write_settings(&house.link(&mqtts, ""))?;
-    let (code, said) = house.join(&[]).await?;
-    ensure!(code == 0, "{said}");
-    house.stage.start_agent(NODE)?;
-    house.publish(1, 4 << 20).await?;
-    house.roll_out(1).await?;
-    house.wait_running(1).await?;
+    join_and_run(&mut house).await?;
     house.wait_status("WARNING: broker").await?;
     let events = house.stage.crossdock(&["get", "events"]).await?;
     ensure!(events.contains("BrokerOpen"), "{events}");

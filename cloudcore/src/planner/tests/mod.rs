@@ -275,16 +275,5 @@ fn workload(version: u8, phase: UpdatePhase) -> WorkloadStatus {
         started_at: None,
         last_exit: None,
     };
-    WorkloadStatus {
-        restarted: None,
-        restart_failed: None,
-        retried: None,
-        target: Some(release_ref(version)),
-        phase,
-        reason: String::new(),
-        message: String::new(),
-        since: at(0),
-        progress: None,
-        running: Some(running),
-    }
+    WorkloadStatus { running: Some(running), ..WorkloadStatus::new(Some(release_ref(version)), phase, at(0)) }
 }

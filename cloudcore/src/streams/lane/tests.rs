@@ -187,16 +187,9 @@ async fn events_of(hub: &Hub, tells_events: bool, node: &str, machine: &Machine)
     };
     let now = hub.env().wall.now();
     let status = WorkloadStatus {
-        restarted: None,
-        restart_failed: None,
-        retried: None,
-        target: None,
-        phase: UpdatePhase::RolledBack,
         reason: "Unhealthy".into(),
         message: "no probe".into(),
-        since: now,
-        progress: None,
-        running: None,
+        ..WorkloadStatus::new(None, UpdatePhase::RolledBack, now)
     };
     let report = Report { workloads: [("shop".parse().unwrap(), status)].into(), ..Report::default() };
     let hello = proto::link::message::Hello { tells_events, ..crate::hub::fixture::hello(hub, report) };

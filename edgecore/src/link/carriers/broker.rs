@@ -3,6 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use proto::{
+    backoff::Backoff,
     broker::Broker,
     carrier::{
         client::{Client, Trouble},
@@ -16,7 +17,6 @@ use rand::Rng as _;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::reach::{Found, Input, Reach};
-use crate::link::backoff::Backoff;
 
 const BACKOFF_BASE: Duration = Duration::from_millis(250);
 const BACKOFF_CAP: Duration = Duration::from_secs(10);

@@ -32,16 +32,10 @@ fn status(version: &str, phase: UpdatePhase, running: Option<Running>) -> Worklo
     let bad = matches!(phase, UpdatePhase::RolledBack | UpdatePhase::Failed | UpdatePhase::Blocked);
     let (reason, message) = if bad { ("Unhealthy", "no probe has succeeded") } else { ("", "") };
     WorkloadStatus {
-        restarted: None,
-        restart_failed: None,
-        retried: None,
-        target: Some(release(version)),
-        phase,
         reason: reason.into(),
         message: message.into(),
-        since: at(0),
-        progress: None,
         running,
+        ..WorkloadStatus::new(Some(release(version)), phase, at(0))
     }
 }
 

@@ -1,7 +1,7 @@
 //! How long to wait before trying again: full jitter, growing to a bound.
 //!
-//! A machine without clock: the caller says what happened and sleeps. [`super`] uses it between
-//! sessions, [`crate::apps`] between fetches.
+//! A machine without clock: the caller says what happened and sleeps. The agent uses it between sessions, fetches
+//! and connections with brokers, the hub between connections with brokers.
 
 use std::time::Duration;
 
@@ -60,9 +60,9 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use proto::env::Seed;
 
     use super::*;
+    use crate::env::Seed;
 
     proptest! {
         #[test]
