@@ -49,6 +49,7 @@ use crate::{
     fetch::{Fetcher, Source, Space},
     link::{Link, Shared, assignment::Assignments, carriers::Carriers},
     outbox::{Outbox, OutboxConfig, OutboxError, OutboxState},
+    reboot::{self, Reboots},
     settings::{self, Settings, SettingsError},
     status::StatusView,
     telemetry::{self, Teller},
@@ -70,6 +71,8 @@ pub struct Agent {
     outbox: Outbox,
     doors: Doors,
     metrics_interval: Option<Duration>,
+    /// The command that restarts the box.
+    reboot: Vec<String>,
     status: StatusView,
     /// Held while the agent lives: two agents in one folder would undo each other.
     _lock: File,
@@ -159,7 +162,8 @@ impl Agent {
         let context = Context { env, driver, stage, boot_id, board, online, checks, endpoints: doors.endpoints() };
         let apps = Apps::new(Arc::new(context), paths.apps(), assignment);
         let metrics_interval = settings.streams.metrics_interval;
-        Ok(Agent { config, shared, trust, link, apps, outbox, doors, metrics_interval, status, _lock: lock })
+        let reboot = settings.node.reboot;
+        Ok(Agent { config, shared, trust, link, apps, outbox, doors, metrics_interval, reboot, status, _lock: lock })
     }
 
     /// Who this node is.
@@ -207,6 +211,15 @@ impl Agent {
         {
             tasks.spawn(telemetry::metrics::run(teller, stream, every));
         }
+        tasks.spawn(reboot::run(Reboots {
+            env: self.shared.env.clone(),
+            driver: self.shared.driver.clone(),
+            record: paths.reboot(),
+            boot_id: self.shared.facts.boot_id(),
+            command: self.reboot,
+            board: self.shared.board.clone(),
+            assignment: self.shared.assignments.subscribe(),
+        }));
         let endpoints = self.doors.endpoints();
         tasks.spawn(self.doors.run());
         tasks.spawn(watch_conditions(self.shared.clone(), self.trust.state(), self.outbox.state(), endpoints));

@@ -126,6 +126,11 @@ impl Paths {
     pub fn told(&self) -> Record {
         Record::at(self.0.join("told"))
     }
+    /// The restart of the node that was ordered last.
+    #[must_use]
+    pub fn reboot(&self) -> Record {
+        Record::at(self.0.join("reboot"))
+    }
     /// Folder of all apps.
     #[must_use]
     pub fn apps(&self) -> PathBuf {

@@ -33,6 +33,7 @@ pub mod fetch;
 pub mod join;
 pub mod link;
 pub mod outbox;
+mod reboot;
 pub mod settings;
 pub mod status;
 pub mod supervisor;

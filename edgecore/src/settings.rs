@@ -1,6 +1,9 @@
 //! `agent.toml` in the data folder: what an operator may set on a box. No file is the same as an empty one.
 //!
 //! ```toml
+//! [node]
+//! reboot = "systemctl reboot"    # run when the hub wants the box to restart; words are split at blanks; or "off"
+//!
 //! [streams]
 //! http = "127.0.0.1:7480"        # or "off"; port 0: one that is free, the same again after a restart
 //! socket = "streams.sock"        # Unix socket in the data folder, or "off"
@@ -84,12 +87,31 @@ const METRICS_MOST: Duration = Duration::from_secs(86_400);
 /// What an operator may set on a box.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Settings {
+    /// The box itself.
+    pub node: NodeSetting,
     /// How records come in and how many may wait.
     pub streams: Streams,
     /// How the hub is reached.
     pub link: Link,
     /// What was skipped, in words.
     pub warnings: Vec<String>,
+}
+
+/// The box itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeSetting {
+    /// The command that restarts it; empty: not from afar.
+    pub reboot: Vec<String>,
+}
+
+impl Default for NodeSetting {
+    fn default() -> NodeSetting {
+        NodeSetting { reboot: words("systemctl reboot") }
+    }
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split_ascii_whitespace().map(str::to_owned).collect()
 }
 
 /// How the hub is reached.
@@ -264,18 +286,29 @@ impl Settings {
         let skipped = RefCell::new(vec![]);
         let read = (|| {
             let mut top = Section::new("", root.span(), root.get_ref(), &skipped);
+            let node = top.section("node")?.map(read_node).transpose()?;
             let streams = top.section("streams")?.map(read_streams).transpose()?;
             let link = top.section("link")?.map(read_link).transpose()?;
             top.done();
-            Ok::<_, Wrong>((streams.unwrap_or_default(), link.unwrap_or_default()))
+            Ok::<_, Wrong>((node.unwrap_or_default(), streams.unwrap_or_default(), link.unwrap_or_default()))
         })();
-        let (streams, link) = read.map_err(|wrong| (line(wrong.at.start), wrong.problem))?;
+        let (node, streams, link) = read.map_err(|wrong| (line(wrong.at.start), wrong.problem))?;
         let unknown = skipped.into_inner().into_iter();
         let warnings = unknown
             .map(|(at, key)| format!("line {}: {key} is not known to this version: skipped", line(at.start)))
             .collect();
-        Ok(Settings { streams, link, warnings })
+        Ok(Settings { node, streams, link, warnings })
     }
+}
+
+fn read_node(mut s: Section<'_>) -> Result<NodeSetting, Wrong> {
+    let reboot = s.parsed("reboot", |text| match text {
+        "off" => Ok(vec![]),
+        text if words(text).is_empty() => Err("it is empty: write a command, or \"off\"".into()),
+        text => Ok(words(text)),
+    })?;
+    s.done();
+    Ok(reboot.map_or_else(NodeSetting::default, |reboot| NodeSetting { reboot }))
 }
 
 fn read_streams(mut s: Section<'_>) -> Result<Streams, Wrong> {

@@ -288,6 +288,9 @@ pub fn explain(status: &Status) -> String {
             line(format!("{} {}: {} {}", condition.r#type, condition.status, condition.reason, condition.message));
         }
     }
+    if let Some(reboot) = &status.report.reboot {
+        line(format!("restart of the node by {}: {} {}", reboot.order, reboot.phase, reboot.message).trim_end().into());
+    }
     line(format!("assignment generation {}", status.report.observed_generation));
     for text in apps(status) {
         line(text);

@@ -113,6 +113,14 @@ text_newtype!(
     |text| text.len() <= 127 && text.split('.').all(|part| is_label(part, 127))
 );
 
+impl Name {
+    /// `node`: what stands for the node itself where otherwise an app is named.
+    #[must_use]
+    pub fn node() -> Name {
+        Name("node".into())
+    }
+}
+
 impl From<Name> for ObjectName {
     fn from(name: Name) -> ObjectName {
         ObjectName(name.0)

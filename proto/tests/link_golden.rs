@@ -12,8 +12,8 @@ use proto::{
     digest::Digest,
     link::message::*,
     object::{
-        AppOrder, Condition, ConditionStatus, DiskUsage, LastExit, NodeAddress, NodeInfo, Progress, ReleaseRef,
-        RunState, Running, UpdatePhase, Usage, WorkloadStatus,
+        AppOrder, Condition, ConditionStatus, DiskUsage, LastExit, NodeAddress, NodeInfo, Progress, RebootStatus,
+        ReleaseRef, RunState, Running, UpdatePhase, Usage, WorkloadStatus,
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -87,7 +87,7 @@ fn report() -> Report {
             last_transition_time: time(0),
         }],
         workloads: [("scan-uploader".parse().unwrap(), status)].into(),
-        carriers: vec![],
+        ..Report::default()
     }
 }
 
@@ -119,6 +119,12 @@ fn agent_messages() {
         status.restart_failed = Some("it was not healthy within 60 s: no probe has succeeded".into());
     }
     golden("agent-report-restarted.json", &AgentMessage::Report(Box::new(restarted)));
+    let reboot = RebootStatus {
+        order: "reboot.1f2e3d".into(),
+        phase: UpdatePhase::Verifying,
+        message: "it is up again, and waits for scan-uploader".into(),
+    };
+    golden("agent-report-reboot.json", &AgentMessage::Report(Box::new(Report { reboot: Some(reboot), ..report() })));
     // Fields that we do not know are skipped, words that we do not know read as the cautious one.
     let AgentMessage::Hello(newer) = read("agent-hello-newer.json") else { panic!("not a hello") };
     assert_eq!(newer.info, info());
@@ -134,7 +140,7 @@ fn hub_messages() {
     let welcome = Welcome { hub_version: "0.1.0".into(), fleet, clock: time(0), heartbeat_ms: 10_000 };
     golden("hub-welcome.json", &HubMessage::Welcome(welcome));
     let name = || "scan-uploader".parse().unwrap();
-    let assignment = Assignment { generation: 5, apps: [(name(), release().into())].into(), drained: false };
+    let assignment = Assignment { generation: 5, apps: [(name(), release().into())].into(), ..Assignment::default() };
     golden("hub-assignment.json", &HubMessage::Assignment(assignment.clone()));
     let order = AppOrder {
         hold: true,
@@ -143,8 +149,10 @@ fn hub_messages() {
         retry: Some("web-2.3c#1".into()),
     };
     let ordered = OrderedApp { release: release(), order };
-    let orders = Assignment { generation: 6, apps: [(name(), ordered)].into(), drained: true };
+    let orders = Assignment { generation: 6, apps: [(name(), ordered)].into(), drained: true, reboot: None };
     golden("hub-assignment-orders.json", &HubMessage::Assignment(orders));
+    let reboot = Assignment { reboot: Some("reboot.1f2e3d".into()), ..assignment.clone() };
+    golden("hub-assignment-reboot.json", &HubMessage::Assignment(reboot));
     assert_eq!(read::<HubMessage>("hub-assignment-newer.json"), HubMessage::Assignment(assignment));
     assert_eq!(read::<HubMessage>("hub-message-newer.json"), HubMessage::Unknown);
 }

@@ -10,7 +10,7 @@
 //! | `eat-disk=100Mi` | runs, and takes so much of the 128 MiB that its box has to spare until it ends |
 //!
 //! The world makes one [`SimDriver`] a box. It outlives the agent, as real workloads do, until
-//! [`SimDriver::reboot`]. Before it runs anything it checks the tree against what was really released:
+//! [`SimDriver::lose_all`]. Before it runs anything it checks the tree against what was really released:
 //! a difference is a [`SimDriver::violations`], whatever the agent believes.
 
 use std::{
@@ -35,7 +35,7 @@ use proto::{
     watch,
 };
 use tokio::{
-    sync::mpsc,
+    sync::{Notify, mpsc},
     time::{Instant, sleep, sleep_until},
 };
 
@@ -59,6 +59,7 @@ pub struct SimDriver {
     trace: Trace,
     disk: Option<Arc<Disk>>,
     state: Arc<Mutex<State>>,
+    goes_down: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -120,7 +121,15 @@ impl SimDriver {
     /// A box on which nothing runs.
     #[must_use]
     pub fn new(host: &str, wall: Arc<dyn WallClock>, released: Released, trace: Trace) -> SimDriver {
-        SimDriver { host: host.to_owned(), wall, released, trace, disk: None, state: Arc::default() }
+        SimDriver {
+            host: host.to_owned(),
+            wall,
+            released,
+            trace,
+            disk: None,
+            state: Arc::default(),
+            goes_down: Arc::default(),
+        }
     }
 
     /// As it is, on this disk, which its workloads may fill.
@@ -130,11 +139,16 @@ impl SimDriver {
     }
 
     /// Ends everything at once, as a power cut does. Nothing is left of any instance.
-    pub fn reboot(&self) {
+    pub fn lose_all(&self) {
         let gone = std::mem::take(&mut self.lock().apps);
         drop(gone);
         self.share_disk();
         self.trace.line(&self.host, format_args!("all workloads gone"));
+    }
+
+    /// When the agent has its box go down. Cancel safe.
+    pub async fn goes_down(&self) {
+        self.goes_down.notified().await;
     }
 
     /// The version of an app that runs now.
@@ -400,6 +414,14 @@ impl Driver for SimDriver {
         Box::pin(async move {
             self.trace.line(&self.host, format_args!("{}@{} hook", spec.app, spec.release.version));
             HookOutcome::Success
+        })
+    }
+
+    fn reboot<'a>(&'a self, _: &'a [String]) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async move {
+            self.trace.line(&self.host, format_args!("restarts on order"));
+            self.goes_down.notify_one();
+            Ok(())
         })
     }
 

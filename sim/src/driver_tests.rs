@@ -40,7 +40,7 @@ async fn instances_do_what_their_release_says() {
     assert!(driver.start(&spec(&["refuse"])).await.is_err());
     driver.start(&spec(&[])).await.unwrap();
     assert_eq!(driver.probe(&spec(&[]), &probe).await, ProbeOutcome::Success);
-    driver.reboot();
+    driver.lose_all();
     assert_eq!(driver.inspect(&app).await.unwrap(), None);
 }
 

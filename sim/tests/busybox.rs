@@ -2,7 +2,7 @@
 //!
 //! Real hub, real agent, real sockets; every step is a command that a release engineer could type.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use cloudcore::stage::{self, Stage};
@@ -143,5 +143,83 @@ async fn busybox_httpd_is_released_upgraded_and_reverted() -> anyhow::Result<()>
 
     let logs = stage.crossdock(&["get", "events"]).await?;
     ensure!(!logs.trim().is_empty(), "nothing of all this became an event");
+    stage.close().await
+}
+
+/// Set in the test that has a mount namespace of its own.
+const INSIDE: &str = "CROSSDOCK_TEST_INSIDE";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Everything of a box ends at once: agent, shims and workloads, which all work below its folder.
+fn power_off(folder: &Path) {
+    let folder = folder.to_string_lossy().into_owned();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let at = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let of_box = at.to_string_lossy().starts_with(&folder) || String::from_utf8_lossy(&line).contains(&folder);
+        if of_box && pid != std::process::id() {
+            let _ = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status(); // it may be gone
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_box_restarts_on_order_and_its_app_is_back() -> anyhow::Result<()> {
+    const TEST: &str = "a_box_restarts_on_order_and_its_app_is_back";
+    if std::env::var_os(INSIDE).is_none() {
+        // The kernel's number of this boot is another file in there.
+        let mut again = std::process::Command::new("unshare");
+        again.arg("-m").arg(std::env::current_exe()?).args([TEST, "--exact", "--nocapture"]).env(INSIDE, "1");
+        ensure!(again.status()?.success(), "{TEST} failed in its own mounts; its output is above");
+        return Ok(());
+    }
+    let mut stage = Stage::open(None, stage::programs().await?, false)?;
+    let boot_id = stage.path("boot-id");
+    fs::write(&boot_id, "00000000-0000-4000-8000-000000000001\n")?;
+    let mounted = std::process::Command::new("mount").arg("--bind").arg(&boot_id).arg(BOOT_ID).status()?;
+    ensure!(mounted.success(), "mount failed");
+
+    stage.init_hub().await?;
+    stage.crossdock(&["release", "init", "repo"]).await?;
+    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    stage.join(NODE, "hz-01").await?;
+    let (script, asked) = (stage.path("restart.sh"), stage.path("asked"));
+    fs::write(&script, format!("#!/bin/sh\necho \"$@\" >> {}\n", asked.display()))?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    let settings = stage.path(NODE).join("agent.toml");
+    let text = format!("[node]\nreboot = \"{} now\"\n{}", script.display(), fs::read_to_string(&settings)?);
+    fs::write(settings, text)?;
+    stage.start_agent(NODE)?;
+    let port = free_port().context("no port is free for httpd")? + 1;
+    write_release(&stage.path("v1"), "1.0.0", port, Some("parcels"))?;
+    publish(&stage, "v1").await?;
+    stage.crossdock(&["rollout", "start", "--strategy", "all-at-once", "www@1.0.0", "--to", "all", "--wait"]).await?;
+
+    let reboot = ["reboot", "--to", "site=hz-01", "--max-unavailable", "1", "-o", "json"];
+    let text = stage.crossdock(&reboot).await?;
+    let rollout: proto::object::Rollout = serde_json::from_str(&text).context("read the rollout")?;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    while !asked.exists() {
+        ensure!(tokio::time::Instant::now() < deadline, "the command was not run");
+        tokio::time::sleep(Duration::from_millis(50)).await; // one look to the next
+    }
+    let status = stage.crossdock(&["rollout", "status", rollout.name()]).await?;
+    ensure!(status.contains("it goes down"), "{status}");
+    stage.kill_agent(NODE).await?;
+    power_off(&stage.path(NODE));
+    ensure!(get(port).await.is_err(), "the app survived the power");
+    fs::write(&boot_id, "00000000-0000-4000-8000-000000000002\n")?;
+    stage.start_agent(NODE)?;
+    let watched = stage.crossdock(&["rollout", "watch", rollout.name(), "--timeout", "2m"]).await?;
+    ensure!(watched.contains("Succeeded"), "{watched}");
+    ensure!(get(port).await?.contains("parcels"), "the app is back");
+    ensure!(fs::read_to_string(&asked)? == "now\n", "it was asked once");
+    let said = stage.run("edgecore", &["status", "--data", NODE]).await?;
+    ensure!(said.contains(&format!("restart of the node by {}: Succeeded", rollout.name())), "{said}");
+    let history = stage.crossdock(&["rollout", "history", "node"]).await?;
+    ensure!(history.contains("restart of nodes"), "{history}");
+    let (code, text) = stage.try_run("crossdock", &["rollout", "retry", rollout.name()]).await?;
+    ensure!(code != 0 && text.contains("start another one"), "{code}: {text}");
     stage.close().await
 }

@@ -82,6 +82,8 @@ enum Command {
     Rollout(rollout::RolloutCommand),
     /// Start an app again on nodes, under the same waves and budgets as a rollout
     Restart(nodes::RestartArgs),
+    /// Restart nodes, under the same waves and budgets
+    Reboot(nodes::RebootArgs),
     /// Let rollouts begin nothing on nodes
     Cordon(nodes::Nodes),
     /// Let rollouts begin again
@@ -161,6 +163,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Release(args) => release::run(args, &context).await,
         Command::Rollout(command) => rollout::run(command, &context).await,
         Command::Restart(args) => nodes::restart(args, &context).await,
+        Command::Reboot(args) => nodes::reboot(args, &context).await,
         Command::Cordon(which) => nodes::change(which, &nodes::Change::Cordon(true), &context).await,
         Command::Uncordon(which) => nodes::change(which, &nodes::Change::Cordon(false), &context).await,
         Command::Drain(which) => nodes::change(which, &nodes::Change::Drain(true), &context).await,

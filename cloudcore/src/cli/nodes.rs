@@ -1,4 +1,4 @@
-//! `crossdock cordon | uncordon | drain | undrain | pin | unpin | restart`: what is done to nodes by hand.
+//! `crossdock cordon | uncordon | drain | undrain | pin | unpin | restart | reboot`: what is done to nodes by hand.
 
 use proto::{
     name::Name,
@@ -39,6 +39,21 @@ pub struct PinArgs {
 pub struct RestartArgs {
     /// The app.
     app: Name,
+    /// Selector of nodes, as for `rollout start`
+    #[arg(long)]
+    to: Selector,
+    #[command(flatten)]
+    how: How,
+    #[command(flatten)]
+    follow: FollowArgs,
+    /// Output format of the rollout that was created.
+    #[arg(short, long, value_enum)]
+    output: Option<Format>,
+}
+
+/// `crossdock reboot`.
+#[derive(Debug, clap::Args)]
+pub struct RebootArgs {
     /// Selector of nodes, as for `rollout start`
     #[arg(long)]
     to: Selector,
@@ -135,4 +150,14 @@ pub async fn restart(args: RestartArgs, context: &Context) -> anyhow::Result<()>
     let name = rollout::made_up_name(&format!("restart-{}", args.app))?;
     let spec = args.how.apply(RolloutSpec::restart(args.app, args.to))?;
     rollout::create(&client, &Rollout::new(name, spec), args.output, &args.follow).await
+}
+
+/// Restarts nodes, as a rollout does it.
+///
+/// # Errors
+/// As a rollout.
+pub async fn reboot(args: RebootArgs, context: &Context) -> anyhow::Result<()> {
+    let client = context.client()?;
+    let spec = args.how.apply(RolloutSpec::reboot(args.to))?;
+    rollout::create(&client, &Rollout::new(rollout::made_up_name("reboot")?, spec), args.output, &args.follow).await
 }

@@ -253,7 +253,7 @@ impl Session {
 
 pub(crate) fn hello(hub: &Hub, report: Report) -> Hello {
     let info = NodeInfo {
-        features: [feature::ORDERS.to_owned()].into(),
+        features: feature::ALL.map(str::to_owned).into(),
         agent_version: "0.1.0".into(),
         boot_id: "b".into(),
         architecture: "x86_64".into(),

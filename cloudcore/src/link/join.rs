@@ -255,6 +255,7 @@ async fn write_node(
     let (site, labels) = (token.spec.site.clone(), token.spec.labels.clone());
     let change = move |node: &mut Node| {
         node.spec.site = site.clone();
+        node.spec.reboot = None; // it was another installation that was to restart
         node.metadata.labels.extend(labels.clone());
         node.status.identity = Some(identity.clone());
     };

@@ -38,6 +38,10 @@ pub(crate) fn bound(report: &mut Report) {
         cut(&mut workload.reason, MAX_REASON_CHARS);
         cut(&mut workload.message, MAX_MESSAGE_CHARS);
     }
+    if let Some(reboot) = &mut report.reboot {
+        cut(&mut reboot.order, MAX_MESSAGE_CHARS);
+        cut(&mut reboot.message, MAX_MESSAGE_CHARS);
+    }
 }
 
 fn cut(text: &mut String, chars: usize) {
@@ -66,6 +70,7 @@ pub(crate) fn apply(
     }
     status.workloads.clone_from(&report.workloads);
     status.carriers.clone_from(&report.carriers);
+    status.reboot.clone_from(&report.reboot);
     status.conditions = with_ready(&before.conditions, &report.conditions, now);
     status.phase = phase(&status.conditions);
     if let Some(info) = info {

@@ -331,5 +331,10 @@ pub(crate) fn assignment_of(node: &Node) -> Assignment {
         order: app.order.clone(),
     };
     let apps = node.spec.apps.iter().map(|(name, app)| (name.clone(), ordered(app))).collect();
-    Assignment { generation: node.metadata.generation, apps, drained: node.spec.drained }
+    Assignment {
+        generation: node.metadata.generation,
+        apps,
+        drained: node.spec.drained,
+        reboot: node.spec.reboot.clone(),
+    }
 }

@@ -417,7 +417,7 @@ fn report(observed_generation: u64, release: &ReleaseRef) -> Report {
         running: Some(running),
         ..WorkloadStatus::new(Some(release.clone()), UpdatePhase::Succeeded, since)
     };
-    Report { observed_generation, conditions: vec![], workloads: [(name("app"), status)].into(), carriers: vec![] }
+    Report { observed_generation, conditions: vec![], workloads: [(name("app"), status)].into(), ..Report::default() }
 }
 
 /// Events by message, with their counts.

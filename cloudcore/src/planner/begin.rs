@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proto::{
     name::Name,
     object::{
-        AppOrder, AssignedApp, Node, RolloutPhase, UpdatePhase,
+        AppOrder, AssignedApp, Node, RolloutPhase, UpdatePhase, feature,
         rollout::{WavePhase, Window, reason},
     },
     units::Span,
@@ -13,8 +13,8 @@ use proto::{
 
 use super::{
     budget::Groups,
-    node::{self, State, Target},
-    pass::{Pass, knows_orders, later},
+    node::{self, State, Target, Told},
+    pass::{Pass, knows, knows_orders, later},
     waves, window,
 };
 
@@ -26,7 +26,7 @@ impl<'a> Pass<'_, 'a> {
     pub fn holds_first(&self, node: &Node) -> bool {
         let spec = self.spec();
         let may_wait = spec.budget.is_some() || !spec.windows.apply.is_empty();
-        may_wait && knows_orders(node) && self.target != Target::Restart
+        may_wait && knows_orders(node) && self.target.is_release()
     }
 
     /// Begins what may begin, and says of whatever may not why. With `still` nothing may.
@@ -72,8 +72,13 @@ impl<'a> Pass<'_, 'a> {
     fn begin_node(&mut self, name: &'a Name, node: &'a Node, wave: usize, still: Option<&Hindrance>) {
         let told = self.told(node);
         let staged = || self.draft.status.nodes.get(name).is_some_and(|entry| entry.phase == UpdatePhase::Staged);
-        if told.is_some_and(|told| !told.order.hold) || told.is_some() && !staged() {
+        if told.is_some_and(|told| !told.is_held()) || told.is_some() && !staged() {
             return; // at work, as it says
+        }
+        if self.target == Target::Reboot && !knows(node, feature::REBOOT) {
+            let text = "its agent is too old to restart it; upgrade it, or restart the box by hand";
+            self.draft.set(name, &State::new(UpdatePhase::Blocked, reason::TOO_OLD, text));
+            return;
         }
         let phase = if told.is_some() { UpdatePhase::Staged } else { UpdatePhase::Pending };
         let hindrance = match still {
@@ -89,17 +94,17 @@ impl<'a> Pass<'_, 'a> {
         let hold = told.is_none() && self.holds_first(node);
         let order = AppOrder { hold, max_deferral_s: self.spec().max_deferral.get().as_secs(), ..AppOrder::default() };
         let order = match told {
-            Some(told) => AppOrder { hold: false, ..told.order.clone() },
-            None => order,
+            Some(Told::App(told)) => AppOrder { hold: false, ..told.order.clone() },
+            _ => order,
         };
-        let Some(assigned) = node::telling(before, &self.target, self.name(), order) else {
+        let Some(telling) = node::telling(before, &self.target, self.name(), order) else {
             let text = "there is nothing of the app to start again";
             self.draft.set(name, &State::new(UpdatePhase::Blocked, reason::NOT_RUNNING, text));
             return;
         };
         let (kept, now) = (self.to_go_back_to(name, before), self.draft.now);
         let fresh = told.is_none();
-        self.tell(name, Some(assigned));
+        self.tell(name, telling);
         let state = State::new(phase, "", "");
         self.draft.change(name, &state, |entry| {
             if !hold {
@@ -138,7 +143,7 @@ impl<'a> Pass<'_, 'a> {
                 return Some((reason::JITTER, text.into()));
             }
         }
-        if self.target != Target::Restart
+        if self.target.is_release()
             && let Some(text) = self.closed(&spec.windows.download, node, "download")
         {
             return Some((reason::DOWNLOAD_WINDOW, text.into()));

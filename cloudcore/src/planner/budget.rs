@@ -13,7 +13,7 @@ use proto::{
     },
 };
 
-use super::Snapshot;
+use super::{Snapshot, node};
 
 /// Names told of those who use a budget up.
 const NAMES_TOLD: usize = 3;
@@ -24,11 +24,13 @@ pub(super) struct Busy<'a> {
     before: &'a BTreeSet<Name>,
     /// By this plan.
     told: BTreeSet<&'a Name>,
+    /// They are available now, and a rollout that takes another one back begins with them at once.
+    reserved: BTreeSet<&'a Name>,
 }
 
 impl<'a> Busy<'a> {
     pub fn new(before: &'a BTreeSet<Name>) -> Busy<'a> {
-        Busy { before, told: BTreeSet::new() }
+        Busy { before, told: BTreeSet::new(), reserved: BTreeSet::new() }
     }
 
     /// A node was told to apply something.
@@ -36,8 +38,22 @@ impl<'a> Busy<'a> {
         self.told.insert(node);
     }
 
+    /// A node will be told to apply something, and by nobody else.
+    pub fn reserve(&mut self, node: &'a Name) {
+        self.reserved.insert(node);
+    }
+
+    /// Whether this plan tells anybody to apply something.
+    pub fn disturbs(&self) -> bool {
+        !self.told.is_empty() || !self.reserved.is_empty()
+    }
+
     fn contains(&self, node: &Name) -> bool {
         self.before.contains(node) || self.told.contains(node)
+    }
+
+    fn reserves(&self, node: &Name) -> bool {
+        !self.contains(node) && self.reserved.contains(node)
     }
 }
 
@@ -50,7 +66,7 @@ pub(super) fn is_unavailable(node: &Node) -> bool {
     match node.status.phase {
         NodePhase::Unknown | NodePhase::NotReady => true,
         NodePhase::Pending => false, // it never was there to be missed
-        NodePhase::Ready => node.spec.drained || is_applying(node),
+        NodePhase::Ready => node.spec.drained || is_applying(node) || node::is_rebooting(node),
     }
 }
 
@@ -79,7 +95,9 @@ fn is_unsettled(assigned: &AssignedApp, said: Option<&WorkloadStatus>) -> bool {
         return false;
     }
     let same = said.target.as_ref().is_some_and(|target| target.digest == assigned.digest);
-    !(same && settled) || assigned.order.restart.is_some() && said.restarted != assigned.order.restart
+    !(same && settled)
+        || assigned.order.retry.is_some() && said.retried != assigned.order.retry
+        || assigned.order.restart.is_some() && said.restarted != assigned.order.restart
 }
 
 /// The groups of a rollout's nodes.
@@ -93,6 +111,8 @@ pub(super) struct Groups<'a> {
 struct Group<'a> {
     size: usize,
     unavailable: BTreeSet<&'a Name>,
+    /// Those of them that are available still.
+    reserved: BTreeSet<&'a Name>,
     /// Why nobody gets a place any more: nobody gives one back within a pass.
     refusal: Option<Arc<str>>,
 }
@@ -117,6 +137,10 @@ impl<'a> Groups<'a> {
             if busy.contains(name) {
                 group.unavailable.insert(name);
             }
+            if busy.reserves(name) {
+                group.unavailable.insert(name);
+                group.reserved.insert(name);
+            }
         }
         Groups { budget, groups }
     }
@@ -126,7 +150,8 @@ impl<'a> Groups<'a> {
         let key = group_of(self.budget, node);
         let group = self.groups.entry(key).or_default();
         let most = self.budget.max_unavailable.of(group.size.max(1));
-        if group.unavailable.contains(name) || group.unavailable.len() < most {
+        let is_down = group.unavailable.contains(name) && !group.reserved.contains(name);
+        if is_down || group.unavailable.len() < most {
             group.unavailable.insert(name);
             return Ok(());
         }

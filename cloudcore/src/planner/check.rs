@@ -29,7 +29,8 @@ pub(super) fn members<'a>(spec: &RolloutSpec, snapshot: &'a Snapshot) -> Vec<&'a
         return touched.filter_map(|name| snapshot.nodes.get_key_value(name)).map(|(name, _)| name).collect();
     }
     let wanted = |node: &Node| {
-        node.matches(&spec.selector) && (spec.version.is_some() || node.spec.apps.contains_key(&spec.app))
+        node.matches(&spec.selector)
+            && (spec.version.is_some() || spec.reboot || node.spec.apps.contains_key(&spec.app))
     };
     snapshot.nodes.iter().filter(|(_, node)| wanted(node)).map(|(name, _)| name).collect()
 }
@@ -39,6 +40,9 @@ pub(super) fn members<'a>(spec: &RolloutSpec, snapshot: &'a Snapshot) -> Vec<&'a
 /// # Errors
 /// Says what is wrong and what to do, for people.
 pub fn validate(spec: &RolloutSpec, snapshot: &Snapshot) -> Result<(), String> {
+    if spec.reboot && (spec.version.is_some() || spec.app != Name::node()) {
+        return Err("reboot: it restarts the nodes themselves, so app is node and there is no version".into());
+    }
     let release = match spec.release() {
         Some(name) => Some(release(&name, snapshot)?),
         None => None,
@@ -84,7 +88,8 @@ fn no_members(spec: &RolloutSpec, snapshot: &Snapshot) -> String {
     if snapshot.nodes.keys().any(|node| node.as_str() == text) {
         return format!("selector {text} asks for a label {text}, which no node has; write name={text}");
     }
-    let what = if spec.version.is_some() { "no node".into() } else { format!("no node that has {}", spec.app) };
+    let what =
+        if spec.version.is_some() || spec.reboot { "no node".into() } else { format!("no node that has {}", spec.app) };
     format!("selector {text} names {what}; `crossdock get nodes` lists them with their labels")
 }
 

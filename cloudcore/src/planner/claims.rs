@@ -1,25 +1,44 @@
-//! Which rollout a node belongs to, for each app: the newest that names it.
+//! Which rollout a node belongs to, for each app: the newest that names it. Restarts are apart: the newest of them
+//! is carried out.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use proto::{
     name::Name,
-    object::{RolloutNode, RolloutPhase},
+    object::{Rollout, RolloutNode, RolloutPhase, RolloutSpec},
     selector::Selector,
 };
 
 use super::{Snapshot, draft::Draft};
 
-/// Rollouts of each app, newest first, with what a claim needs.
+/// Rollouts of each subject, newest first, with what a claim needs.
 #[derive(Debug)]
 pub(super) struct Claims<'a> {
-    apps: BTreeMap<&'a Name, Vec<Claim<'a>>>,
+    subjects: BTreeMap<Subject<'a>, Vec<Claim<'a>>>,
     snapshot: &'a Snapshot,
+}
+
+/// What rollouts take from each other: which release of an app, when it starts again, when the node does.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Subject<'a> {
+    Release(&'a Name),
+    Restart(&'a Name),
+    Reboot,
+}
+
+impl<'a> Subject<'a> {
+    fn of(spec: &'a RolloutSpec) -> Subject<'a> {
+        match &spec.version {
+            Some(_) => Subject::Release(&spec.app),
+            None if spec.reboot => Subject::Reboot,
+            None => Subject::Restart(&spec.app),
+        }
+    }
 }
 
 #[derive(Debug)]
 struct Claim<'a> {
-    rollout: &'a str,
+    rollout: &'a Rollout,
     /// It keeps only what it touched.
     over: bool,
     members: Members<'a>,
@@ -34,33 +53,38 @@ struct Members<'a> {
 
 impl<'a> Claims<'a> {
     pub fn new(oldest_first: &[Draft<'a>], snapshot: &'a Snapshot) -> Claims<'a> {
-        let mut apps: BTreeMap<&Name, Vec<Claim<'_>>> = BTreeMap::new();
-        for draft in oldest_first.iter().rev().filter(|draft| draft.rollout.spec.version.is_some()) {
+        let mut subjects: BTreeMap<Subject<'_>, Vec<Claim<'_>>> = BTreeMap::new();
+        for draft in oldest_first.iter().rev() {
             use RolloutPhase::{Aborted, Failed, RolledBack, Superseded};
             let over = matches!(draft.status().phase, Aborted | Failed | RolledBack | Superseded);
             let members = Members { known: &draft.rollout.status.nodes, fresh: draft.fresh.clone() };
-            let claim = Claim { rollout: draft.rollout.name(), over, members };
-            apps.entry(&draft.rollout.spec.app).or_default().push(claim);
+            let claim = Claim { rollout: draft.rollout, over, members };
+            subjects.entry(Subject::of(&draft.rollout.spec)).or_default().push(claim);
         }
-        Claims { apps, snapshot }
+        Claims { subjects, snapshot }
     }
 
     /// The newer rollout that took a node from `rollout`.
-    pub fn taken_by(&self, app: &Name, node: &Name, rollout: &str) -> Option<&'a str> {
-        let newest_first = self.apps.get(app)?;
-        let newer = newest_first.iter().take_while(|claim| claim.rollout != rollout);
-        newer.into_iter().find(|claim| self.holds(claim, app, node)).map(|claim| claim.rollout)
+    pub fn taken_by(&self, node: &Name, rollout: &Rollout) -> Option<&'a str> {
+        let newest_first = self.subjects.get(&Subject::of(&rollout.spec))?;
+        let mut newer = newest_first.iter().take_while(|claim| claim.rollout.name() != rollout.name());
+        newer.find(|claim| self.holds(claim, node)).map(|claim| claim.rollout.name())
     }
 
-    fn holds(&self, claim: &Claim<'_>, app: &Name, node: &Name) -> bool {
+    fn holds(&self, claim: &Claim<'_>, node: &Name) -> bool {
         if !claim.members.known.contains_key(node) && !claim.members.fresh.contains(node) {
             return false;
         }
         let touched = || {
-            let assigned = self.snapshot.nodes.get(node).and_then(|node| node.spec.apps.get(app));
-            assigned.is_some_and(|assigned| assigned.rollout.as_deref() == Some(claim.rollout))
+            let node = self.snapshot.nodes.get(node)?;
+            let (spec, assigned) = (&claim.rollout.spec, node.spec.apps.get(&claim.rollout.spec.app));
+            match Subject::of(spec) {
+                Subject::Release(_) => assigned?.rollout.as_deref(),
+                Subject::Restart(_) => assigned?.order.restart.as_deref(),
+                Subject::Reboot => node.spec.reboot.as_deref(),
+            }
         };
-        !claim.over || touched()
+        !claim.over || touched() == Some(claim.rollout.name())
     }
 }
 

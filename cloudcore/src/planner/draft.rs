@@ -167,10 +167,7 @@ impl<'a> Draft<'a> {
     }
 
     pub fn target(&self) -> Option<Target> {
-        match &self.rollout.spec.version {
-            Some(version) => Some(Target::Release(version.clone(), self.status.digest?)),
-            None => Some(Target::Restart),
-        }
+        Target::of(&self.rollout.spec, self.status.digest)
     }
 
     /// Why nothing may begin, if so.

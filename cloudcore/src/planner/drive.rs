@@ -3,7 +3,10 @@
 //! Steps are idempotent writes, so it does not matter how often a plan is carried out or where a crash
 //! interrupts it: the next round plans from what is.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use proto::{
@@ -16,7 +19,7 @@ use proto::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::{Plan, Planner, Snapshot, Step};
+use super::{Plan, Planner, Snapshot, Step, trim};
 use crate::{
     events,
     hub::Hub,
@@ -100,10 +103,13 @@ async fn follow(hub: &Hub, stop: &mut watch::Receiver<bool>) -> Result<(), Store
     let mut sites = Mirror::new(hub, &mut now.sites, name_key::<SiteSpec>, Planner::set_site).await?;
     let mut nodes = Mirror::new(hub, &mut now.nodes, node_key, Planner::set_node).await?;
     let mut planner = Planner::new(now);
+    let mut kept = 0;
     loop {
         let Plan { steps, wake } = planner.plan(hub.env().wall.now());
         if !steps.is_empty() {
             carry_out(hub, steps, &planner.snapshot().rollouts).await?;
+        } else if planner.snapshot().rollouts.len() > kept {
+            kept = trim(hub, planner.snapshot()).await?;
         }
         let gather = sleep(GATHER);
         let later = sleep(wake.map_or(LONGEST_WAIT, |wake| until(wake, hub.env().wall.now())));
@@ -153,16 +159,27 @@ pub async fn current(hub: &Hub) -> Result<Snapshot, StoreError> {
     })
 }
 
+/// Forgets rollouts that are history; returns how many are left.
+async fn trim(hub: &Hub, now: &Snapshot) -> Result<usize, StoreError> {
+    let old = trim::superfluous(now, hub.config().rollouts.history_limit, hub.env().wall.now());
+    for rollout in &old {
+        tracing::info!(%rollout, "is history that nobody follows, and forgotten");
+        hub.store().delete::<RolloutSpec>(rollout).await?;
+    }
+    Ok(now.rollouts.len() - old.len())
+}
+
 /// What is started comes first, for a rollout that says it is taken back is not looked at again. The rest is one
 /// transaction: an assignment of which its rollout knows nothing could not be taken back.
 async fn carry_out(hub: &Hub, steps: Vec<Step>, known: &BTreeMap<String, Rollout>) -> Result<(), StoreError> {
-    let mut apps = BTreeMap::new();
+    let (mut apps, mut reboots) = (BTreeMap::new(), BTreeMap::new());
     let mut statuses: BTreeMap<String, (String, RolloutStatus)> = BTreeMap::new();
     for step in steps {
         match step {
             Step::SetApp { node, app, assigned } => {
                 apps.entry(node.to_string()).or_insert_with(Vec::new).push((app, assigned));
             }
+            Step::SetReboot { node, order } => drop(reboots.insert(node.to_string(), order)),
             Step::SetRolloutStatus { rollout, uid, status } => drop(statuses.insert(rollout, (uid, *status))),
             Step::Start(rollout) => match hub.store().create(*rollout).await {
                 Ok(_) | Err(StoreError::AlreadyExists { .. }) => {}
@@ -171,13 +188,17 @@ async fn carry_out(hub: &Hub, steps: Vec<Step>, known: &BTreeMap<String, Rollout
         }
     }
     let told = statuses.clone();
-    let (nodes, rollouts) = (apps.keys().cloned().collect(), statuses.keys().cloned().collect());
+    let nodes: BTreeSet<String> = apps.keys().chain(reboots.keys()).cloned().collect();
+    let (nodes, rollouts) = (nodes.into_iter().collect(), statuses.keys().cloned().collect());
     let assign = move |node: &mut Node| {
         for (app, assigned) in apps.get(node.name()).into_iter().flatten() {
             match assigned {
                 Some(assigned) => drop(node.spec.apps.insert(app.clone(), assigned.clone())),
                 None => drop(node.spec.apps.remove(app)),
             }
+        }
+        if let Some(order) = reboots.get(node.name()) {
+            node.spec.reboot.clone_from(order);
         }
     };
     let write_down = move |rollout: &mut Rollout| {

@@ -23,6 +23,7 @@
 //! | `begin` | what begins on which node, and why something does not |
 //! | `pass` | one rollout, one pass: all of the above in order |
 //! | [`Planner`] | which rollouts need no pass, between two plans |
+//! | [`trim`] | which rollouts are history that nobody asks for any more |
 //! | [`forecast`] | what a rollout would do, before it does anything |
 //! | [`drive`] | the loop that follows the store and carries steps out |
 //!
@@ -48,6 +49,7 @@ mod resting;
 pub mod strategy;
 #[cfg(test)]
 mod tests;
+pub mod trim;
 mod waves;
 mod window;
 
@@ -87,6 +89,13 @@ pub enum Step {
         /// What it should run, and what is asked of it besides.
         assigned: Option<AssignedApp>,
     },
+    /// Tell a node to restart, or, without an order, that it need not.
+    SetReboot {
+        /// The node.
+        node: Name,
+        /// The rollout that wants it.
+        order: Option<String>,
+    },
     /// Write down where a rollout stands.
     SetRolloutStatus {
         /// Name of the rollout.
@@ -118,16 +127,20 @@ impl Plan {
 /// What to do next. The same snapshot and time give the same plan.
 #[must_use]
 pub fn plan(snapshot: &Snapshot, now: Timestamp) -> Plan {
-    plan_due(snapshot, now, &budget::unavailable(snapshot), |_| true).0
+    plan_due(snapshot, now, &budget::unavailable(snapshot), |_| true).plan
 }
 
-/// What to do next about apps that are due, and those of them that rest.
-fn plan_due(
-    snapshot: &Snapshot,
-    now: Timestamp,
-    unavailable: &BTreeSet<Name>,
-    is_due: impl Fn(&Name) -> bool,
-) -> (Plan, BTreeMap<Name, Rest>) {
+/// A plan of apps that are due.
+struct Due {
+    plan: Plan,
+    /// Those of them that rest.
+    rests: BTreeMap<Name, Rest>,
+    /// Whether it makes a node unavailable.
+    disturbs: bool,
+}
+
+/// What to do next about apps that are due.
+fn plan_due(snapshot: &Snapshot, now: Timestamp, unavailable: &BTreeSet<Name>, is_due: impl Fn(&Name) -> bool) -> Due {
     let mut oldest_first: Vec<&Rollout> =
         snapshot.rollouts.values().filter(|rollout| is_due(&rollout.spec.app)).collect();
     oldest_first.sort_by(|a, b| age(a).cmp(&age(b)));
@@ -139,20 +152,22 @@ fn plan_due(
     drafts.sort_by_key(|draft| draft.rollout.spec.budget.is_some());
     let mut busy = budget::Busy::new(unavailable);
     let (mut plan, mut statuses, mut rests) = (Plan::default(), vec![], BTreeMap::new());
+    let mut let_go = vec![];
     for mut draft in drafts {
-        let mut own = Plan::default();
-        let asks_budget = draft.is_live() && pass::pass(&mut draft, &claims, &mut busy, &mut own);
+        let (mut own, lets_go) = (Plan::default(), let_go.len());
+        let asks_budget = draft.is_live() && pass::pass(&mut draft, &claims, &mut busy, &mut own, &mut let_go);
         let app = &draft.rollout.spec.app;
         let written = draft.into_step();
         let rest = Rest { wake: own.wake, asks_budget };
-        let is_resting = own.steps.is_empty() && written.is_none();
+        let is_resting = own.steps.is_empty() && written.is_none() && let_go.len() == lets_go;
         resting::settle(&mut rests, app, is_resting.then_some(rest));
         own.wake.into_iter().for_each(|wake| plan.wake_at(wake));
         plan.steps.append(&mut own.steps);
         statuses.extend(written);
     }
-    plan.steps.append(&mut statuses);
-    (plan, rests.into_iter().filter_map(|(app, rest)| Some((app, rest?))).collect())
+    plan.steps = [let_go, plan.steps, statuses].concat();
+    let rests = rests.into_iter().filter_map(|(app, rest)| Some((app, rest?))).collect();
+    Due { plan, rests, disturbs: busy.disturbs() }
 }
 
 /// Orders rollouts: a later one is newer.

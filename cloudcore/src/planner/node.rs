@@ -6,8 +6,8 @@ use proto::{
     digest::Digest,
     name::{Name, Version},
     object::{
-        AppOrder, AssignedApp, Condition, ConditionStatus, Node, NodePhase, RolloutNode, RunState, UpdatePhase,
-        condition, rollout::reason,
+        AppOrder, AssignedApp, Condition, ConditionStatus, Node, NodePhase, RolloutNode, RolloutSpec, RunState,
+        UpdatePhase, condition, rollout::reason,
     },
 };
 
@@ -18,6 +18,44 @@ pub(super) enum Target {
     Release(Version, Digest),
     /// It started the app again.
     Restart,
+    /// It restarted itself.
+    Reboot,
+}
+
+impl Target {
+    /// What it is, of a rollout whose release is known.
+    pub fn of(spec: &RolloutSpec, digest: Option<Digest>) -> Option<Target> {
+        match &spec.version {
+            Some(version) => Some(Target::Release(version.clone(), digest?)),
+            None if spec.reboot => Some(Target::Reboot),
+            None => Some(Target::Restart),
+        }
+    }
+
+    pub fn is_release(&self) -> bool {
+        matches!(self, Target::Release(..))
+    }
+}
+
+/// What a rollout told a node.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Told<'a> {
+    App(&'a AssignedApp),
+    Reboot(&'a str),
+}
+
+impl Told<'_> {
+    /// Whether it is to wait for the word.
+    pub fn is_held(&self) -> bool {
+        matches!(self, Told::App(assigned) if assigned.order.hold)
+    }
+}
+
+/// What a node is to be told.
+#[derive(Debug, Clone)]
+pub(super) enum Telling {
+    App(Option<AssignedApp>),
+    Reboot(Option<String>),
 }
 
 /// A state of a node, with its reason.
@@ -38,19 +76,28 @@ impl<'a> State<'a> {
         State::new(UpdatePhase::Pending, reason, message)
     }
 
+    /// Whether it is over, for better or worse.
+    pub fn is_decided(&self) -> bool {
+        matches!(self.phase, UpdatePhase::Succeeded | UpdatePhase::Failed | UpdatePhase::RolledBack)
+    }
+
     pub fn is_of(&self, entry: &RolloutNode) -> bool {
         entry.phase == self.phase && entry.reason == self.reason && entry.message == self.message
     }
 }
 
 /// What the rollout told the node, if it did.
-pub(super) fn told<'a>(node: &'a Node, app: &Name, target: &Target, rollout: &str) -> Option<&'a AssignedApp> {
-    let assigned = node.spec.apps.get(app)?;
-    let mine = match target {
-        Target::Release(_, digest) => assigned.digest == *digest && assigned.rollout.as_deref() == Some(rollout),
-        Target::Restart => assigned.order.restart.as_deref() == Some(rollout),
-    };
-    mine.then_some(assigned)
+pub(super) fn told<'a>(node: &'a Node, app: &Name, target: &Target, rollout: &str) -> Option<Told<'a>> {
+    let assigned = || node.spec.apps.get(app);
+    match target {
+        Target::Release(_, digest) => assigned()
+            .filter(|assigned| assigned.digest == *digest && assigned.rollout.as_deref() == Some(rollout))
+            .map(Told::App),
+        Target::Restart => {
+            assigned().filter(|assigned| assigned.order.restart.as_deref() == Some(rollout)).map(Told::App)
+        }
+        Target::Reboot => node.spec.reboot.as_deref().filter(|order| *order == rollout).map(Told::Reboot),
+    }
 }
 
 /// What to tell a node. What it was told besides and is not about this stays.
@@ -59,18 +106,19 @@ pub(super) fn telling(
     target: &Target,
     rollout: &str,
     order: AppOrder,
-) -> Option<AssignedApp> {
+) -> Option<Telling> {
     let restart = before.and_then(|before| before.order.restart.clone());
     match target {
         Target::Release(version, digest) => {
             let told = AssignedApp::new(version.clone(), *digest, Some(rollout.to_owned()));
-            Some(AssignedApp { order: AppOrder { restart, ..order }, ..told })
+            Some(Telling::App(Some(AssignedApp { order: AppOrder { restart, ..order }, ..told })))
         }
         Target::Restart => {
             let mut told = before?.clone();
             told.order.restart = Some(rollout.to_owned());
-            Some(told)
+            Some(Telling::App(Some(told)))
         }
+        Target::Reboot => Some(Telling::Reboot(Some(rollout.to_owned()))),
     }
 }
 
@@ -95,7 +143,7 @@ pub(super) fn deferral<'a>(node: &Node, app: &Name, target: &Target) -> Option<S
             format!("the node is {word}; crossdock {undo} {} lets it go on", node.name()),
         );
     }
-    let pinned = node.spec.pinned.contains(app) && matches!(target, Target::Release(..));
+    let pinned = node.spec.pinned.contains(app) && target.is_release();
     if pinned {
         let text = format!("{app} is pinned on it; crossdock unpin {} {app} lets it go on", node.name());
         return deferred(reason::PINNED, text);
@@ -104,7 +152,11 @@ pub(super) fn deferral<'a>(node: &Node, app: &Name, target: &Target) -> Option<S
 }
 
 /// What a node that was told says of the target itself.
-pub(super) fn says<'a>(node: &'a Node, app: &Name, target: &Target, told: &AssignedApp) -> State<'a> {
+pub(super) fn says<'a>(node: &'a Node, app: &Name, target: &Target, told: Told<'_>) -> State<'a> {
+    let told = match told {
+        Told::App(told) => told,
+        Told::Reboot(order) => return says_of_reboot(node, order),
+    };
     let Some(said) = node.status.workloads.get(app) else { return says_nothing(node) };
     match target {
         Target::Release(_, digest) => {
@@ -120,7 +172,7 @@ pub(super) fn says<'a>(node: &'a Node, app: &Name, target: &Target, told: &Assig
             }
             State::new(said.phase, &said.reason, said.message.as_str())
         }
-        Target::Restart => {
+        Target::Restart | Target::Reboot => {
             if said.restarted != told.order.restart {
                 return State { phase: UpdatePhase::Applying, ..says_nothing(node) };
             }
@@ -130,6 +182,20 @@ pub(super) fn says<'a>(node: &'a Node, app: &Name, target: &Target, told: &Assig
             }
         }
     }
+}
+
+/// How far its restart is, as it says itself.
+fn says_of_reboot<'a>(node: &'a Node, order: &str) -> State<'a> {
+    match node.status.reboot.as_ref().filter(|said| said.order == order) {
+        Some(said) => State::new(said.phase, "", said.message.as_str()),
+        None => says_nothing(node),
+    }
+}
+
+/// Whether a node was told to restart and is not up again, as far as it has said.
+pub(super) fn is_rebooting(node: &Node) -> bool {
+    let decided = |order: &str| says_of_reboot(node, order).is_decided();
+    node.spec.reboot.as_deref().is_some_and(|order| !decided(order))
 }
 
 /// A node that was told and does not say what it makes of it: on its way, or it cannot even keep it.

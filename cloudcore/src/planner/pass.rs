@@ -16,14 +16,24 @@ use super::{
     budget::{self, Busy, Groups},
     claims::Claims,
     draft::Draft,
-    node::{self, State, Target},
+    node::{self, State, Target, Telling, Told},
 };
 
 /// Deferrals of nodes that say nothing at present.
 const NOT_HEARD: [&str; 2] = [reason::OFFLINE, reason::NEVER_CONNECTED];
 
-/// One pass of one rollout. Returns whether it asked for places in its budget.
-pub(super) fn pass<'a>(draft: &mut Draft<'a>, claims: &Claims<'a>, busy: &mut Busy<'a>, plan: &mut Plan) -> bool {
+/// Why nothing can be begun on a node, whatever it waits for.
+const CANNOT_BEGIN: [&str; 2] = [reason::NOT_RUNNING, reason::TOO_OLD];
+
+/// One pass of one rollout. Returns whether it asked for places in its budget. What it lets go of comes into
+/// `let_go`, before whatever the rollout that took it says, wherever that stands.
+pub(super) fn pass<'a>(
+    draft: &mut Draft<'a>,
+    claims: &Claims<'a>,
+    busy: &mut Busy<'a>,
+    plan: &mut Plan,
+    let_go: &mut Vec<Step>,
+) -> bool {
     let Some(target) = draft.target() else { return false };
     let phase = draft.status.phase;
     let undo =
@@ -40,7 +50,7 @@ pub(super) fn pass<'a>(draft: &mut Draft<'a>, claims: &Claims<'a>, busy: &mut Bu
         (status.phase, status.reason) = (RolloutPhase::Aborted, String::new());
         status.finished_at = Some(draft.now);
     }
-    let mut pass = Pass { draft, target, claims, busy, plan, groups: None };
+    let mut pass = Pass { draft, target, claims, busy, plan, let_go, groups: None };
     pass.observe();
     match pass.draft.status.phase {
         RolloutPhase::Aborted => pass.take_back(reason::ABORTED, "the rollout was aborted before it had its turn"),
@@ -93,6 +103,7 @@ pub(super) struct Pass<'p, 'a> {
     claims: &'p Claims<'a>,
     pub busy: &'p mut Busy<'a>,
     pub plan: &'p mut Plan,
+    let_go: &'p mut Vec<Step>,
     pub groups: Option<Groups<'a>>,
 }
 
@@ -106,7 +117,7 @@ impl<'a> Pass<'_, 'a> {
     }
 
     /// What the node was told by this rollout, if it was.
-    pub fn told(&self, node: &'a Node) -> Option<&'a AssignedApp> {
+    pub fn told(&self, node: &'a Node) -> Option<Told<'a>> {
         node::told(node, &self.spec().app, &self.target, self.name())
     }
 
@@ -116,9 +127,7 @@ impl<'a> Pass<'_, 'a> {
         let soaking: Vec<bool> = self.draft.status.waves.iter().map(|wave| wave.phase != WavePhase::Passed).collect();
         let mut changes: Vec<(&'a Name, &'a Node, State<'_>)> = vec![];
         for (name, node, entry) in self.draft.members() {
-            if self.spec().version.is_some()
-                && let Some(newer) = self.claims.taken_by(app, name, self.name())
-            {
+            if let Some(newer) = self.claims.taken_by(name, self.draft.rollout) {
                 if entry.reason != reason::SUPERSEDED {
                     let text = format!("rollout {newer} took the node");
                     changes.push((name, node, State::new(entry.phase, reason::SUPERSEDED, text)));
@@ -131,13 +140,12 @@ impl<'a> Pass<'_, 'a> {
             let deferral = node::deferral(node, app, &self.target);
             let state = match self.told(node) {
                 // Held and staged: what it waits for is said where that is decided.
-                Some(told) if told.order.hold && entry.phase == UpdatePhase::Staged && says_staged(node, app) => {
+                Some(told) if told.is_held() && entry.phase == UpdatePhase::Staged && says_staged(node, app) => {
                     continue;
                 }
                 Some(told) => {
                     let said = node::says(node, app, &self.target, told);
-                    let decided =
-                        matches!(said.phase, UpdatePhase::Succeeded | UpdatePhase::Failed | UpdatePhase::RolledBack);
+                    let decided = said.is_decided();
                     let in_soak = entry.wave.is_none_or(|wave| soaking.get(wave as usize).copied().unwrap_or(false));
                     let sick = in_soak && said.phase == UpdatePhase::Succeeded && deferral.is_none();
                     let was_sick = entry.phase == UpdatePhase::Failed && entry.reason == reason::DEGRADED;
@@ -145,16 +153,21 @@ impl<'a> Pass<'_, 'a> {
                         (_, Some(text)) => State::new(UpdatePhase::Failed, reason::DEGRADED, text),
                         // Once it was sick it is no evidence any more, in this wave.
                         (None, None) if was_sick && sick => continue,
+                        // It went down because it was told to: whether it comes up again is what is asked.
+                        (Some(_), None) if self.target == Target::Reboot && said.phase != UpdatePhase::Pending => said,
                         // What it proved while it was there stays proven.
                         (Some(_), None) if decided && said.phase == entry.phase => said,
                         (Some(deferral), None) if NOT_HEARD.contains(&&*deferral.reason) => deferral,
                         _ => said,
                     }
                 }
+                // A restart is carried out once, whatever it is told later.
+                None if !self.target.is_release() && entry.is_decided() => continue,
                 None => match deferral {
                     Some(deferral) => deferral,
                     // It waits, for what is said where that is decided; unless it was just freed from something.
                     None if entry.phase == UpdatePhase::Pending && entry.reason != reason::SUPERSEDED => continue,
+                    None if CANNOT_BEGIN.contains(&&*entry.reason) => continue,
                     None => State::waits("", ""),
                 },
             };
@@ -172,10 +185,11 @@ impl<'a> Pass<'_, 'a> {
 
     /// A node that is no longer this rollout's: what it was told and waits with is taken back.
     fn let_go(&mut self, name: &'a Name, node: &'a Node) {
-        let held = self.told(node).is_some_and(|told| told.order.hold);
+        let held = self.target.is_release() && self.told(node).is_some_and(|told| told.is_held());
         if held && let Some(entry) = self.draft.status.nodes.get(name) {
             let before = entry.before.clone();
-            self.tell(name, before);
+            let step = self.telling(name, Telling::App(before));
+            self.let_go.push(step);
             if let Some(entry) = self.draft.status.to_mut().nodes.get_mut(name) {
                 (entry.told, entry.before) = (false, None);
             }
@@ -183,14 +197,28 @@ impl<'a> Pass<'_, 'a> {
     }
 
     /// Tells a node; from then on it counts as unavailable, if that may stop its app.
-    pub fn tell(&mut self, node: &Name, assigned: Option<AssignedApp>) {
-        let app = self.spec().app.clone();
-        if let (Some(assigned), Some((name, object))) = (&assigned, self.draft.snapshot.nodes.get_key_value(node))
-            && budget::may_disturb(assigned, object.status.workloads.get(&app))
-        {
-            self.busy.add(name);
+    pub fn tell(&mut self, node: &'a Name, telling: Telling) {
+        let step = self.telling(node, telling);
+        self.plan.steps.push(step);
+    }
+
+    fn telling(&mut self, node: &'a Name, telling: Telling) -> Step {
+        match telling {
+            Telling::App(assigned) => {
+                let app = self.spec().app.clone();
+                let said = self.draft.snapshot.nodes.get(node).and_then(|node| node.status.workloads.get(&app));
+                if assigned.as_ref().is_some_and(|assigned| budget::may_disturb(assigned, said)) {
+                    self.busy.add(node);
+                }
+                Step::SetApp { node: node.clone(), app, assigned }
+            }
+            Telling::Reboot(order) => {
+                if order.is_some() {
+                    self.busy.add(node);
+                }
+                Step::SetReboot { node: node.clone(), order }
+            }
         }
-        self.plan.steps.push(Step::SetApp { node: node.clone(), app, assigned });
     }
 
     /// The rollout is over: nodes that were told and have not begun go back to what they had. What has begun
@@ -216,15 +244,20 @@ impl<'a> Pass<'_, 'a> {
             if matches!(entry.phase, UpdatePhase::Applying | UpdatePhase::Verifying) || self.target == Target::Restart {
                 continue;
             }
+            let Told::App(told) = told else {
+                self.tell(name, Telling::Reboot(None));
+                self.draft.change(name, &State::waits(word, text), |entry| entry.told = false);
+                continue;
+            };
             if entry.phase == UpdatePhase::Deferred && entry.reason == reason::OFFLINE {
                 if !told.order.hold && knows_orders(node) {
                     let held = AssignedApp { order: AppOrder { hold: true, ..told.order.clone() }, ..told.clone() };
-                    self.tell(name, Some(held));
+                    self.tell(name, Telling::App(Some(held)));
                 }
                 continue;
             }
             let before = entry.before.clone();
-            self.tell(name, before);
+            self.tell(name, Telling::App(before));
             self.draft.change(name, &State::waits(word, text), |entry| (entry.told, entry.before) = (false, None));
         }
     }
@@ -248,10 +281,12 @@ impl<'a> Pass<'_, 'a> {
             if !failed || entry.reason == reason::SUPERSEDED {
                 continue;
             }
-            let Some(told) = self.told(node).cloned() else { continue };
+            let Some(Told::App(told)) = self.told(node).filter(|_| self.target.is_release()) else { continue };
+            let told = told.clone();
             let retry = Some(format!("{}#{asked}", self.name()));
             let hold = self.holds_first(node);
-            self.tell(name, Some(AssignedApp { order: AppOrder { retry, hold, ..told.order }, ..told }));
+            let again = AssignedApp { order: AppOrder { retry, hold, ..told.order }, ..told };
+            self.tell(name, Telling::App(Some(again)));
             self.draft.set(name, &State::waits("", "it tries once more"));
         }
         let status = self.draft.status.to_mut();
@@ -360,7 +395,7 @@ impl<'a> Pass<'_, 'a> {
         let snapshot = self.draft.snapshot;
         for (name, _) in self.draft.status.nodes.iter().filter(|(_, entry)| entry.told) {
             if let Some((name, _)) = snapshot.nodes.get_key_value(name) {
-                self.busy.add(name);
+                self.busy.reserve(name);
             }
         }
     }
@@ -372,7 +407,12 @@ fn says_staged(node: &Node, app: &Name) -> bool {
 }
 
 pub(super) fn knows_orders(node: &Node) -> bool {
-    node.status.info.as_ref().is_some_and(|info| info.features.contains(feature::ORDERS))
+    knows(node, feature::ORDERS)
+}
+
+/// Whether the agent of a node has a feature.
+pub(super) fn knows(node: &Node, feature: &str) -> bool {
+    node.status.info.as_ref().is_some_and(|info| info.features.contains(feature))
 }
 
 pub(super) fn later(at: Timestamp, span: Span) -> Timestamp {

@@ -14,7 +14,7 @@ use proto::{
     object::{Node, NodePhase, Release, Rollout, Site, WorkloadStatus},
 };
 
-use super::{Plan, Snapshot, budget, node, plan_due};
+use super::{Due, Plan, Snapshot, budget, node, plan_due};
 
 /// A snapshot as it changes, and what is known to be at rest in it.
 #[derive(Debug, Default)]
@@ -51,8 +51,14 @@ impl Planner {
     /// What to do next, as [`super::plan`] says it for all that may have changed.
     pub fn plan(&mut self, now: Timestamp) -> Plan {
         self.resting.retain(|_, rest| rest.wake.is_none_or(|wake| wake > now));
-        let resting = &self.resting;
-        let (mut plan, rests) = plan_due(&self.snapshot, now, &self.unavailable, |app| !resting.contains_key(app));
+        let (resting, unavailable) = (&self.resting, &self.unavailable);
+        let Due { mut plan, rests, disturbs } =
+            plan_due(&self.snapshot, now, unavailable, |app| !resting.contains_key(app));
+        // Who waits for a budget looks at whom the others have begun with.
+        if disturbs && resting.values().any(|rest| rest.asks_budget) {
+            self.resting.retain(|_, rest| !rest.asks_budget);
+            return self.plan(now);
+        }
         self.resting.extend(rests);
         for wake in self.resting.values().filter_map(|rest| rest.wake) {
             plan.wake_at(wake);
@@ -126,6 +132,7 @@ fn is_the_same_node(before: &Node, now: &Node) -> bool {
         && before.spec.site == now.spec.site
         && (before.spec.cordoned, before.spec.drained) == (now.spec.cordoned, now.spec.drained)
         && before.spec.pinned == now.spec.pinned
+        && (&before.spec.reboot, &before.status.reboot) == (&now.spec.reboot, &now.status.reboot)
         && before.status.phase == now.status.phase
         && silent_since(before) == silent_since(now)
         && features(before) == features(now)

@@ -31,6 +31,14 @@ pub struct RolloutsConfig {
     /// Strategies by name, besides the built-in ones or in their place.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub strategies: BTreeMap<String, Strategy>,
+    /// How many rollouts of each app are kept that are over, as `revisionHistoryLimit` in Kubernetes. What nodes still
+    /// follow is kept beyond that.
+    #[serde(default = "history_limit")]
+    pub history_limit: usize,
+}
+
+fn history_limit() -> usize {
+    100
 }
 
 fn canary() -> String {
@@ -39,7 +47,7 @@ fn canary() -> String {
 
 impl Default for RolloutsConfig {
     fn default() -> RolloutsConfig {
-        RolloutsConfig { strategy: canary(), strategies: BTreeMap::new() }
+        RolloutsConfig { strategy: canary(), strategies: BTreeMap::new(), history_limit: history_limit() }
     }
 }
 

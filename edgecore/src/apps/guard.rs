@@ -109,6 +109,10 @@ impl Driver for Guard {
         self.inner.usage(app)
     }
 
+    fn reboot<'a>(&'a self, command: &'a [String]) -> BoxFuture<'a, Result<(), String>> {
+        self.inner.reboot(command)
+    }
+
     fn logs<'a>(
         &'a self,
         app: &'a Name,

@@ -11,6 +11,7 @@ pub mod output;
 pub mod probe;
 pub mod process;
 pub mod procs;
+mod reboot;
 pub mod records;
 pub mod shim;
 
@@ -133,6 +134,15 @@ pub trait Driver: Send + Sync + fmt::Debug {
     fn usage<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Option<InstanceUsage>> {
         let _ = app;
         Box::pin(std::future::ready(None))
+    }
+
+    /// Has the whole box restart, by this command. Returns when that is on its way.
+    ///
+    /// # Errors
+    /// What went wrong, for people.
+    fn reboot<'a>(&'a self, command: &'a [String]) -> BoxFuture<'a, Result<(), String>> {
+        let _ = command;
+        Box::pin(std::future::ready(Err("this driver cannot restart a box".into())))
     }
 
     /// Output of an app, oldest first: the last `tail` lines (all that is kept when absent), and new

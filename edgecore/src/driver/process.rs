@@ -489,6 +489,10 @@ impl Driver for ProcessDriver {
         })
     }
 
+    fn reboot<'a>(&'a self, command: &'a [String]) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(super::reboot::run(command))
+    }
+
     fn logs<'a>(
         &'a self,
         app: &'a Name,

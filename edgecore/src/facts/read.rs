@@ -30,7 +30,7 @@ pub(super) fn info() -> NodeInfo {
         hardware.push(format!("{architecture}+nvidia"));
     }
     NodeInfo {
-        features: [feature::ORDERS.to_owned()].into(),
+        features: feature::ALL.map(str::to_owned).into(),
         agent_version: proto::VERSION.into(),
         boot_id: procs::boot_id(),
         architecture,

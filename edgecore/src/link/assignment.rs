@@ -151,8 +151,11 @@ mod tests {
         let board = watch::channel(Report::default()).0;
         let open = || Assignments::open(record.clone(), crate::fetch::tests::env()).unwrap();
         let release = ReleaseRef { version: "1".parse().unwrap(), digest: Digest::of(b"1") };
-        let newest =
-            Assignment { generation: 5, apps: [("web".parse().unwrap(), release.into())].into(), drained: false };
+        let newest = Assignment {
+            generation: 5,
+            apps: [("web".parse().unwrap(), release.into())].into(),
+            ..Assignment::default()
+        };
         let kept = open();
         kept.accept(Assignment { generation: 4, ..Assignment::default() }, &board).await.unwrap();
         kept.accept(newest.clone(), &board).await.unwrap();

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     digest::Digest,
     name::Name,
-    object::{AppOrder, CarrierStatus, Condition, NodeInfo, ReleaseRef, Usage, WorkloadStatus},
+    object::{AppOrder, CarrierStatus, Condition, NodeInfo, RebootStatus, ReleaseRef, Usage, WorkloadStatus},
     stream::message::RecordsRequest,
 };
 
@@ -60,6 +60,9 @@ pub struct Report {
     /// How each carrier of the link stands, where there are several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub carriers: Vec<CarrierStatus>,
+    /// How far the restart of the node is that it was told last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reboot: Option<RebootStatus>,
 }
 
 /// Still here.
@@ -110,6 +113,9 @@ pub struct Assignment {
     /// All workloads are to be stopped; what is installed stays.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drained: bool,
+    /// The node is to restart, once for each new text; see [`feature::REBOOT`](crate::object::feature::REBOOT).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reboot: Option<String>,
 }
 
 /// An app that a node should run. Agents without [`feature::ORDERS`](crate::object::feature::ORDERS) see the release.

@@ -37,7 +37,7 @@ pub use self::{
     event::{Event, EventSpec, EventStatus, EventType},
     node::{
         AppOrder, AssignedApp, CarrierStatus, Condition, ConditionStatus, DiskUsage, Node, NodeAddress, NodeIdentity,
-        NodeInfo, NodePhase, NodeSpec, NodeStatus, Usage, condition, feature,
+        NodeInfo, NodePhase, NodeSpec, NodeStatus, RebootStatus, Usage, condition, feature,
     },
     release::{Release, ReleaseSpec, ReleaseStatus},
     rollout::{Rollout, RolloutCounts, RolloutNode, RolloutPhase, RolloutSpec, RolloutStatus},

@@ -6,7 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::{Object, workload::WorkloadStatus};
+use super::{
+    Object,
+    workload::{UpdatePhase, WorkloadStatus},
+};
 use crate::{
     digest::Digest,
     name::{Name, Version},
@@ -32,6 +35,9 @@ data! {
         /// Apps that no rollout takes to another version here.
         #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
         pub pinned: BTreeSet<Name>,
+        /// It is to restart, once for each new text: the name of the rollout that wants it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub reboot: Option<String>,
     }
 
     /// One app of an assignment.
@@ -100,6 +106,22 @@ data! {
         /// Apps.
         #[serde(default)]
         pub workloads: BTreeMap<Name, WorkloadStatus>,
+        /// How far the restart is that it was told last.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub reboot: Option<RebootStatus>,
+    }
+
+    /// How far the restart of a node is.
+    #[derive(Eq)]
+    pub struct RebootStatus {
+        /// What it was told: [`NodeSpec::reboot`].
+        pub order: String,
+        /// `Pending` before it begins, `Applying` while it goes down, `Verifying` until what ran before is ready again,
+        /// then `Succeeded` or `Failed`.
+        pub phase: UpdatePhase,
+        /// Why it stands there, for people.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        pub message: String,
     }
 
     /// One of the carriers of a node's link, as its agent sees it.
@@ -235,13 +257,17 @@ pub mod condition {
 pub mod feature {
     /// [`AppOrder`](super::AppOrder): hold, deferral, restart, retry; and drain.
     pub const ORDERS: &str = "orders";
+    /// [`NodeSpec::reboot`](super::NodeSpec::reboot).
+    pub const REBOOT: &str = "reboot";
+    /// All that this version knows.
+    pub const ALL: [&str; 2] = [ORDERS, REBOOT];
 }
 
 impl NodeSpec {
     /// A node of a site that runs nothing yet.
     #[must_use]
     pub fn new(site: Name) -> NodeSpec {
-        NodeSpec { site, apps: BTreeMap::new(), cordoned: false, drained: false, pinned: BTreeSet::new() }
+        NodeSpec { site, apps: BTreeMap::new(), cordoned: false, drained: false, pinned: BTreeSet::new(), reboot: None }
     }
 }
 

@@ -26,13 +26,16 @@ kind!(Rollout, RolloutSpec, RolloutStatus, "rollouts");
 
 data! {
     /// Takes a release of an app to the nodes that a selector names; or, without a version, starts the app
-    /// there again. All but `control` is fixed when it is created.
+    /// there again, or restarts the nodes. All but `control` is fixed when it is created.
     pub struct RolloutSpec {
         /// The app.
         pub app: Name,
         /// The version; absent: what runs is started again.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub version: Option<Version>,
+        /// The nodes themselves are restarted; `app` is `node` then, and there is no version.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        pub reboot: bool,
         /// Which nodes.
         #[cfg_attr(feature = "openapi", schema(value_type = String))]
         pub selector: Selector,
@@ -267,6 +270,7 @@ impl RolloutSpec {
         RolloutSpec {
             app,
             version: None,
+            reboot: false,
             selector,
             strategy: None,
             waves: vec![],
@@ -282,16 +286,26 @@ impl RolloutSpec {
         }
     }
 
+    /// Restarts the nodes that `selector` names.
+    #[must_use]
+    pub fn reboot(selector: Selector) -> RolloutSpec {
+        RolloutSpec { reboot: true, ..RolloutSpec::restart(Name::node(), selector) }
+    }
+
     /// The release it rolls out; `None` when it starts again what runs.
     #[must_use]
     pub fn release(&self) -> Option<ReleaseName> {
         Some(ReleaseName { app: self.app.clone(), version: self.version.clone()? })
     }
 
-    /// What it does, for people: `scan-counter@2.0.0`, or `restart of scan-counter`.
+    /// What it does, for people: `scan-counter@2.0.0`, `restart of scan-counter` or `restart of nodes`.
     #[must_use]
     pub fn what(&self) -> String {
-        self.release().map_or_else(|| format!("restart of {}", self.app), |release| release.to_string())
+        match self.release() {
+            Some(release) => release.to_string(),
+            None if self.reboot => "restart of nodes".into(),
+            None => format!("restart of {}", self.app),
+        }
     }
 
     /// The name of its wave `index`.

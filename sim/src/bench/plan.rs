@@ -174,7 +174,7 @@ fn info(name: &Name) -> NodeInfo {
         hostname: name.to_string(),
         addresses: vec![],
         hardware: vec!["x86_64".into()],
-        features: [feature::ORDERS.to_owned()].into(),
+        features: feature::ALL.map(str::to_owned).into(),
     }
 }
 
@@ -201,7 +201,7 @@ fn carry_out(fleet: &mut Snapshot, steps: Vec<Step>) {
                     rollout.status = *status;
                 }
             }
-            Step::Start(_) => {}
+            Step::SetReboot { .. } | Step::Start(_) => {}
         }
     }
 }

@@ -243,7 +243,7 @@ async fn start_all(
         let (name, env) = (name.to_string(), Env::real()?);
         let driver = Arc::new(Pretend::new(Arc::clone(&env.wall)));
         let facts = Facts::fixed(NodeInfo {
-            features: [feature::ORDERS.to_owned()].into(),
+            features: feature::ALL.map(str::to_owned).into(),
             agent_version: proto::VERSION.into(),
             boot_id: format!("boot of {name}"),
             architecture: std::env::consts::ARCH.into(),

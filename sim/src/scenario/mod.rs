@@ -106,6 +106,7 @@ mod crash_mid_install;
 mod cut_mid_download;
 mod events;
 mod hostile_peer;
+mod reboot;
 mod streams;
 
 use std::{path::Path, time::Duration};
@@ -166,6 +167,11 @@ const SCENARIOS: &[Scenario] = &[
         name: "crash_mid_install",
         about: "hub, agent, both, or the box end at random moments of an upgrade",
         play: |world| Box::pin(crash_mid_install::play(world)),
+    },
+    Scenario {
+        name: "nodes_restart_in_turn",
+        about: "all boxes restart on order, one of a site at a time, while agents and hub are killed",
+        play: |world| Box::pin(reboot::play(world)),
     },
     Scenario {
         name: "scans_through_outages",

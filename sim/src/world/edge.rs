@@ -36,6 +36,8 @@ use crate::{
 
 /// Time after which a service manager starts again what ended, and a person tries a join again.
 const AGAIN: Duration = Duration::from_secs(5);
+/// Time that a box takes to come up again.
+const BOOT: Duration = Duration::from_secs(20);
 /// Life of a join token.
 const TOKEN: Duration = Duration::from_secs(3600);
 /// A machine with an agent. Clones are handles of the same one.
@@ -134,7 +136,7 @@ impl EdgeBox {
         if !std::mem::replace(&mut self.live().powered, false) {
             return Ok(());
         }
-        self.driver.reboot();
+        self.driver.lose_all();
         let lost = self.host.power_off(in_order)?;
         if !in_order {
             self.trace.line(self.name.as_ref(), format_args!("lost its power: {lost}"));
@@ -201,9 +203,15 @@ impl EdgeBox {
     async fn supervise(self, mut agent: Option<Agent>) {
         loop {
             if let Some(agent) = agent.take() {
-                let ended = agent.run(std::future::pending()).await;
+                let ended = agent.run(self.driver.goes_down()).await;
                 self.live().running = None;
                 self.trace.line(self.name.as_ref(), format_args!("agent ended: {ended:?}"));
+                if ended.is_ok() {
+                    // Nothing else ends it in order: its box restarts, and a service manager stops it for that.
+                    self.driver.lose_all();
+                    self.live().boots += 1;
+                    sleep(BOOT).await;
+                }
             }
             sleep(AGAIN).await; // the service manager's pause
             match self.open().await {
@@ -334,6 +342,14 @@ impl World {
         self.start_agent(name).await
     }
 
+    /// How often a box was started, the first time included.
+    ///
+    /// # Errors
+    /// When there is no such box.
+    pub fn boots(&self, name: &str) -> anyhow::Result<u32> {
+        Ok(self.edge(name)?.live().boots)
+    }
+
     /// Brings a box to where it should be: off, on without an agent, or with one. What does not start is no error:
     /// it is tried again.
     pub(super) async fn settle_box(&self, edge: &EdgeBox) -> anyhow::Result<()> {
@@ -364,7 +380,7 @@ impl World {
     /// Gives a box an empty disk. It joins again when [`World::settle_box`] finds that it may.
     pub(super) async fn wipe(&self, edge: &EdgeBox) -> anyhow::Result<()> {
         edge.stop().await;
-        edge.driver.reboot();
+        edge.driver.lose_all();
         let mut live = edge.live();
         live.joined = None;
         live.boots += 1;

@@ -29,7 +29,7 @@ pub(super) fn agent_toml(settings: &str) -> anyhow::Result<String> {
 
 pub(super) fn node_info(name: &str, boots: u32) -> NodeInfo {
     NodeInfo {
-        features: [feature::ORDERS.to_owned()].into(),
+        features: feature::ALL.map(str::to_owned).into(),
         agent_version: proto::VERSION.into(),
         boot_id: format!("boot {boots} of {name}"),
         architecture: "x86_64".into(),

@@ -184,6 +184,13 @@ pub async fn run(command: RolloutCommand, context: &Context) -> anyhow::Result<(
         }
         RolloutCommand::Retry(args) => {
             steer(&client, &args.name, "told to try failed nodes once more", |rollout, control| {
+                if rollout.spec.version.is_none() {
+                    return Err(refused(format!(
+                        "rollout {} is a {}, which nodes carry out once: start another one",
+                        rollout.name(),
+                        rollout.spec.what()
+                    )));
+                }
                 if rollout.status.counts().failed == 0 {
                     return Err(refused(format!("no node of rollout {} has failed", rollout.name())));
                 }

@@ -1,7 +1,9 @@
 //! The planner over small fleets with agents that do what they are told.
 
 mod property;
+mod restarts;
 mod rollouts;
+mod trim;
 mod waves;
 
 use std::collections::BTreeMap;
@@ -11,8 +13,8 @@ use proto::{
     digest::Digest,
     name::{Name, ObjectName, ReleaseName},
     object::{
-        NodeInfo, NodePhase, NodeSpec, NodeStatus, Object, Release, ReleaseRef, ReleaseSpec, Rollout, RolloutNode,
-        RolloutPhase, RolloutSpec, RolloutStatus, RunState, Running, UpdatePhase, WorkloadStatus, feature,
+        NodeInfo, NodePhase, NodeSpec, NodeStatus, Object, RebootStatus, Release, ReleaseRef, ReleaseSpec, Rollout,
+        RolloutNode, RolloutPhase, RolloutSpec, RolloutStatus, RunState, Running, UpdatePhase, WorkloadStatus, feature,
         rollout::Wave,
     },
     units::Span,
@@ -75,8 +77,18 @@ fn info() -> NodeInfo {
         hostname: String::new(),
         addresses: vec![],
         hardware: vec![],
-        features: [feature::ORDERS.to_owned()].into(),
+        features: feature::ALL.map(str::to_owned).into(),
     }
+}
+
+/// A rollout of restarts of the app.
+fn restart(selector: &str) -> RolloutSpec {
+    RolloutSpec::restart(name("app"), selector.parse().unwrap())
+}
+
+/// A rollout of restarts of nodes.
+fn reboot(selector: &str) -> RolloutSpec {
+    RolloutSpec::reboot(selector.parse().unwrap())
 }
 
 /// A fleet, its agents and the time. Agents do nothing by themselves unless [`World::work`] is called.
@@ -86,7 +98,9 @@ struct World {
     second: i64,
     /// What the agent of a node works on, which goes on while nobody hears it.
     agents: BTreeMap<Name, WorkloadStatus>,
-    /// Nodes on which a version fails its trial.
+    /// How far the restart of a node is, which goes on while nobody hears it.
+    reboots: BTreeMap<Name, RebootStatus>,
+    /// Nodes on which a version fails its trial; version 0: the restart of the node itself fails.
     bad: Vec<(Name, u8)>,
 }
 
@@ -105,7 +119,7 @@ impl World {
             releases: (1..10).map(release).collect(),
             ..Snapshot::default()
         };
-        World { now, second: 100, agents: BTreeMap::new(), bad: vec![] }
+        World { now, second: 100, agents: BTreeMap::new(), reboots: BTreeMap::new(), bad: vec![] }
     }
 
     fn start(&mut self, rollout: &str, spec: RolloutSpec) {
@@ -166,6 +180,7 @@ impl World {
                         None => drop(apps.remove(&app)),
                     }
                 }
+                Step::SetReboot { node, order } => self.now.nodes.get_mut(&node).unwrap().spec.reboot = order,
                 Step::SetRolloutStatus { rollout, status, .. } => {
                     self.now.rollouts.get_mut(&rollout).unwrap().status = *status;
                 }
@@ -184,6 +199,7 @@ impl World {
             if !matches!(node.status.phase, NodePhase::Ready | NodePhase::NotReady) {
                 continue;
             }
+            node.status.reboot = self.reboots.get(name).cloned();
             match self.agents.get(name) {
                 Some(said) => drop(node.status.workloads.insert(self::name("app"), said.clone())),
                 None => drop(node.status.workloads.remove(&self::name("app"))),
@@ -195,6 +211,21 @@ impl World {
     fn work(&mut self) {
         for (name, node) in &self.now.nodes {
             let hears = matches!(node.status.phase, NodePhase::Ready | NodePhase::NotReady);
+            let bad = self.bad.contains(&(name.clone(), 0));
+            match self.reboots.get_mut(name) {
+                Some(said) if !hears || node.spec.reboot.as_ref() == Some(&said.order) => match said.phase {
+                    UpdatePhase::Applying => said.phase = UpdatePhase::Verifying,
+                    UpdatePhase::Verifying if bad => said.phase = UpdatePhase::Failed,
+                    UpdatePhase::Verifying => said.phase = UpdatePhase::Succeeded,
+                    _ => {}
+                },
+                _ => {
+                    if let Some(order) = node.spec.reboot.clone().filter(|_| hears) {
+                        let said = RebootStatus { order, phase: UpdatePhase::Applying, message: String::new() };
+                        self.reboots.insert(name.clone(), said);
+                    }
+                }
+            }
             let told = node.spec.apps.get(&self::name("app"));
             let before = self.agents.get(name).cloned();
             let Some(told) = told.filter(|_| hears) else {
@@ -222,6 +253,11 @@ impl World {
                 Some(done) => done,
             };
             let mut next = workload(version, phase);
+            let quiet = !matches!(phase, UpdatePhase::Downloading | UpdatePhase::Verifying);
+            next.restarted = match &told.order.restart {
+                Some(order) if quiet => Some(order.clone()),
+                _ => before.as_ref().and_then(|a| a.restarted.clone()),
+            };
             let runs_before = before.and_then(|a| a.running);
             if !matches!(phase, UpdatePhase::Verifying | UpdatePhase::Succeeded) {
                 next.running = runs_before;

@@ -39,6 +39,7 @@ enum Happening {
 /// A rollout to draw.
 #[derive(Debug, Clone)]
 struct Shape {
+    /// A restart of the app with 6, of the nodes with 7.
     version: u8,
     selector: usize,
     waves: usize,
@@ -60,7 +61,7 @@ fn any_node_phase() -> impl Strategy<Value = NodePhase> {
 }
 
 fn any_shape() -> impl Strategy<Value = Shape> {
-    (1..6_u8, 0..4_usize, 0..4_usize, 0..4_usize, 0..3_usize, any::<bool>(), any::<bool>()).prop_map(
+    (1..8_u8, 0..4_usize, 0..4_usize, 0..4_usize, 0..3_usize, any::<bool>(), any::<bool>()).prop_map(
         |(version, selector, waves, budget, on_failure, jitter, lax)| Shape {
             version,
             selector,
@@ -89,7 +90,7 @@ fn any_happening() -> impl Strategy<Value = Happening> {
         1 => Just(Happening::Resume),
         1 => Just(Happening::Retry),
         1 => Just(Happening::Abort),
-        2 => (node, 1..6_u8, any::<bool>()).prop_map(|(n, v, bad)| Happening::Bad(n, v, bad)),
+        2 => (node, 0..6_u8, any::<bool>()).prop_map(|(n, v, bad)| Happening::Bad(n, v, bad)),
         1 => Just(Happening::Restart),
     ]
 }
@@ -97,7 +98,12 @@ fn any_happening() -> impl Strategy<Value = Happening> {
 impl Shape {
     fn spec(&self) -> RolloutSpec {
         let selector = ["all", "all", "kind=odd", "site=s0"];
-        let mut spec = spec(self.version, selector.get(self.selector).unwrap());
+        let selector = selector.get(self.selector).unwrap();
+        let mut spec = match self.version {
+            6 => restart(selector),
+            7 => reboot(selector),
+            version => spec(version, selector),
+        };
         spec.waves = match self.waves {
             0 => vec![],
             1 => vec![count(1, 3), percent(100, 0)],
@@ -166,6 +172,7 @@ fn happen(world: &mut World, planner: &mut Planner, happening: &Happening) {
         }
         Happening::Delete(n) => {
             world.now.nodes.remove(&node_name(*n));
+            world.reboots.remove(&node_name(*n));
             world.agents.remove(&node_name(*n));
         }
         Happening::Join(n) => {
@@ -232,11 +239,18 @@ fn is_unavailable(node: &proto::object::Node) -> bool {
             let done = matches!(w.phase, UpdatePhase::Succeeded | UpdatePhase::Failed | UpdatePhase::RolledBack);
             let target = w.target.as_ref().is_some_and(|t| t.digest == told.digest);
             let stays = w.running.as_ref().is_some_and(|r| r.release.digest == told.digest);
-            done && target || stays && !target
+            let tried = told.order.retry.is_none() || w.retried == told.order.retry;
+            done && target && tried || stays && !target
         })
     };
+    let restarts = |told: &proto::object::AssignedApp| {
+        said.is_none_or(|w| told.order.restart.is_some() && w.restarted != told.order.restart)
+    };
+    let reboot = node.status.reboot.as_ref().filter(|said| Some(&said.order) == node.spec.reboot.as_ref());
+    let is_up = reboot.is_some_and(|said| matches!(said.phase, UpdatePhase::Succeeded | UpdatePhase::Failed));
     match node.status.phase {
-        NodePhase::Ready => told.is_some_and(|told| !settled(told)),
+        NodePhase::Ready if node.spec.reboot.is_some() && !is_up => true,
+        NodePhase::Ready => told.is_some_and(|told| !settled(told) || restarts(told)),
         NodePhase::Pending => false,
         _ => true,
     }
@@ -246,22 +260,32 @@ fn check_steps(world: &World, steps: &[Step]) {
     let (mut after, mut last) = (world.clone(), world.clone());
     last.carry_out(steps.to_vec());
     for step in steps {
+        let before = after.now.nodes.clone();
         after.carry_out(vec![step.clone()]); // another rollout, which has no budget, may begin more after that
-        let Step::SetApp { node, assigned, .. } = step else { continue };
-        let Some(assigned) = assigned else { continue };
-        let (old, new) = (&world.now.nodes[node], &after.now.nodes[node]);
-        let rollout = assigned.rollout.as_ref().map(|name| &world.now.rollouts[name]);
-        let Some(rollout) = rollout else { continue };
+        let (node, rollout, assigned) = match step {
+            Step::SetReboot { node, order: Some(order) } => (node, Some(order), None),
+            Step::SetApp { node, assigned: Some(assigned), .. } => {
+                let before = world.now.nodes[node].spec.apps.get(&name("app"));
+                let restarts = before.is_some_and(|before| before.order.restart != assigned.order.restart);
+                let rollout = if restarts { &assigned.order.restart } else { &assigned.rollout };
+                (node, rollout.as_ref(), Some(assigned))
+            }
+            _ => continue,
+        };
+        // Who is made unavailable by another step of this plan costs nothing more.
+        let (old, new) = (&before[node], &after.now.nodes[node]);
+        let Some(rollout) = rollout.map(|name| &world.now.rollouts[name]) else { continue };
         // Another rollout gives back what the node had when that one told it: nobody begins anything.
         let gives_back = |other: &&Rollout| {
             let entry = other.status.nodes.get(node);
-            entry.is_some_and(|entry| entry.told && entry.before.as_ref() == Some(assigned))
+            entry.is_some_and(|entry| entry.told && entry.before.as_ref() == assigned)
         };
-        if world.now.rollouts.values().any(|other| gives_back(&other)) {
+        if assigned.is_some() && world.now.rollouts.values().any(|other| gives_back(&other)) {
             continue;
         }
         // Released by a rollout with a budget: never beyond it, whoever else is unavailable.
-        let released = !assigned.order.hold && !is_unavailable(old) && is_unavailable(new);
+        let held = assigned.is_some_and(|assigned| assigned.order.hold);
+        let released = !held && !is_unavailable(old) && is_unavailable(new);
         let over = rollout.status.phase.is_final() && rollout.status.phase != RolloutPhase::Succeeded;
         let Some(budget) = rollout.spec.budget.as_ref().filter(|_| released && !over) else { continue };
         let group = |node: &proto::object::Node| match budget.per.as_str() {
@@ -330,7 +354,10 @@ fn check_rest(world: &World) {
             entry.is_some_and(|entry| entry.reason != reason::SUPERSEDED) && !r.status.phase.is_final()
         };
         let at_work = now.rollouts.values().filter(named).filter(|r| r.status.phase != RolloutPhase::RollingBack);
-        assert!(at_work.count() <= 1, "{node} has more than one rollout at work");
+        let mut subjects: Vec<String> =
+            at_work.map(|r| r.release().map_or_else(|| r.spec.what(), |release| release.app.to_string())).collect();
+        subjects.sort_unstable();
+        assert!(!subjects.windows(2).any(|two| two[0] == two[1]), "{node} has more than one rollout at work");
         // An abort leaves nobody half-way: whoever is heard and is not applying is told nothing of it.
         if let Some(told) = object.spec.apps.get(&name("app"))
             && let Some(rollout) = told.rollout.as_ref().and_then(|r| now.rollouts.get(r))
@@ -377,6 +404,9 @@ proptest! {
             let settled = |told: &proto::object::AssignedApp| {
                 told.order.hold || said.is_some_and(|w| !matches!(w.phase, UpdatePhase::Pending | UpdatePhase::Downloading | UpdatePhase::Verifying))
             };
+            let said_of_reboot = node.status.reboot.as_ref().filter(|said| Some(&said.order) == node.spec.reboot.as_ref());
+            let up = said_of_reboot.is_some_and(|said| matches!(said.phase, UpdatePhase::Succeeded | UpdatePhase::Failed));
+            prop_assert!(node.spec.reboot.is_none() || up, "{} is not up again: {:?}", node.name(), node.status.reboot);
             prop_assert!(node.spec.apps.values().all(settled), "{} is left half-way: {:?} {said:?}", node.name(), node.spec);
         }
     }

@@ -82,7 +82,7 @@ async fn a_panic_in_the_task_of_an_app_is_not_swallowed() {
     let assignment = Assignment {
         generation: 1,
         apps: [(APP.parse().unwrap(), world.releases["1"].clone().into())].into(),
-        drained: false,
+        ..Assignment::default()
     };
     let (_sender, assignment) = watch::channel(Some(assignment));
     let apps = Apps::new(world.context(), world.folder.path().to_owned(), assignment);
