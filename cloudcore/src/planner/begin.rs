@@ -70,6 +70,9 @@ impl<'a> Pass<'_, 'a> {
     }
 
     fn begin_node(&mut self, name: &'a Name, node: &'a Node, wave: usize, still: Option<&Hindrance>) {
+        if self.busy.has_spoken(name, &self.spec().app) {
+            return; // what it was told before is not so any more
+        }
         let told = self.told(node);
         let staged = || self.draft.status.nodes.get(name).is_some_and(|entry| entry.phase == UpdatePhase::Staged);
         if told.is_some_and(|told| !told.is_held()) || told.is_some() && !staged() {

@@ -26,11 +26,13 @@ pub(super) struct Busy<'a> {
     told: BTreeSet<&'a Name>,
     /// They are available now, and a rollout that takes another one back begins with them at once.
     reserved: BTreeSet<&'a Name>,
+    /// Node and app of which this plan says something already: whoever else has to, does so in the next.
+    spoken: BTreeSet<(&'a Name, &'a Name)>,
 }
 
 impl<'a> Busy<'a> {
     pub fn new(before: &'a BTreeSet<Name>) -> Busy<'a> {
-        Busy { before, told: BTreeSet::new(), reserved: BTreeSet::new() }
+        Busy { before, told: BTreeSet::new(), reserved: BTreeSet::new(), spoken: BTreeSet::new() }
     }
 
     /// A node was told to apply something.
@@ -41,6 +43,16 @@ impl<'a> Busy<'a> {
     /// A node will be told to apply something, and by nobody else.
     pub fn reserve(&mut self, node: &'a Name) {
         self.reserved.insert(node);
+    }
+
+    /// A node is told something of an app.
+    pub fn speak(&mut self, node: &'a Name, app: &'a Name) {
+        self.spoken.insert((node, app));
+    }
+
+    /// Whether this plan has told a node something of an app.
+    pub fn has_spoken(&self, node: &'a Name, app: &'a Name) -> bool {
+        self.spoken.contains(&(node, app))
     }
 
     /// Whether this plan tells anybody to apply something.

@@ -199,6 +199,7 @@ impl<'a> Pass<'_, 'a> {
     /// Tells a node; from then on it counts as unavailable, if that may stop its app.
     pub fn tell(&mut self, node: &'a Name, telling: Telling) {
         let step = self.telling(node, telling);
+        self.busy.speak(node, &self.spec().app);
         self.plan.steps.push(step);
     }
 
@@ -232,7 +233,8 @@ impl<'a> Pass<'_, 'a> {
             else {
                 continue;
             };
-            if entry.is_decided() || entry.reason == reason::SUPERSEDED {
+            let spoken = self.busy.has_spoken(name, &self.spec().app);
+            if spoken || entry.is_decided() || entry.reason == reason::SUPERSEDED {
                 continue;
             }
             let Some(told) = self.told(node) else {

@@ -194,3 +194,22 @@ fn who_lets_go_of_a_node_does_not_undo_what_the_newer_rollout_tells_it() {
     world.carry_out(steps);
     assert_eq!(world.told("n0"), Some(("1".into(), false)));
 }
+
+#[test]
+fn two_rollouts_do_not_overwrite_each_other_in_one_plan() {
+    let mut world = running();
+    world.start("update", one_by_one(spec(2, "all")));
+    world.second += 1;
+    world.start("restart", one_by_one(restart("all")));
+    let steps = plan(&world.now, at(world.second)).steps;
+    let mut nodes: Vec<&Name> = vec![];
+    for step in &steps {
+        if let Step::SetApp { node, .. } = step {
+            assert!(!nodes.contains(&node), "{node} is told twice: {steps:?}");
+            nodes.push(node);
+        }
+    }
+    world.run(40);
+    assert_eq!((world.status("update").phase, world.on(2)), (RolloutPhase::Succeeded, 4));
+    assert_eq!(world.status("restart").phase, RolloutPhase::Succeeded);
+}
