@@ -21,6 +21,16 @@ use super::{
 /// Why something does not begin: a word for programs, and a sentence for people.
 pub(super) type Hindrance = (&'static str, Arc<str>);
 
+/// A node that has not proved anything yet.
+struct Undecided<'a> {
+    name: &'a Name,
+    node: &'a Node,
+    wave: Option<u32>,
+    /// By this rollout.
+    told: Option<Told<'a>>,
+    is_staged: bool,
+}
+
 impl<'a> Pass<'_, 'a> {
     /// Whether a node fetches before it may apply: it can, and applying may have to wait.
     pub fn holds_first(&self, node: &Node) -> bool {
@@ -38,11 +48,18 @@ impl<'a> Pass<'_, 'a> {
         let undecided = self.draft.members().filter(|(_, _, entry)| {
             !entry.is_decided() && entry.phase != UpdatePhase::Deferred && entry.reason != reason::SUPERSEDED
         });
-        let undecided: Vec<(&'a Name, &'a Node, Option<u32>)> =
-            undecided.map(|(name, node, entry)| (name, node, entry.wave)).collect();
+        let undecided: Vec<Undecided<'a>> = undecided
+            .map(|(name, node, entry)| Undecided {
+                name,
+                node,
+                wave: entry.wave,
+                told: self.told(node, entry),
+                is_staged: entry.phase == UpdatePhase::Staged,
+            })
+            .collect();
         let later = self.waits_for_wave();
-        for (name, node, wave) in undecided {
-            let mut wave = wave.map(|wave| wave as usize);
+        for undecided in undecided {
+            let (name, mut wave) = (undecided.name, undecided.wave.map(|wave| wave as usize));
             if wave.is_none() && (late || over) {
                 wave = Some(last);
                 let number = u32::try_from(last).ok();
@@ -54,7 +71,7 @@ impl<'a> Pass<'_, 'a> {
                 self.draft.set(name, &later);
                 continue;
             };
-            self.begin_node(name, node, wave, still.as_ref());
+            self.begin_node(&undecided, wave, still.as_ref());
         }
     }
 
@@ -69,13 +86,12 @@ impl<'a> Pass<'_, 'a> {
         }
     }
 
-    fn begin_node(&mut self, name: &'a Name, node: &'a Node, wave: usize, still: Option<&Hindrance>) {
+    fn begin_node(&mut self, undecided: &Undecided<'a>, wave: usize, still: Option<&Hindrance>) {
+        let Undecided { name, node, told, is_staged, .. } = *undecided;
         if self.busy.has_spoken(name, &self.spec().app) {
             return; // what it was told before is not so any more
         }
-        let told = self.told(node);
-        let staged = || self.draft.status.nodes.get(name).is_some_and(|entry| entry.phase == UpdatePhase::Staged);
-        if told.is_some_and(|told| !told.is_held()) || told.is_some() && !staged() {
+        if told.is_some_and(|told| !told.is_held() || !is_staged) {
             return; // at work, as it says
         }
         if self.target == Target::Reboot && !knows(node, feature::REBOOT) {

@@ -116,8 +116,11 @@ impl<'a> Pass<'_, 'a> {
         self.draft.rollout.name()
     }
 
-    /// What the node was told by this rollout, if it was.
-    pub fn told(&self, node: &'a Node) -> Option<Told<'a>> {
+    /// What the node was told by this rollout, if it was, and that is so still.
+    pub fn told(&self, node: &'a Node, entry: &RolloutNode) -> Option<Told<'a>> {
+        if !entry.told {
+            return None; // most nodes of a large fleet wait
+        }
         node::told(node, &self.spec().app, &self.target, self.name())
     }
 
@@ -138,7 +141,7 @@ impl<'a> Pass<'_, 'a> {
                 continue;
             }
             let deferral = node::deferral(node, app, &self.target);
-            let state = match self.told(node) {
+            let state = match self.told(node, entry) {
                 // Held and staged: what it waits for is said where that is decided.
                 Some(told) if told.is_held() && entry.phase == UpdatePhase::Staged && says_staged(node, app) => {
                     continue;
@@ -185,8 +188,8 @@ impl<'a> Pass<'_, 'a> {
 
     /// A node that is no longer this rollout's: what it was told and waits with is taken back.
     fn let_go(&mut self, name: &'a Name, node: &'a Node) {
-        let held = self.target.is_release() && self.told(node).is_some_and(|told| told.is_held());
-        if held && let Some(entry) = self.draft.status.nodes.get(name) {
+        let Some(entry) = self.draft.status.nodes.get(name) else { return };
+        if self.target.is_release() && self.told(node, entry).is_some_and(|told| told.is_held()) {
             let before = entry.before.clone();
             let step = self.telling(name, Telling::App(before));
             self.let_go.push(step);
@@ -237,7 +240,7 @@ impl<'a> Pass<'_, 'a> {
             if spoken || entry.is_decided() || entry.reason == reason::SUPERSEDED {
                 continue;
             }
-            let Some(told) = self.told(node) else {
+            let Some(told) = self.told(node, entry) else {
                 if entry.reason != word {
                     self.draft.set(name, &State::waits(word, text));
                 }
@@ -283,7 +286,7 @@ impl<'a> Pass<'_, 'a> {
             if !failed || entry.reason == reason::SUPERSEDED {
                 continue;
             }
-            let Some(Told::App(told)) = self.told(node).filter(|_| self.target.is_release()) else { continue };
+            let Some(Told::App(told)) = self.told(node, entry).filter(|_| self.target.is_release()) else { continue };
             let told = told.clone();
             let retry = Some(format!("{}#{asked}", self.name()));
             let hold = self.holds_first(node);
