@@ -98,24 +98,24 @@ impl<'a> Draft<'a> {
     }
 
     fn take_in(&mut self) {
-        let snapshot = self.snapshot;
-        if self.members().count() < self.status.nodes.len() {
-            self.status.to_mut().nodes.retain(|name, _| snapshot.nodes.contains_key(name));
-        }
+        let (snapshot, spec) = (self.snapshot, &self.rollout.spec);
         let open =
-            matches!(self.status.phase, RolloutPhase::Progressing | RolloutPhase::Paused | RolloutPhase::Succeeded);
-        if !open || self.rollout.spec.undoes.is_some() || self.rollout.spec.version.is_none() {
-            return;
-        }
-        let selector = &self.rollout.spec.selector;
+            matches!(self.status.phase, RolloutPhase::Progressing | RolloutPhase::Paused | RolloutPhase::Succeeded)
+                && spec.undoes.is_none()
+                && spec.version.is_some();
         let mut known = self.status.nodes.keys().peekable();
-        let mut joined = vec![];
+        let (mut joined, mut gone) = (vec![], false);
         // Both are in the order of names.
         for (name, node) in &snapshot.nodes {
-            while known.next_if(|k| *k < name).is_some() {}
-            if known.peek() != Some(&name) && node.matches(selector) {
+            while known.next_if(|k| *k < name).is_some() {
+                gone = true;
+            }
+            if known.next_if(|k| *k == name).is_none() && open && node.matches(&spec.selector) {
                 joined.push(name);
             }
+        }
+        if gone || known.peek().is_some() {
+            self.status.to_mut().nodes.retain(|name, _| snapshot.nodes.contains_key(name));
         }
         for name in joined {
             self.fresh.insert(name);
