@@ -1,5 +1,7 @@
 //! Each invariant is shown a violation, and what looks like one and is none.
 
+mod waves;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use cloudcore::streams::sink::StreamState;
