@@ -42,8 +42,9 @@ pub(crate) struct Brokers {
 impl Brokers {
     /// Those of the configuration; none of them is connected yet.
     pub(crate) fn new(list: &[Broker], fleet: &Name, folder: PathBuf) -> Brokers {
-        let pipe = || Arc::new(Pipe::new(Role::Hub { fleet: fleet.clone() }));
-        let list = list.iter().take(MAX_BROKERS).map(|broker| (broker.clone(), pipe())).collect();
+        let pipe =
+            |broker: &Broker| Arc::new(Pipe::new(Role::Hub { fleet: fleet.clone() }).of_segments(broker.segments()));
+        let list = list.iter().take(MAX_BROKERS).map(|broker| (broker.clone(), pipe(broker))).collect();
         Brokers { list, fleet: fleet.clone(), folder }
     }
 
