@@ -8,7 +8,15 @@
 //! A node behind a broker has a synthetic address ([`proto::carrier::address`]) that says which broker, and whose
 //! topic. Who it is says its certificate, as over UDP.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use proto::{
@@ -30,6 +38,21 @@ use tokio::time::{Instant, sleep};
 /// First and last bound of the wait between two connections with a broker.
 const BACKOFF_BASE: Duration = Duration::from_millis(250);
 const BACKOFF_CAP: Duration = Duration::from_secs(10);
+
+/// Whether a connection goes through a broker now, as its congestion window wants to know.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Through(Arc<AtomicBool>);
+
+impl Through {
+    /// Looks where the peer is. An agent that changes carriers says something soon.
+    pub(crate) fn look(&self, remote: SocketAddr) {
+        self.0.store(Behind::of(remote).is_some(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
+    }
+}
 
 /// The brokers of a hub.
 #[derive(Debug)]
