@@ -189,6 +189,10 @@ impl Client {
                 format!("{url} is a WebSocket, but not one of MQTT ({error}): check its path"),
             ),
             ConnectionError::Proxy(error) => self.proxy(&error.to_string()),
+            // With TLS 1.3 a certificate that the broker does not like is refused after the handshake.
+            ConnectionError::MqttState(error) if !was_up && error.to_string().contains("fatal alert") => {
+                self.certificate(&error.to_string())
+            }
             ConnectionError::MqttState(error) if !was_up => self.unreachable(&error.to_string()),
             ConnectionError::MqttState(error) => self.lost(&error.to_string()),
             ConnectionError::FlushTimeout => self.lost("it takes nothing any more"),

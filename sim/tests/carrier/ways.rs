@@ -4,6 +4,9 @@ use std::{fs, process::Stdio, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use cloudcore::stage::free_port;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256,
+};
 use tokio::{
     net::TcpStream,
     process::{Child, Command},
@@ -125,6 +128,61 @@ async fn websocket_carries_plain_with_tls_and_through_a_proxy_at_both_ends() -> 
     house.wait_running(3).await?;
     house.post(2000);
     house.check_records().await?;
+    house.stage.close().await
+}
+
+/// Files NAME.pem and NAME.key for clients of the broker, signed by the authority in clients.pem.
+fn client_certificates(house: &House, names: &[&str]) -> anyhow::Result<()> {
+    let key = || KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256);
+    let (ca_key, mut ca) = (key()?, CertificateParams::new(vec![])?);
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    ca.distinguished_name.push(DnType::CommonName, "clients");
+    fs::write(house.file("clients.pem"), ca.self_signed(&ca_key)?.pem())?;
+    let issuer = Issuer::new(ca, ca_key);
+    for name in names {
+        let (key, mut params) = (key()?, CertificateParams::new(vec![])?);
+        params.distinguished_name.push(DnType::CommonName, *name);
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+        fs::write(house.file(&format!("{name}.pem")), params.signed_by(&key, &issuer)?.pem())?;
+        fs::write(house.file(&format!("{name}.key")), key.serialize_pem())?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_broker_that_wants_certificates_gets_them_from_hub_and_agent() -> anyhow::Result<()> {
+    if !in_own_network("ways::a_broker_that_wants_certificates_gets_them_from_hub_and_agent") {
+        return Ok(());
+    }
+    let mut house = House::open("").await?;
+    client_certificates(&house, &["hub", NODE])?;
+    // The documented listener, without passwords.
+    let conf = house.file("mosquitto.conf");
+    let (tls, clients) = (house.tls, house.file("clients.pem"));
+    let wants = format!(
+        "listener {tls}\ncafile {}\nrequire_certificate true\nuse_identity_as_username true",
+        clients.display()
+    );
+    fs::write(&conf, fs::read_to_string(&conf)?.replace(&format!("listener {tls}"), &wants))?;
+    house.kill_broker().await?;
+    house.start_broker().await?;
+    block_udp();
+    house.stage.kill_hub().await?;
+    let (yaml, folder) = (house.stage.path("hub/hub.yaml"), house.file(""));
+    let own = |name: &str| folder.join(name).display().to_string();
+    let shown = format!("certificate: {}\n    key: {}\n", own("hub.pem"), own("hub.key"));
+    let login = format!("user: hub\n    passwordFile: {}\n", own("hub"));
+    fs::write(&yaml, fs::read_to_string(&yaml)?.replace(&login, &shown))?;
+    house.stage.start_hub().await?;
+
+    let link = format!("[[link.broker]]\nurl = \"mqtts://127.0.0.1:{tls}\"\nca = {:?}\n", own("broker.pem"));
+    house.write_settings(&link)?;
+    let (code, said) = house.join(&[]).await?;
+    ensure!(code == 7 && said.contains("check certificate and key"), "{said}");
+    let shown = format!("certificate = {:?}\nkey = {:?}\n", own("box-1.pem"), own("box-1.key"));
+    house.write_settings(&(link + &shown))?;
+    join_and_run(&mut house, 1 << 20).await?;
+    house.wait("over MQTT", |node| goes_over(node, "mqtt")).await?;
     house.stage.close().await
 }
 
