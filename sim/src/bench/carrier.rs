@@ -4,6 +4,8 @@
 //! Hub and node are two QUIC endpoints of this process, so their processor time is its own; the broker's is added.
 //! The slow line is a relay in user space before the broker on the node's side: 20 Mbit/s, 25 ms each way.
 
+mod gap;
+
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::Path,
@@ -118,6 +120,8 @@ pub async fn run(args: CarrierArgs) -> anyhow::Result<()> {
     figures.add("slow_mb_per_s", rate, "of 2.5 MB/s");
     let cpu = fleet(&env, server.address, 100).await?;
     figures.add("hub_cpu_percent_100_nodes", cpu, "of a core: hub and 100 nodes together, a message a second each");
+    let gap = seconds(gap::gap(server.address).await?);
+    figures.add("change_gap_s", gap, "UDP goes silent in the middle of a download: until it goes on; goal: under 2");
     figures.print(args.json);
     Ok(())
 }
