@@ -44,6 +44,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
     blobs::{BlobError, Blobs},
+    bus,
     ca::{Ca, CaError},
     config::HubConfig,
     link::{
@@ -199,7 +200,8 @@ impl Hub {
             let plan = planner::drive::run(self.clone(), stopped.clone());
             let records = streams::run(self.clone(), stopped.clone());
             let tell = webhooks::run(self.clone(), stopped.clone());
-            tokio::join!(accept, follow, liveness, plan, records, tell);
+            let bus = bus::run(self.clone(), stopped.clone());
+            tokio::join!(accept, follow, liveness, plan, records, tell, bus);
         };
         let stopper = async {
             shutdown.await;

@@ -124,7 +124,7 @@ impl Brokers {
 }
 
 /// The same trouble again is no news.
-fn tell(trouble: &Trouble, was_up: bool, told: &mut Option<String>) {
+pub(crate) fn tell(trouble: &Trouble, was_up: bool, told: &mut Option<String>) {
     if was_up || told.as_ref() != Some(&trouble.message) {
         tracing::warn!(reason = trouble.reason, "{}", trouble.message);
         *told = Some(trouble.message.clone());
