@@ -53,6 +53,9 @@ pub struct HubConfig {
     /// MQTT brokers through which nodes are reached that UDP does not reach.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub brokers: Vec<Broker>,
+    /// MQTT broker to which facts of the fleet are published, for other systems of the house: see [`crate::bus`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bus: Option<Broker>,
     /// How often an agent should be heard from.
     #[serde(default = "default_heartbeat")]
     pub heartbeat: Span,
@@ -140,6 +143,7 @@ impl HubConfig {
             api_names: vec![],
             advertise: vec![],
             brokers: vec![],
+            bus: None,
             heartbeat: default_heartbeat(),
             unknown_after: default_unknown_after(),
             bulk_bytes_per_s_node: None,
@@ -222,8 +226,8 @@ impl HubConfig {
         if self.brokers.len() > MAX_BROKERS {
             return Err(format!("brokers holds {}; at most {MAX_BROKERS} can be used", self.brokers.len()));
         }
-        for broker in &self.brokers {
-            broker.check().map_err(|wrong| format!("broker {}: {}", broker.url, camel(wrong.problem)))?;
+        for (what, broker) in self.brokers.iter().map(|b| ("broker", b)).chain(self.bus.iter().map(|b| ("bus", b))) {
+            broker.check().map_err(|wrong| format!("{what} {}: {}", broker.url, camel(wrong.problem)))?;
         }
         match self.advertise.iter().find(|a| a.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err())) {
             Some(bad) => Err(format!("advertise holds {bad:?}; write host:port")),
@@ -327,6 +331,7 @@ mod tests {
             ("fleet: a\nbrokers: [{url: 'http://h'}]\n", "mqtts://HOST:8883"),
             ("fleet: a\nbrokers: [{url: 'mqtts://h'}]\n", "ca-certificates.crt"),
             ("fleet: a\nbrokers: [{url: 'mqtt://h', user: u}]\n", "set passwordFile too"),
+            ("fleet: a\nbus: {url: 'mqtts://h'}\n", "bus mqtts://h:8883"),
             ("fleet: [\n", "hub.yaml"),
             ("link: x\n", "fleet"),
         ] {

@@ -44,9 +44,15 @@ use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
     blobs::{BlobError, Blobs},
+    bus,
     ca::{Ca, CaError},
     config::HubConfig,
-    link::{self, LogsError, brokers::Brokers, endpoint, sessions::Sessions},
+    link::{
+        self, LogsError,
+        brokers::{Brokers, Through},
+        endpoint,
+        sessions::Sessions,
+    },
     planner,
     store::{Store, StoreError},
     streams::{self, Streams},
@@ -128,6 +134,8 @@ struct Inner {
     streams: Streams,
     webhooks: Webhooks,
     endpoint: quinn::Endpoint,
+    /// What new connections get.
+    terms: Mutex<quinn::ServerConfig>,
     address: SocketAddr,
     tokens: Mutex<ChaCha12Rng>,
     /// One admission at a time.
@@ -152,7 +160,7 @@ impl Hub {
         let blobs = Blobs::open(&data.join("blobs"), &env)?;
         let trust = Trust::open(&data.join("trust.record"), &env, &blobs, &store).await?;
         let brokers = Arc::new(Brokers::new(&config.brokers, &config.fleet, config.data_dir.clone()));
-        let endpoint = endpoint::bind(&config, &env, &ca, &brokers)?;
+        let (endpoint, terms) = endpoint::bind(&config, &env, &ca, &brokers)?;
         let address = endpoint.local_addr().map_err(|source| HubError::Bind { address: config.link_listen, source })?;
         let sessions = Sessions::new(&env, &config, Arc::clone(&brokers));
         let streams = Streams::open(&config, &env);
@@ -171,6 +179,7 @@ impl Hub {
             streams,
             webhooks,
             endpoint,
+            terms: Mutex::new(terms),
             address,
             tokens,
             joining,
@@ -191,7 +200,8 @@ impl Hub {
             let plan = planner::drive::run(self.clone(), stopped.clone());
             let records = streams::run(self.clone(), stopped.clone());
             let tell = webhooks::run(self.clone(), stopped.clone());
-            tokio::join!(accept, follow, liveness, plan, records, tell);
+            let bus = bus::run(self.clone(), stopped.clone());
+            tokio::join!(accept, follow, liveness, plan, records, tell, bus);
         };
         let stopper = async {
             shutdown.await;
@@ -285,6 +295,18 @@ impl Hub {
 
     pub(crate) fn endpoint(&self) -> &quinn::Endpoint {
         &self.0.endpoint
+    }
+
+    /// What a new connection gets.
+    pub(crate) fn terms(&self, through: &Through) -> Arc<quinn::ServerConfig> {
+        let terms = self.0.terms.lock().unwrap_or_else(PoisonError::into_inner);
+        endpoint::of_one(&terms, &self.0.env, through.flag())
+    }
+
+    /// Changes what new connections get.
+    pub(crate) fn set_terms(&self, terms: quinn::ServerConfig) {
+        self.0.endpoint.set_server_config(Some(terms.clone()));
+        *self.0.terms.lock().unwrap_or_else(PoisonError::into_inner) = terms;
     }
 
     /// Makes a join token for boxes of `site`, or for the one box `node`. The token is in no other place:

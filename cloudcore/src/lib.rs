@@ -26,6 +26,7 @@
 pub mod api;
 pub mod blobs;
 mod bounded;
+pub mod bus;
 pub mod ca;
 pub mod cli;
 pub mod config;

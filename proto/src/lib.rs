@@ -13,6 +13,7 @@
 //! | [`release`] | what a release contains: files, command, probes, limits |
 //! | [`tuf`] | The Update Framework's metadata and its verification, without I/O |
 //! | [`link`] | the protocol between agent and hub: frames, messages, limits, priorities |
+//! | [`shallow`] | a congestion window that keeps a line's queue short |
 //! | [`stream`] | records that are counted: their form, their delivery, without I/O |
 //! | [`identity`] | who is at the other end of a TLS connection |
 //! | [`token`] | the join token that a technician pastes |
@@ -33,6 +34,7 @@ pub mod name;
 pub mod object;
 pub mod release;
 pub mod selector;
+pub mod shallow;
 pub mod stream;
 pub mod token;
 pub mod tuf;

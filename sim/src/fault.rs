@@ -170,6 +170,11 @@ pub enum Fault {
         /// Where.
         spot: Spot,
     },
+    /// An MQTT broker is down: who was connected is not any more, what it held is lost. Healed by a start.
+    BrokerDown {
+        /// Its name.
+        broker: Name,
+    },
     /// The hub's sink refuses every commit.
     SinkDown,
     /// The hub comes back from a backup that was made so long before. At once.
@@ -215,6 +220,7 @@ impl Fault {
             Fault::Clock { .. } => "clock",
             Fault::DiskFull { .. } => "disk-full",
             Fault::FlipBit { .. } => "flip-bit",
+            Fault::BrokerDown { .. } => "broker-down",
             Fault::SinkDown => "sink-down",
             Fault::RestoreHub { .. } => "restore-hub",
         }
@@ -225,7 +231,7 @@ impl Fault {
     pub fn target(&self) -> &Target {
         match self {
             aimed!(target) => target,
-            Fault::CrashHub | Fault::SinkDown | Fault::RestoreHub { .. } => &Target::Hub,
+            Fault::CrashHub | Fault::SinkDown | Fault::RestoreHub { .. } | Fault::BrokerDown { .. } => &Target::Hub,
         }
     }
 
@@ -233,7 +239,7 @@ impl Fault {
     pub fn target_mut(&mut self) -> Option<&mut Target> {
         match self {
             aimed!(target) => Some(target),
-            Fault::CrashHub | Fault::SinkDown | Fault::RestoreHub { .. } => None,
+            Fault::CrashHub | Fault::SinkDown | Fault::RestoreHub { .. } | Fault::BrokerDown { .. } => None,
         }
     }
 
@@ -249,6 +255,9 @@ impl Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Fault::BrokerDown { broker } = self {
+            return write!(f, "{} {broker}", self.kind());
+        }
         write!(f, "{} {}", self.kind(), self.target())?;
         match self {
             Fault::Line { name, .. } => write!(f, " {name}"),

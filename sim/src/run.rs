@@ -202,6 +202,9 @@ impl<'p> Run<'p> {
 
     /// Hub, sites and agents, until the hub sees all of them Ready.
     async fn raise(&mut self) -> anyhow::Result<()> {
+        for broker in &self.plan.brokers {
+            self.world.add_planned_broker(broker)?;
+        }
         self.world.start_hub().await?;
         for site in &self.plan.sites {
             self.world.add_site(site).await.with_context(|| format!("raise site {}", site.name))?;

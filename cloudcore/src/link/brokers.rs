@@ -8,7 +8,15 @@
 //! A node behind a broker has a synthetic address ([`proto::carrier::address`]) that says which broker, and whose
 //! topic. Who it is says its certificate, as over UDP.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use proto::{
@@ -31,6 +39,21 @@ use tokio::time::{Instant, sleep};
 const BACKOFF_BASE: Duration = Duration::from_millis(250);
 const BACKOFF_CAP: Duration = Duration::from_secs(10);
 
+/// Whether a connection goes through a broker now, as its congestion window wants to know.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Through(Arc<AtomicBool>);
+
+impl Through {
+    /// Looks where the peer is. An agent that changes carriers says something soon.
+    pub(crate) fn look(&self, remote: SocketAddr) {
+        self.0.store(Behind::of(remote).is_some(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
+    }
+}
+
 /// The brokers of a hub.
 #[derive(Debug)]
 pub(crate) struct Brokers {
@@ -42,8 +65,9 @@ pub(crate) struct Brokers {
 impl Brokers {
     /// Those of the configuration; none of them is connected yet.
     pub(crate) fn new(list: &[Broker], fleet: &Name, folder: PathBuf) -> Brokers {
-        let pipe = || Arc::new(Pipe::new(Role::Hub { fleet: fleet.clone() }));
-        let list = list.iter().take(MAX_BROKERS).map(|broker| (broker.clone(), pipe())).collect();
+        let pipe =
+            |broker: &Broker| Arc::new(Pipe::new(Role::Hub { fleet: fleet.clone() }).of_segments(broker.segments()));
+        let list = list.iter().take(MAX_BROKERS).map(|broker| (broker.clone(), pipe(broker))).collect();
         Brokers { list, fleet: fleet.clone(), folder }
     }
 
@@ -100,7 +124,7 @@ impl Brokers {
 }
 
 /// The same trouble again is no news.
-fn tell(trouble: &Trouble, was_up: bool, told: &mut Option<String>) {
+pub(crate) fn tell(trouble: &Trouble, was_up: bool, told: &mut Option<String>) {
     if was_up || told.as_ref() != Some(&trouble.message) {
         tracing::warn!(reason = trouble.reason, "{}", trouble.message);
         *told = Some(trouble.message.clone());

@@ -5,7 +5,7 @@
 //! issued: resumption would skip the check of the client's certificate.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::{Duration, SystemTime},
 };
 
@@ -14,6 +14,7 @@ use proto::{
     env::{Blocking, Env},
     identity::{HUB_DNS_NAME, TlsClock, crypto_provider},
     link::{ALPN, ALPN_JOIN},
+    shallow::ShallowConfig,
 };
 use quinn::{
     ConnectionId, ConnectionIdGenerator, EndpointConfig, TransportConfig, VarInt,
@@ -78,13 +79,13 @@ impl Keys {
     }
 }
 
-/// Binds the link.
+/// Binds the link. Returns what new connections get, too.
 pub(crate) fn bind(
     config: &HubConfig,
     env: &Env,
     ca: &Ca,
     brokers: &Arc<Brokers>,
-) -> Result<quinn::Endpoint, HubError> {
+) -> Result<(quinn::Endpoint, quinn::ServerConfig), HubError> {
     let keys = Keys::load(config, env)?;
     let mut endpoint = EndpointConfig::new(Arc::new(keys.reset()));
     endpoint.min_reset_interval(MIN_RESET_INTERVAL);
@@ -98,8 +99,9 @@ pub(crate) fn bind(
     let bind_failed = |source| HubError::Bind { address: config.link_listen, source };
     let udp = env.network.bind(config.link_listen).map_err(bind_failed)?;
     let socket = brokers.socket(udp).map_err(bind_failed)?;
-    quinn::Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, env.network.runtime())
-        .map_err(bind_failed)
+    let runtime = env.network.runtime();
+    let endpoint = quinn::Endpoint::new_with_abstract_socket(endpoint, Some(server.clone()), socket, runtime);
+    Ok((endpoint.map_err(bind_failed)?, server))
 }
 
 /// What new connections get. Made anew now and then, so that the hub's certificate is renewed in time.
@@ -128,7 +130,7 @@ pub(crate) fn server_config(config: &HubConfig, env: &Env, ca: &Ca) -> Result<qu
     let mut tokens = quinn::ValidationTokenConfig::default();
     tokens.sent(0);
     server
-        .transport_config(Arc::new(transport(env)))
+        .transport_config(Arc::new(transport(env, Arc::default())))
         .validation_token_config(tokens)
         .time_source(Arc::new(QuicClock(env.clone())))
         .migration(true)
@@ -136,9 +138,17 @@ pub(crate) fn server_config(config: &HubConfig, env: &Env, ca: &Ca) -> Result<qu
     Ok(server)
 }
 
+/// The same for one connection, which goes through a broker while `through` says so.
+pub(crate) fn of_one(server: &quinn::ServerConfig, env: &Env, through: Arc<AtomicBool>) -> Arc<quinn::ServerConfig> {
+    let mut server = server.clone();
+    server.transport_config(Arc::new(transport(env, through)));
+    Arc::new(server)
+}
+
 /// Bounds and time-outs of every connection: for the link itself, and for measuring with the same ones.
+/// Through a broker the line's queue is kept short: what is urgent has no other way past the bulk.
 #[must_use]
-pub fn transport(env: &Env) -> TransportConfig {
+pub fn transport(env: &Env, through: Arc<AtomicBool>) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
@@ -150,9 +160,13 @@ pub fn transport(env: &Env) -> TransportConfig {
         .max_idle_timeout(quinn::IdleTimeout::try_from(IDLE).ok());
     match env.blocking {
         // Edge lines lose packets that mean no congestion: at 1 % loss BBR moves twenty times as much.
-        Blocking::Pool => transport.congestion_controller_factory(Arc::new(BbrConfig::default())),
+        Blocking::Pool => {
+            transport.congestion_controller_factory(Arc::new(ShallowConfig::new(BbrConfig::default(), through)))
+        }
         // quinn's BBR draws from the process-wide generator, and a simulation must repeat itself.
-        Blocking::Inline => transport.congestion_controller_factory(Arc::new(CubicConfig::default())),
+        Blocking::Inline => {
+            transport.congestion_controller_factory(Arc::new(ShallowConfig::new(CubicConfig::default(), through)))
+        }
     };
     transport
 }

@@ -40,6 +40,7 @@ use tokio::{
     time::Instant,
 };
 
+use self::brokers::Through;
 pub use self::logs::LogsError;
 use crate::{
     events,
@@ -80,12 +81,14 @@ pub(crate) async fn accept_loop(hub: Hub, mut stop: watch::Receiver<bool>, peers
         let (hub, joins) = (hub.clone(), Arc::clone(&joins));
         peers.spawn(async move {
             let remote = incoming.remote_address();
-            let connection = match incoming.accept() {
+            let through = Through::default();
+            through.look(remote);
+            let connection = match incoming.accept_with(hub.terms(&through)) {
                 Ok(connecting) => tokio::time::timeout(PATIENCE, connecting).await,
                 Err(error) => Ok(Err(error)),
             };
             match connection {
-                Ok(Ok(connection)) => welcome(&hub, connection, slot, &joins).await,
+                Ok(Ok(connection)) => welcome(&hub, connection, through, slot, &joins).await,
                 Ok(Err(error)) => tracing::debug!(%remote, %error, "a handshake failed"),
                 Err(_) => tracing::debug!(%remote, "a handshake took too long"),
             }
@@ -94,7 +97,13 @@ pub(crate) async fn accept_loop(hub: Hub, mut stop: watch::Receiver<bool>, peers
 }
 
 /// `slot` bounds handshakes; an admitted node gives it back, and a box that joins takes a seat in its place.
-async fn welcome(hub: &Hub, connection: quinn::Connection, slot: OwnedSemaphorePermit, joins: &Semaphore) {
+async fn welcome(
+    hub: &Hub,
+    connection: quinn::Connection,
+    through: Through,
+    slot: OwnedSemaphorePermit,
+    joins: &Semaphore,
+) {
     let data = connection.handshake_data().and_then(|d| d.downcast::<quinn::crypto::rustls::HandshakeData>().ok());
     let alpn = data.and_then(|d| d.protocol).unwrap_or_default();
     if alpn == ALPN_JOIN {
@@ -105,7 +114,7 @@ async fn welcome(hub: &Hub, connection: quinn::Connection, slot: OwnedSemaphoreP
         drop(slot);
         join::serve(hub, connection).await;
     } else if ALPN.contains(&alpn.as_slice()) {
-        session::serve(hub, connection, slot).await;
+        session::serve(hub, connection, through, slot).await;
     } else {
         close(&connection, CloseCode::ProtocolError, "unknown protocol");
     }
@@ -185,7 +194,7 @@ pub(crate) async fn liveness_loop(hub: Hub, mut stop: watch::Receiver<bool>) {
         if Instant::now() >= renewal {
             renewal = Instant::now() + Duration::from_secs(3600);
             match endpoint::server_config(hub.config(), hub.env(), hub.ca()) {
-                Ok(config) => hub.endpoint().set_server_config(Some(config)),
+                Ok(config) => hub.set_terms(config),
                 Err(error) => tracing::error!(%error, "the link's certificate could not be looked after"),
             }
         }

@@ -23,7 +23,9 @@ use rustls_pki_types::CertificateDer;
 use tokio::{sync::OwnedSemaphorePermit, task::JoinSet};
 
 use super::{
-    PATIENCE, close, report,
+    PATIENCE,
+    brokers::Through,
+    close, report,
     serve::{self, Bounds, Peer, ServeError},
     sessions::Turn,
 };
@@ -56,9 +58,9 @@ impl From<FrameError> for SessionError {
 }
 
 /// Serves a node until its connection ends. `slot` is given back once the node is known to be admitted.
-pub(crate) async fn serve(hub: &Hub, connection: quinn::Connection, slot: OwnedSemaphorePermit) {
+pub(crate) async fn serve(hub: &Hub, connection: quinn::Connection, through: Through, slot: OwnedSemaphorePermit) {
     let remote = connection.remote_address();
-    let result = run(hub, &connection, slot).await;
+    let result = run(hub, &connection, &through, slot).await;
     match &result {
         Ok(()) => close(&connection, CloseCode::Done, ""),
         Err(SessionError::NotAdmitted(why)) => {
@@ -80,7 +82,12 @@ pub(crate) async fn serve(hub: &Hub, connection: quinn::Connection, slot: OwnedS
     }
 }
 
-async fn run(hub: &Hub, connection: &quinn::Connection, slot: OwnedSemaphorePermit) -> Result<(), SessionError> {
+async fn run(
+    hub: &Hub,
+    connection: &quinn::Connection,
+    through: &Through,
+    slot: OwnedSemaphorePermit,
+) -> Result<(), SessionError> {
     let (name, spki) = peer(connection)?;
     admitted(hub, &name, spki).await?;
     drop(slot);
@@ -125,7 +132,7 @@ async fn run(hub: &Hub, connection: &quinn::Connection, slot: OwnedSemaphorePerm
     // None of the three is dropped but with the session, so that none needs to be cancel safe.
     tokio::select! {
         biased;
-        ended = listen(hub, &name, connection, &turn, recv) => ended,
+        ended = listen(hub, &name, connection, through, &turn, recv) => ended,
         ended = tell(send, &mut assignment) => ended,
         ended = answer(hub, connection, &peer, &bounds) => ended,
     }
@@ -176,11 +183,14 @@ async fn listen(
     hub: &Hub,
     name: &Name,
     connection: &quinn::Connection,
+    through: &Through,
     turn: &Turn,
     mut recv: quinn::RecvStream,
 ) -> Result<(), SessionError> {
     loop {
-        match frame::read::<AgentMessage>(&mut recv, MAX_CONTROL_BYTES).await? {
+        let message = frame::read::<AgentMessage>(&mut recv, MAX_CONTROL_BYTES).await?;
+        through.look(connection.remote_address());
+        match message {
             AgentMessage::Hello(_) => return Err(SessionError::Protocol("a second Hello".into())),
             AgentMessage::Report(report) => {
                 turn.heard(None);

@@ -4,7 +4,6 @@
 //! |---|---|
 //! | `carriers` | UDP and MQTT, and the connection that moves between them |
 //! | [`quic`] | endpoint and TLS of one connection |
-//! | [`shallow`] | a congestion window that keeps the line's queue short |
 //! | [`session`] | one session: control stream, reports, heartbeats, logs |
 //! | [`source`] | metadata and blobs over the current connection |
 //! | [`assignment`] | the newest assignment, on disk before anybody acts on it |
@@ -17,7 +16,6 @@ pub(crate) mod carriers;
 pub mod problem;
 pub(crate) mod quic;
 mod session;
-mod shallow;
 pub mod source;
 
 #[cfg(test)]

@@ -7,13 +7,14 @@
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
 use proto::{
     env::{Env, Seed},
     identity::{HUB_DNS_NAME, TlsClock, crypto_provider},
+    shallow::ShallowConfig,
 };
 use quinn::{
     ClientConfig, Connection, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, TransportConfig, VarInt,
@@ -24,7 +25,7 @@ use rand_chacha::ChaCha12Rng;
 use rustls::{ConfigBuilder, WantsVerifier};
 use tokio::time::timeout;
 
-use super::{problem::Problem, shallow::ShallowConfig};
+use super::problem::Problem;
 
 /// How long a handshake may take.
 pub(super) const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -135,7 +136,10 @@ fn transport() -> TransportConfig {
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
         .send_window(SEND_WINDOW_BYTES)
         // A backlog that goes up must not stand in the line's queue before what is fresh.
-        .congestion_controller_factory(Arc::new(ShallowConfig(Arc::new(CubicConfig::default()))))
+        .congestion_controller_factory(Arc::new(ShallowConfig::new(
+            CubicConfig::default(),
+            Arc::new(AtomicBool::new(true)),
+        )))
         .datagram_receive_buffer_size(None);
     transport
 }

@@ -6,7 +6,8 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use rumqttc::{
-    AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, Incoming, QoS, SubscribeReasonCode, TlsError,
+    AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, Incoming, MqttOptions, QoS, SubscribeReasonCode,
+    TlsError,
 };
 use serde::{Deserialize, Serialize};
 
@@ -65,15 +66,11 @@ impl Client {
     /// Connects, and carries what `pipe` holds until the connection ends; says why it did. Dropped, it hangs up.
     pub async fn run(&self, pipe: &Pipe) -> Trouble {
         let _down = Down(pipe);
-        let (broker, id, folder, clock) =
-            (self.broker.clone(), self.id.clone(), self.folder.clone(), self.clock.clone());
-        let options = self.blocking.run(move || broker.options(&id, &folder, clock)).await;
-        let mut options = match options {
+        let mut options = match self.options(MAX_MESSAGE_BYTES + PACKET_EXTRA_BYTES).await {
             Ok(options) => options,
-            Err(problem) => return Trouble::new("Local", format!("broker {}: {problem}", self.broker.url)),
+            Err(trouble) => return trouble,
         };
-        let most = MAX_MESSAGE_BYTES + PACKET_EXTRA_BYTES;
-        options.set_clean_session(true).set_keep_alive(KEEP_ALIVE).set_inflight(1).set_max_packet_size(most, most);
+        options.set_keep_alive(KEEP_ALIVE).set_inflight(1);
         let (requests, mut events) = AsyncClient::new(options, REQUESTS);
         events.network_options.set_tcp_nodelay(true);
         events.network_options.set_connection_timeout(CONNECT_SECS);
@@ -83,6 +80,20 @@ impl Client {
             trouble = self.receive(&requests, &mut events, pipe) => trouble,
             trouble = self.forward(&requests, pipe) => trouble,
         }
+    }
+
+    /// What a connection is made of, for packets of so many bytes at most, with a clean session.
+    ///
+    /// # Errors
+    /// When a file cannot be used.
+    pub async fn options(&self, most_bytes: usize) -> Result<MqttOptions, Trouble> {
+        let (broker, id, folder, clock) =
+            (self.broker.clone(), self.id.clone(), self.folder.clone(), self.clock.clone());
+        let options = self.blocking.run(move || broker.options(&id, &folder, clock)).await;
+        let mut options =
+            options.map_err(|problem| Trouble::new("Local", format!("broker {}: {problem}", self.broker.url)))?;
+        options.set_clean_session(true).set_max_packet_size(most_bytes, most_bytes);
+        Ok(options)
     }
 
     async fn receive(&self, requests: &AsyncClient, events: &mut EventLoop, pipe: &Pipe) -> Trouble {
@@ -148,13 +159,16 @@ impl Client {
         )
     }
 
-    fn lost(&self, why: &str) -> Trouble {
+    /// A connection ended.
+    #[must_use]
+    pub fn lost(&self, why: &str) -> Trouble {
         Trouble::new("Lost", format!("the connection with broker {} broke off ({why}); trying again", self.broker.url))
     }
 
     /// What an error of rumqttc means to an operator.
     /// `was_up`: it spoke MQTT before.
-    fn trouble(&self, error: &ConnectionError, was_up: bool) -> Trouble {
+    #[must_use]
+    pub fn trouble(&self, error: &ConnectionError, was_up: bool) -> Trouble {
         let url = &self.broker.url;
         match error {
             ConnectionError::ConnectionRefused(
@@ -189,6 +203,10 @@ impl Client {
                 format!("{url} is a WebSocket, but not one of MQTT ({error}): check its path"),
             ),
             ConnectionError::Proxy(error) => self.proxy(&error.to_string()),
+            // With TLS 1.3 a certificate that the broker does not like is refused after the handshake.
+            ConnectionError::MqttState(error) if !was_up && error.to_string().contains("fatal alert") => {
+                self.certificate(&error.to_string())
+            }
             ConnectionError::MqttState(error) if !was_up => self.unreachable(&error.to_string()),
             ConnectionError::MqttState(error) => self.lost(&error.to_string()),
             ConnectionError::FlushTimeout => self.lost("it takes nothing any more"),

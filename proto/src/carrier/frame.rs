@@ -17,6 +17,8 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 pub const VERSION: u8 = 1;
 /// Datagrams in one message at most: as many as quinn sends at once.
 pub const MAX_SEGMENTS: usize = 10;
+/// The same where messages above 4 KiB are slow.
+pub const WEB_SEGMENTS: usize = 2;
 /// Largest datagram, bytes: what an Ethernet carries.
 pub const MAX_SEGMENT_BYTES: usize = 1472;
 /// Bytes before the datagrams.

@@ -100,6 +100,8 @@ pub struct PipeState {
 /// The queues of one broker.
 pub struct Pipe {
     role: Role,
+    /// Datagrams that a message to this end should hold at most.
+    segments: usize,
     state: Mutex<State>,
     told: watch::Sender<PipeState>,
     /// Something waits to go out.
@@ -160,7 +162,15 @@ impl Pipe {
             state.peers.insert(address::hash(node.as_str()), Peer::new(node.clone(), Instant::now()));
         }
         let told = watch::Sender::new(PipeState::default());
-        Pipe { role, state: Mutex::new(state), told, outgoing: Notify::new(), room: Notify::new() }
+        let (outgoing, room) = (Notify::new(), Notify::new());
+        Pipe { role, segments: MAX_SEGMENTS, state: Mutex::new(state), told, outgoing, room }
+    }
+
+    /// At the hub: messages through this broker should hold no more datagrams than that. Larger asks stay without
+    /// an answer, so that nodes send smaller messages.
+    #[must_use]
+    pub fn of_segments(self, segments: usize) -> Pipe {
+        Pipe { segments, ..self }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -399,7 +409,7 @@ impl Pipe {
 
     /// Answers, and learns how large the messages are that get through.
     fn asked(&self, hash: u64, from: &Name, echo: Echo) {
-        if !self.is_hub() {
+        if !self.is_hub() || echo.bytes > frame::message_bytes(self.segments) {
             return;
         }
         let mut guard = self.lock();

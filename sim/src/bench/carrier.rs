@@ -4,6 +4,8 @@
 //! Hub and node are two QUIC endpoints of this process, so their processor time is its own; the broker's is added.
 //! The slow line is a relay in user space before the broker on the node's side: 20 Mbit/s, 25 ms each way.
 
+mod gap;
+
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::Path,
@@ -118,6 +120,8 @@ pub async fn run(args: CarrierArgs) -> anyhow::Result<()> {
     figures.add("slow_mb_per_s", rate, "of 2.5 MB/s");
     let cpu = fleet(&env, server.address, 100).await?;
     figures.add("hub_cpu_percent_100_nodes", cpu, "of a core: hub and 100 nodes together, a message a second each");
+    let gap = seconds(gap::gap(server.address).await?);
+    figures.add("change_gap_s", gap, "UDP goes silent in the middle of a download: until it goes on; goal: under 2");
     figures.print(args.json);
     Ok(())
 }
@@ -226,7 +230,7 @@ fn endpoint(
 
 impl Pair {
     async fn connect(env: &Env, way: Way) -> anyhow::Result<Pair> {
-        let (server, client) = configs(env)?;
+        let (server, client) = configs(env, !matches!(way, Way::Udp))?;
         let mut tasks = JoinSet::new();
         let (hub, node, to) = match way {
             Way::Udp => {
@@ -332,7 +336,8 @@ impl Pair {
     }
 }
 
-fn configs(env: &Env) -> anyhow::Result<(quinn::ServerConfig, quinn::ClientConfig)> {
+/// What hub and agent give their connections; `through`: whether this one goes through a broker.
+fn configs(env: &Env, through: bool) -> anyhow::Result<(quinn::ServerConfig, quinn::ClientConfig)> {
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519)?;
     let certificate =
         rcgen::CertificateParams::new(vec![proto::identity::HUB_DNS_NAME.to_owned()])?.self_signed(&key)?;
@@ -343,7 +348,7 @@ fn configs(env: &Env) -> anyhow::Result<(quinn::ServerConfig, quinn::ClientConfi
         .with_no_client_auth()
         .with_single_cert(vec![certificate.clone()], key)?;
     let mut server = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
-    server.transport_config(Arc::new(cloudcore::link::endpoint::transport(env)));
+    server.transport_config(Arc::new(cloudcore::link::endpoint::transport(env, Arc::new(through.into()))));
     let mut roots = rustls::RootCertStore::empty();
     roots.add(certificate)?;
     let tls = rustls::ClientConfig::builder_with_provider(proto::identity::crypto_provider())
@@ -455,7 +460,7 @@ async fn carry(
 /// Percent of a core that a hub and so many nodes use while each sends a message a second.
 async fn fleet(env: &Env, at: SocketAddr, nodes: usize) -> anyhow::Result<f64> {
     const SPAN: Duration = Duration::from_secs(10);
-    let (server, client) = configs(env)?;
+    let (server, client) = configs(env, true)?;
     let mut tasks = JoinSet::new();
     let fleet = name("bench-fleet")?;
     let ours = pipe(env, Role::Hub { fleet: fleet.clone() }, at, "fleet-hub", &mut tasks).await?;

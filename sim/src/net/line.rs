@@ -188,7 +188,11 @@ impl Line {
         let jitter_us = u64::try_from(self.profile.jitter.as_micros()).unwrap_or(u64::MAX);
         let jitter = Duration::from_micros(self.jitter.random_range(0..=jitter_us));
         let lost = chance(&mut self.loss, self.profile.loss_ppm);
+        self.counters.sent += 1;
+        self.counters.sent_bytes += length;
         if self.cut || self.is_down(now) {
+            self.counters.lost += 1;
+            self.counters.lost_cut += u64::from(self.cut);
             return None;
         }
         let begin = self.free_at.map_or(now, |free| free.max(now));
@@ -264,7 +268,7 @@ fn about(stream: &mut ChaCha12Rng, time: Duration) -> Duration {
     Duration::from_micros(stream.random_range(us / 2..us.saturating_add(us / 2)))
 }
 
-fn chance(stream: &mut ChaCha12Rng, ppm: u32) -> bool {
+pub(super) fn chance(stream: &mut ChaCha12Rng, ppm: u32) -> bool {
     stream.random_range(0..1_000_000) < ppm
 }
 

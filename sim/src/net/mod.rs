@@ -35,6 +35,7 @@ use tokio::{
 };
 
 pub use self::{
+    broker::Manners,
     line::{Counters, Fate, Line, Loss},
     profile::Profile,
 };
@@ -205,6 +206,12 @@ impl Net {
     #[must_use]
     pub fn is_closed(&self, from: IpAddr, to: IpAddr) -> bool {
         self.lock().line(from, to).is_closed()
+    }
+
+    /// Whether the direction `from` to `to` is cut: not even TCP passes.
+    #[must_use]
+    pub fn is_cut(&self, from: IpAddr, to: IpAddr) -> bool {
+        self.lock().line(from, to).is_cut()
     }
 
     /// What went down the line in the direction `from` to `to` so far.

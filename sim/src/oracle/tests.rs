@@ -70,6 +70,7 @@ fn plan() -> Plan {
         about: String::new(),
         duration: s(600),
         sites: vec![site("hz-01", &["box-1", "box-2"], "early"), site("hz-02", &["box-3"], "late")],
+        brokers: vec![],
         releases: vec![release("1.0.0", false), release("2.0.0", false), release("3.0.0", true)],
         producers: vec![],
         timeline: vec![rollout(10, "1.0.0", "all"), rollout(100, "2.0.0", "ring=early"), rollout(200, "3.0.0", "all")],

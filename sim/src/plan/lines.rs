@@ -79,6 +79,11 @@ pub(super) fn default() -> Profile {
     Profile::named("4g").unwrap_or_else(Profile::edge)
 }
 
+/// The line between hub and broker where a file says nothing.
+pub(super) fn near() -> Profile {
+    Profile::named("fiber").unwrap_or_else(Profile::edge)
+}
+
 /// Fields that mean both directions.
 fn both_ways(table: &Table<'_>, profile: &mut Profile) -> Result<(), Wrong> {
     for (to, field) in [

@@ -21,7 +21,7 @@ use proto::{
 
 use crate::{
     fault::{Fault, Target},
-    net::Profile,
+    net::{Manners, Profile},
 };
 
 pub(crate) use self::wrong::nearest;
@@ -45,6 +45,8 @@ pub struct Plan {
     pub duration: Duration,
     /// The boxes, by site.
     pub sites: Vec<Site>,
+    /// The MQTT brokers, in the order in which they are tried.
+    pub brokers: Vec<Broker>,
     /// What the release engineer has.
     pub releases: Vec<Release>,
     /// Who hands records in.
@@ -63,6 +65,7 @@ impl Plan {
             about: String::new(),
             duration,
             sites,
+            brokers: vec![],
             releases: vec![],
             producers: vec![],
             timeline: vec![],
@@ -104,6 +107,17 @@ impl Site {
     pub fn streams(&self) -> Streams {
         Settings::parse(&self.settings).map(|settings| settings.streams).unwrap_or_default()
     }
+}
+
+/// An MQTT broker that hub and boxes know, besides UDP.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Broker {
+    /// Its name, and that of its host.
+    pub name: Name,
+    /// The line between hub and broker. Boxes reach it over lines like those that they have to the hub.
+    pub line: Profile,
+    /// What it does to messages.
+    pub manners: Manners,
 }
 
 /// A release that is built, signed and published before its first rollout.

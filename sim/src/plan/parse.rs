@@ -17,17 +17,18 @@ use proto::{
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Curve, Expect, Peak, Plan, Producer, Release, Site, how,
+    Broker, Curve, Expect, Peak, Plan, Producer, Release, Site, how,
     lines::{self, Lines},
-    table::{Table, Value, bytes, number, one_of, parsed, span, text, truth, unlike, whole},
+    table::{Table, Value, bytes, number, one_of, parsed, share_ppm, span, span_or_zero, text, truth, unlike, whole},
     timeline,
     wrong::{PlanError, Wrong},
 };
-use crate::fault::Target;
+use crate::{fault::Target, net::Manners};
 
-const FILE: &[&str] = &["about", "duration", "site", "line", "release", "producer", "timeline", "expect"];
+const FILE: &[&str] = &["about", "duration", "site", "line", "broker", "release", "producer", "timeline", "expect"];
 const SITE: &[&str] = &["name", "nodes", "line", "labels", "settings"];
 const SETTINGS: &[&str] = &["quota", "disk-share-percent", "metrics-interval", "stream"];
+const BROKER: &[&str] = &["name", "line", "packet-limit", "drop", "duplicate", "reorder", "delay"];
 const RELEASE: &[&str] = &["app", "version", "size", "files", "behaviour", "bad"];
 const PRODUCER: &[&str] = &["on", "stream", "per-minute", "curve", "peaks"];
 const PEAK: &[&str] = &["at", "for", "times"];
@@ -36,6 +37,8 @@ const EXPECT: &[&str] = &["converge-within", "in-gaps", "rollouts", "touched", "
 const HUB: &str = "hub";
 /// Most boxes of a run.
 pub const MAX_NODES: u32 = 20_000;
+/// Most brokers: as many as a hub takes.
+const MAX_BROKERS: usize = proto::carrier::address::MAX_BROKERS;
 /// Most records of a run: the books keep every one of them.
 const MAX_RECORDS: f64 = 5e6;
 /// The stream of a producer that says nothing of it, and those that a producer cannot have.
@@ -74,7 +77,8 @@ fn plan(name: &str, file: &Table<'_>, scale: Option<u32>) -> Result<Plan, Wrong>
     let lines = Lines::read(file)?;
     let sites = sites(file, &lines, scale)?;
     let releases = releases(file)?;
-    let mut plan = Plan { name: name.to_owned(), about, releases, ..Plan::quiet(duration, sites, CONVERGE) };
+    let brokers = brokers(file, &lines, &sites)?;
+    let mut plan = Plan { name: name.to_owned(), about, brokers, releases, ..Plan::quiet(duration, sites, CONVERGE) };
     plan.producers = producers(file, &plan)?;
     plan.timeline = timeline::read(file, &plan, &lines)?;
     plan.expect = expect(file, &plan)?;
@@ -131,6 +135,35 @@ fn sites(file: &Table<'_>, lines: &Lines, scale: Option<u32>) -> Result<Vec<Site
         });
     }
     Ok(sites)
+}
+
+/// The brokers; none of them has the name of another host.
+fn brokers(file: &Table<'_>, lines: &Lines, sites: &[Site]) -> Result<Vec<Broker>, Wrong> {
+    let mut brokers: Vec<Broker> = vec![];
+    for table in file.tables("broker", "[[broker]]", BROKER)? {
+        let value = table.need("name", "\"house\"")?;
+        let name: Name = parsed("name", value)?;
+        let is_node = sites.iter().any(|site| site.nodes.contains(&name)) || name.as_ref() == HUB;
+        if is_node || brokers.iter().any(|broker| broker.name == name) {
+            return Err(Wrong::new(value.span(), format!("there already is a host {name}")).hint("name it otherwise"));
+        }
+        if brokers.len() >= MAX_BROKERS {
+            let problem = format!("there are more than {MAX_BROKERS} brokers");
+            return Err(Wrong::new(value.span(), problem).hint("a hub takes no more"));
+        }
+        let line = table.read("line", |field, value| lines.find(field, value))?;
+        let limit = table.read("packet-limit", |field, value| bytes(field, value, (100, 1 << 20)))?;
+        let manners = Manners {
+            packet_limit: limit.and_then(|limit| usize::try_from(limit).ok()),
+            drop_ppm: table.read("drop", share_ppm)?.unwrap_or_default(),
+            duplicate_ppm: table.read("duplicate", share_ppm)?.unwrap_or_default(),
+            reorder_ppm: table.read("reorder", share_ppm)?.unwrap_or_default(),
+            delay: table.read("delay", span_or_zero)?.unwrap_or_default(),
+        };
+        let line = line.map_or_else(lines::near, |(_, profile)| profile);
+        brokers.push(Broker { name, line, manners });
+    }
+    Ok(brokers)
 }
 
 fn site_nodes(site: &Name, value: Value<'_>) -> Result<Vec<Name>, Wrong> {

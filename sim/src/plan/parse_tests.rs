@@ -300,6 +300,12 @@ const BAD: &[Bad] = &[
     ("\"scan-counter@1.0.0\" = \"Succeeded\"", "\"scan-counter@2.0.0\" = \"Failed\"", (55, 14), "rolls", "1.0.0"),
     ("\"Succeeded\"", "\"Suceeded\"", (55, 37), "no phase", "\"Succeeded\""),
     ("in-gaps = 0", "gaps = 0", (54, 1), "no field \"gaps\"", "\"in-gaps\""),
+    ("[expect]", "[[broker]]\nname = \"gpu-a\"\n\n[expect]", (54, 8), "already is a host gpu-a", "otherwise"),
+    ("[expect]", "[[broker]]\nname = \"house\"\ndrop = \"200%\"\n\n[expect]", (55, 8), "out of range", "100%"),
+    ("[expect]", "[[broker]]\nname = \"house\"\nline = \"fibre\"\n\n[expect]", (55, 8), "no line", "\"fiber\""),
+    ("[expect]", "[[broker]]\nname = \"house\"\npacket-limit = 10\n\n[expect]", (55, 16), "out of range", "write 100"),
+    ("[expect]", "[[broker]]\nname = \"house\"\nlimit = 10\n\n[expect]", (55, 1), "no field \"limit\"", ""),
+    ("cut = \"site hz-01\"", "broker-down = \"house\"", (43, 15), "no [[broker]] \"house\"", "there are none"),
 ];
 
 #[test]

@@ -41,6 +41,7 @@ const ACTIONS: &[&str] = &[
     "clock",
     "disk-full",
     "flip-bit",
+    "broker-down",
     "sink-down",
     "restore-hub",
 ];
@@ -172,7 +173,14 @@ fn entry(table: &Table<'_>, plan: &Plan, lines: &Lines) -> Result<Entry, Wrong> 
 
 /// Whether somebody turns it on again where nothing else is said.
 const fn comes_back(fault: &Fault) -> bool {
-    matches!(fault, Fault::CrashAgent { .. } | Fault::CrashHub | Fault::Reboot { .. } | Fault::PowerCut { .. })
+    matches!(
+        fault,
+        Fault::CrashAgent { .. }
+            | Fault::CrashHub
+            | Fault::Reboot { .. }
+            | Fault::PowerCut { .. }
+            | Fault::BrokerDown { .. }
+    )
 }
 
 fn lasts(key: &str, action: &Action, value: Value<'_>) -> Result<Option<Duration>, Wrong> {
@@ -296,6 +304,15 @@ fn a_node(field: &'static str, value: Value<'_>, plan: &Plan) -> Result<Name, Wr
     found.ok_or_else(|| {
         let known = plan.sites.iter().flat_map(|site| &site.nodes).map(AsRef::as_ref);
         Wrong::new(value.span(), format!("there is no node {name:?}")).meant(name, known)
+    })
+}
+
+fn a_broker(field: &'static str, value: Value<'_>, plan: &Plan) -> Result<Name, Wrong> {
+    let name = text(field, value)?;
+    let found = plan.brokers.iter().find(|broker| broker.name.as_ref() == name).map(|broker| broker.name.clone());
+    found.ok_or_else(|| {
+        let known = plan.brokers.iter().map(|broker| broker.name.as_ref());
+        Wrong::new(value.span(), format!("there is no [[broker]] {name:?}")).meant(name, known)
     })
 }
 
@@ -431,6 +448,7 @@ fn fault(key: &'static str, table: &Table<'_>, value: Value<'_>, plan: &Plan, li
             };
             Fault::FlipBit { target: of(false)?, spot }
         }
+        "broker-down" => Fault::BrokerDown { broker: a_broker(key, value, plan)? },
         "sink-down" => is_true().map(|()| Fault::SinkDown)?,
         _ => Fault::RestoreHub { age: span(key, value)? },
     })

@@ -10,7 +10,7 @@ use proto::{
 };
 use toml::Value;
 
-use super::{Action, Curve, Entry, Moment, Plan, Producer, Release, Site};
+use super::{Action, Broker, Curve, Entry, Moment, Plan, Producer, Release, Site};
 use crate::{
     fault::{Fault, Spot},
     net::Profile,
@@ -25,6 +25,9 @@ pub fn write(plan: &Plan) -> String {
     let mut body = File { text: String::new(), lines: named_by_faults(plan) };
     for site in &plan.sites {
         body.site(site);
+    }
+    for broker in &plan.brokers {
+        body.broker(broker);
     }
     for release in &plan.releases {
         body.release(release);
@@ -136,6 +139,26 @@ impl File {
         }
     }
 
+    fn broker(&mut self, broker: &Broker) {
+        let (line, manners) = (self.name_of(&broker.line), &broker.manners);
+        self.put("\n[[broker]]\n");
+        self.field("name", broker.name.as_ref());
+        self.field("line", &line);
+        if let Some(limit) = manners.packet_limit {
+            self.bare("packet-limit", &limit.to_string());
+        }
+        for (field, ppm) in
+            [("drop", manners.drop_ppm), ("duplicate", manners.duplicate_ppm), ("reorder", manners.reorder_ppm)]
+        {
+            if ppm > 0 {
+                self.field(field, &share(ppm));
+            }
+        }
+        if !manners.delay.is_zero() {
+            self.field("delay", &span(manners.delay));
+        }
+    }
+
     fn release(&mut self, release: &Release) {
         self.put("\n[[release]]\n");
         self.field("app", release.app.as_ref());
@@ -211,6 +234,7 @@ impl File {
         match fault {
             Fault::CrashHub | Fault::SinkDown => self.bare(fault.kind(), "true"),
             Fault::RestoreHub { age } => self.field(fault.kind(), &span(*age)),
+            Fault::BrokerDown { broker } => self.field(fault.kind(), broker.as_ref()),
             Fault::Line { name, .. } => {
                 self.field("line", name);
                 self.field("of", &target);

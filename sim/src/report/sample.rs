@@ -47,6 +47,7 @@ pub(crate) fn plan(boxes: usize, about: &str) -> Plan {
         about: about.into(),
         duration: Duration::from_secs(7_200),
         sites,
+        brokers: vec![],
         releases: vec![],
         producers: vec![],
         timeline: vec![],

@@ -55,6 +55,7 @@
 //! | top | `about`, `duration` |
 //! | `[[site]]` | `name`, `nodes`, `line` (4g), `labels`, `settings` (of `agent.toml`, by its rules: `quota`, `disk-share-percent`, `metrics-interval` (here "off"), `stream`) |
 //! | `[[line]]` | `name`, `like` (4g), `latency`, `jitter`, `loss`, `duplicate`, `reorder`, `reorder-delay`, `rate`, `up`, `down`, `queue`, `mtu` |
+//! | `[[broker]]` | `name`, `line` (fiber) between it and the hub, `packet-limit` (none), and what it does to messages: `drop`, `duplicate`, `reorder`, shares, and `delay`, at most; see below |
 //! | `[[release]]` | `app`, `version`, `size` (1Mi), `files` (4), `behaviour` (`runs`, `crash-after 2s`, `hang`, `refuse`, `refuse-on gpu`: on boxes that have it in their names, `eat-disk 100Mi`), `bad` (whether it must be taken back; otherwise by its behaviour) |
 //! | `[[producer]]` | `on` (all), `stream` (scans), `per-minute`, `curve` (`flat`, or `daily`: most at night), `peaks = [{ at, for, times }]`, which multiply |
 //! | `[[timeline]]` | when, what; see below |
@@ -74,7 +75,8 @@
 //! | `see = "app@1.0.0"` | a rollout must stand so: `phase`, `reason`, `healthy = 3`, `node` with what it `waits` for; "" is nothing | |
 //! | `cut`, `cut-up`, `cut-down = TARGET` | nothing passes the line, both ways or one | `for`, else to the end |
 //! | `line = "bad"`, `of = TARGET` | the line behaves like that one | `for`, else to the end |
-//! | `block-udp = TARGET` | a firewall lets no UDP out | `for`, else to the end |
+//! | `block-udp = TARGET` | a firewall lets no UDP out; brokers are reached, by TCP | `for`, else to the end |
+//! | `broker-down = "house"` | the broker is killed, and started; what it held is lost | `for`, else 10s |
 //! | `rebind = TARGET` | the NAT gives another address | at once |
 //! | `crash-agent = TARGET`, `crash-hub = true` | `kill -9`, and a start | `for`, else 10s |
 //! | `reboot`, `power-cut = TARGET` | off and on; in a power cut what was not synced may be lost | `for`, else 10s |
@@ -99,6 +101,10 @@
 //! | `spread` | `"5m"`: what the command line calls jitter, which is drawn from the seed here |
 //!
 //! `for = "end"` leaves something broken until everything is healed.
+//!
+//! With a `[[broker]]` hub and boxes have MQTT besides UDP, through the first of them that works. A box reaches brokers
+//! over a line like its own to the hub: a `cut` or another `line` befalls both. They go by TCP, so that what a line
+//! loses comes later; what a broker drops is gone. `delay` is drawn for each message.
 
 mod carrier_flaps;
 mod command;
@@ -267,6 +273,7 @@ const FILES: &[(&str, &str)] = files![
     "two_apps_same_boxes",
     "two_rollouts_same_app",
     "udp_blocked",
+    "udp_blocked_with_brokers",
 ];
 
 /// A scenario, wherever it comes from.

@@ -19,7 +19,8 @@ use rand::{Rng, RngExt as _, seq::IndexedRandom as _};
 
 use crate::{
     fault::{Fault, Spot, Target, Way},
-    plan::{self, Action, Curve, Entry, Moment, Peak, Plan, Producer, Release, Site, Steer},
+    net::Manners,
+    plan::{self, Action, Broker, Curve, Entry, Moment, Peak, Plan, Producer, Release, Site, Steer},
 };
 
 /// Most of each.
@@ -51,6 +52,7 @@ pub fn draw(seed: u64, minutes: Option<u64>) -> anyhow::Result<Plan> {
     // After all else, so that what a seed drew before there were waves is still in it.
     ways(&mut seed.stream("ways"), &mut plan)?;
     steers(&mut seed.stream("steers"), &mut plan);
+    carriers(&mut seed.stream("carriers"), &mut plan)?;
     about(&mut plan);
     Ok(plan)
 }
@@ -220,6 +222,62 @@ fn steers(chance: &mut impl Rng, plan: &mut Plan) {
     }
     // Behind everything else: what waits for the entry before it still does.
     plan.timeline.extend(drawn);
+}
+
+/// Two fleets of five have brokers: sites from which no UDP goes out, for good or by turns, and brokers that go down.
+fn carriers(chance: &mut impl Rng, plan: &mut Plan) -> anyhow::Result<()> {
+    if !chance.random_bool(0.4) {
+        return Ok(());
+    }
+    for number in 1..=chance.random_range(1..=2) {
+        let (name, fine) = (format!("broker-{number}").parse()?, chance.random_bool(0.4));
+        let ppm = |chance: &mut dyn Rng| chance.random_range(0..=30_000);
+        let manners = Manners {
+            packet_limit: [None, Some(2_048), Some(4_096), Some(8_192)].choose(chance).copied().flatten(),
+            drop_ppm: ppm(chance),
+            duplicate_ppm: ppm(chance),
+            reorder_ppm: ppm(chance),
+            delay: Duration::from_millis(chance.random_range(0..=200)),
+        };
+        let line = plan::line(["fiber", "fiber", "4g"].choose(chance).copied().unwrap_or("fiber"));
+        let manners = if fine { Manners::default() } else { manners };
+        plan.brokers.push(Broker { name, line: line.context("a line that everybody knows")?, manners });
+    }
+    let mut drawn = vec![];
+    let mut add = |at: Duration, fault, lasts| {
+        let action = Action::Break { lasts, fault };
+        let moment = Moment::At(at);
+        drawn.push(Entry { moment, jitter: Duration::ZERO, repeat: None, action, may_miss: true, line: 0 });
+    };
+    let all = plan.duration.as_secs();
+    for site in &plan.sites {
+        let target = Target::Site(site.name.clone());
+        match chance.random_range(0..10) {
+            0..3 => add(Duration::from_secs(1), Fault::BlockUdp { target }, None),
+            // By turns, a little longer or shorter than the link waits before it goes back.
+            3..6 => {
+                let mut at = seconds(chance, 1, all / 3);
+                for _ in 0..chance.random_range(2..=6) {
+                    let lasts = Duration::from_millis(chance.random_range(500..25_000));
+                    if at + lasts + Duration::from_secs(2) < plan.duration {
+                        add(at, Fault::BlockUdp { target: target.clone() }, Some(lasts));
+                    }
+                    at += lasts + Duration::from_millis(chance.random_range(500..25_000));
+                }
+            }
+            _ => {}
+        }
+    }
+    for broker in &plan.brokers {
+        for _ in 0..chance.random_range(0..=3) {
+            let lasts = seconds(chance, 1, (all / 4).min(120));
+            let at = seconds(chance, 1, all.saturating_sub(lasts.as_secs() + 2));
+            add(at, Fault::BrokerDown { broker: broker.name.clone() }, Some(lasts));
+        }
+    }
+    // Behind everything else, as people are.
+    plan.timeline.extend(drawn);
+    Ok(())
 }
 
 fn selector(chance: &mut impl Rng, sites: &[Site]) -> anyhow::Result<Selector> {

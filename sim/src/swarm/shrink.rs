@@ -8,6 +8,7 @@ use std::{collections::BTreeSet, time::Duration};
 use super::draw::about;
 use crate::{
     fault::{Fault, Target},
+    net::Manners,
     plan::{Action, Entry, How, Moment, Plan, selects},
 };
 
@@ -211,7 +212,7 @@ fn shorter_fault(plan: &Plan, at: usize) -> Option<Plan> {
     Some(smaller)
 }
 
-/// No repetition, no jitter, a plain line, no settings, one box instead of all.
+/// No repetition, no jitter, a plain line, no settings, no broker, one box instead of all.
 fn plainer(plan: &Plan, at: usize) -> Option<Plan> {
     let mut ways: Vec<Plan> = vec![];
     let mut way = |change: &dyn Fn(&mut Plan)| {
@@ -230,6 +231,15 @@ fn plainer(plan: &Plan, at: usize) -> Option<Plan> {
             }
         }
     });
+    for broker in &plan.brokers {
+        way(&|plan| {
+            let name = &broker.name;
+            let is_its = |entry: &Entry| matches!(&entry.action, Action::Break { fault: Fault::BrokerDown { broker }, .. } if broker == name);
+            plan.brokers.retain(|broker| broker.name != *name);
+            plan.timeline.retain(|entry| !is_its(entry));
+        });
+    }
+    way(&|plan| plan.brokers.iter_mut().for_each(|broker| broker.manners = Manners::default()));
     way(&|plan| plan.producers.iter_mut().for_each(|producer| producer.peaks.clear()));
     way(&|plan| plan.releases.iter_mut().for_each(|release| (release.files, release.bytes) = (1, 4096)));
     for index in 0..plan.timeline.len() {

@@ -281,6 +281,10 @@ impl World {
         let host = Host::new(&self.net, &self.seed, name.as_ref(), self.start, &self.folder)?;
         self.net.set_profile(host.ip, self.hub_host.ip, line.up());
         self.net.set_profile(self.hub_host.ip, host.ip, line.down());
+        for broker in self.net.broker_ips() {
+            self.net.set_profile(host.ip, broker, line.up());
+            self.net.set_profile(broker, host.ip, line.down());
+        }
         let wall = Arc::new(host.clock.clone());
         let driver = SimDriver::new(name.as_ref(), wall, Arc::clone(&self.released), self.trace.clone());
         let driver = driver.on_disk(Arc::clone(&host.device));

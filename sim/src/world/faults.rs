@@ -148,6 +148,10 @@ impl World {
             Fault::Reboot { .. } | Fault::PowerCut { .. } => boxes().filter(|edge| edge.is_powered()).count(),
             Fault::Clock { target: Target::Hub, .. } => 1,
             Fault::Clock { .. } => boxes().count(),
+            Fault::BrokerDown { broker } => {
+                let ip = self.net.broker_ip(broker.as_ref());
+                ip.and_then(|ip| self.net.broker_clients(ip)).unwrap_or_default()
+            }
             _ => 0,
         };
         count as u64
@@ -158,10 +162,13 @@ impl World {
         let hub = self.hub_host.ip;
         let lines = |count: fn(&crate::net::Counters) -> u64, way: Way| -> u64 {
             let boxes = self.boxes.values().filter(|edge| strikes_line(fault, edge));
+            let brokers = self.net.broker_ips();
+            let ends = || [hub].into_iter().chain(brokers.iter().copied());
             boxes
-                .map(|edge| {
-                    let up = count(&self.net.counters(edge.host.ip, hub));
-                    let down = count(&self.net.counters(hub, edge.host.ip));
+                .flat_map(|edge| ends().map(|end| (edge.host.ip, end)).collect::<Vec<_>>())
+                .map(|(own, end)| {
+                    let up = count(&self.net.counters(own, end));
+                    let down = count(&self.net.counters(end, own));
                     (if way == Way::Down { 0 } else { up }) + (if way == Way::Up { 0 } else { down })
                 })
                 .sum()
@@ -208,6 +215,7 @@ impl World {
     /// Brings everything to where the list of what is broken says.
     async fn settle(&mut self) -> anyhow::Result<()> {
         self.settle_lines();
+        self.settle_brokers();
         self.settle_clocks();
         self.settle_disks();
         self.settle_hub().await?;
@@ -242,12 +250,20 @@ impl World {
             let profile = profile.unwrap_or(&edge.line);
             let blocked = on().any(|fault| matches!(fault, Fault::BlockUdp { .. }));
             let box_ip = edge.host.ip;
-            for (from, to, profile, cut) in
-                [(box_ip, hub, profile.up(), is_cut(Way::Down)), (hub, box_ip, profile.down(), is_cut(Way::Up))]
-            {
-                self.net.settle(from, to, profile, cut, blocked);
+            // A box has one line to the world: what befalls it befalls its way to brokers too.
+            for end in [hub].into_iter().chain(self.net.broker_ips()) {
+                self.net.settle(box_ip, end, profile.up(), is_cut(Way::Down), blocked);
+                self.net.settle(end, box_ip, profile.down(), is_cut(Way::Up), blocked);
             }
         }
+    }
+
+    fn settle_brokers(&self) {
+        let down = |ip| {
+            let mut faults = self.broken.active.iter().map(|active| &active.fault);
+            faults.any(|f| matches!(f, Fault::BrokerDown { broker } if self.net.broker_ip(broker.as_ref()) == Some(ip)))
+        };
+        self.net.broker_ips().into_iter().for_each(|ip| self.net.set_broker_down(ip, down(ip)));
     }
 
     fn settle_clocks(&mut self) {
@@ -262,9 +278,12 @@ impl World {
         }
     }
 
-    /// Whether something can pass the line of a box both ways.
+    /// Whether something can pass the line of a box both ways: over UDP, or through a broker that runs.
     pub(super) fn line_is_open(&self, edge: &EdgeBox) -> bool {
-        let hub = self.hub_host.ip;
-        !self.net.is_closed(edge.host.ip, hub) && !self.net.is_closed(hub, edge.host.ip)
+        let (own, hub) = (edge.host.ip, self.hub_host.ip);
+        let open = |end| !self.net.is_closed(own, end) && !self.net.is_closed(end, own);
+        let runs = |ip| self.net.broker_clients(ip).is_some();
+        let carries = |ip| runs(ip) && !self.net.is_cut(own, ip) && !self.net.is_cut(ip, own);
+        open(hub) || self.net.broker_ips().into_iter().any(carries)
     }
 }

@@ -59,7 +59,8 @@ use crate::{
     clock::Tasks,
     driver::Released,
     ledger::Ledger,
-    net::{Net, Profile},
+    net::{Manners, Net, Profile},
+    plan,
     trace::Trace,
 };
 
@@ -210,7 +211,20 @@ impl World {
 
     /// Adds an MQTT broker, which hub and boxes that start from now on are told of.
     pub fn add_broker(&self, name: &str) -> IpAddr {
-        self.net.add_broker(name)
+        self.net.add_broker(name, Manners::default())
+    }
+
+    /// Adds a broker of a plan.
+    ///
+    /// # Errors
+    /// When there is a host of that name.
+    pub fn add_planned_broker(&self, broker: &plan::Broker) -> anyhow::Result<()> {
+        let name = broker.name.as_ref();
+        ensure!(name != self.hub_host.name && !self.boxes.contains_key(name), "there is a host {name} already");
+        let (ip, hub) = (self.net.add_broker(name, broker.manners.clone()), self.hub_host.ip);
+        self.net.set_profile(ip, hub, broker.line.up());
+        self.net.set_profile(hub, ip, broker.line.down());
+        Ok(())
     }
 
     /// Kills a broker, or starts it again.
@@ -257,10 +271,12 @@ impl World {
         }
     }
 
-    /// Bytes that have arrived at a box from the hub.
+    /// Bytes that have arrived at a box, from the hub and from brokers.
     #[must_use]
     pub fn arrived_at(&self, name: &str) -> u64 {
-        self.boxes.get(name).map_or(0, |b| self.net.counters(self.hub_host.ip, b.host.ip).arrived_bytes)
+        let Some(edge) = self.boxes.get(name) else { return 0 };
+        let from = [self.hub_host.ip].into_iter().chain(self.net.broker_ips());
+        from.map(|ip| self.net.counters(ip, edge.host.ip).arrived_bytes).sum()
     }
 
     /// The version of an app that really runs on a box, whatever anybody believes.

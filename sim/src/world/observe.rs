@@ -243,9 +243,14 @@ impl World {
             backlog_records,
             backlog_bytes,
             connected: edge.is_connected(),
-            carrier: "udp",
+            carrier: if node.is_some_and(over_mqtt) { "mqtt" } else { "udp" },
         }
     }
+}
+
+/// Whether a box's link goes through a broker, as the hub has heard.
+fn over_mqtt(node: &Arc<Node>) -> bool {
+    node.status.carriers.iter().any(|carrier| carrier.in_use && carrier.name == "mqtt")
 }
 
 async fn look(watched: &mut Watched, hub: Option<&Hub>) -> anyhow::Result<()> {

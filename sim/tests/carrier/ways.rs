@@ -4,6 +4,9 @@ use std::{fs, process::Stdio, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use cloudcore::stage::free_port;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256,
+};
 use tokio::{
     net::TcpStream,
     process::{Child, Command},
@@ -28,11 +31,11 @@ async fn tinyproxy(house: &House, ports: &[u16]) -> anyhow::Result<(Child, u16)>
 }
 
 /// The box joins by its settings, and a first release runs there.
-async fn join_and_run(house: &mut House) -> anyhow::Result<()> {
+async fn join_and_run(house: &mut House, ballast: usize) -> anyhow::Result<()> {
     let (code, said) = house.join(&[]).await?;
     ensure!(code == 0, "{said}");
     house.stage.start_agent(NODE)?;
-    house.publish(1, 4 << 20).await?;
+    house.publish(1, ballast).await?;
     house.roll_out(1).await?;
     house.wait_running(1).await
 }
@@ -73,7 +76,7 @@ async fn a_proxy_carries_and_what_is_wrong_is_named() -> anyhow::Result<()> {
 
     // TLS through the proxy: all of the link, from joining on.
     house.write_settings(&house.link(&mqtts, &through(proxy)))?;
-    join_and_run(&mut house).await?;
+    join_and_run(&mut house, 4 << 20).await?;
     house.post(20);
     house.check_records().await?;
     house.wait("over MQTT", |node| goes_over(node, "mqtt")).await?;
@@ -91,6 +94,98 @@ async fn a_proxy_carries_and_what_is_wrong_is_named() -> anyhow::Result<()> {
     house.stage.close().await
 }
 
+/// Mosquitto is slow with large messages over WebSocket: ten datagrams in one, and none of these would end in time.
+#[tokio::test]
+async fn websocket_carries_plain_with_tls_and_through_a_proxy_at_both_ends() -> anyhow::Result<()> {
+    if !in_own_network("ways::websocket_carries_plain_with_tls_and_through_a_proxy_at_both_ends") {
+        return Ok(());
+    }
+    const BALLAST: usize = 10 << 20;
+    let plain = free_port().context("a free port")?;
+    let mut house = House::open(&format!("listener {plain}\nprotocol websockets")).await?;
+    block_udp();
+    let (ws, wss) = (format!("ws://127.0.0.1:{plain}/mqtt"), format!("wss://127.0.0.1:{}/mqtt", house.web));
+    house.write_settings(&house.link(&ws, ""))?;
+    join_and_run(&mut house, BALLAST).await?;
+    house.wait_status(&format!("{ws} in use")).await?;
+
+    let (_proxy, proxy) = tinyproxy(&house, &[house.web]).await?;
+    house.stage.kill_agent(NODE).await?;
+    house.write_settings(&house.link(&wss, &format!("proxy = \"http://127.0.0.1:{proxy}\"\n")))?;
+    house.stage.start_agent(NODE)?;
+    house.wait_status(&format!("{wss} in use")).await?;
+    house.publish(2, BALLAST).await?;
+    house.roll_out(2).await?;
+    house.wait_running(2).await?;
+
+    // The hub too.
+    house.stage.kill_hub().await?;
+    let yaml = house.stage.path("hub/hub.yaml");
+    fs::write(&yaml, fs::read_to_string(&yaml)?.replace(&format!("mqtts://127.0.0.1:{}", house.tls), &wss))?;
+    house.stage.start_hub().await?;
+    house.publish(3, BALLAST).await?;
+    house.roll_out(3).await?;
+    house.wait_running(3).await?;
+    house.post(2000);
+    house.check_records().await?;
+    house.stage.close().await
+}
+
+/// Files NAME.pem and NAME.key for clients of the broker, signed by the authority in clients.pem.
+fn client_certificates(house: &House, names: &[&str]) -> anyhow::Result<()> {
+    let key = || KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256);
+    let (ca_key, mut ca) = (key()?, CertificateParams::new(vec![])?);
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    ca.distinguished_name.push(DnType::CommonName, "clients");
+    fs::write(house.file("clients.pem"), ca.self_signed(&ca_key)?.pem())?;
+    let issuer = Issuer::new(ca, ca_key);
+    for name in names {
+        let (key, mut params) = (key()?, CertificateParams::new(vec![])?);
+        params.distinguished_name.push(DnType::CommonName, *name);
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+        fs::write(house.file(&format!("{name}.pem")), params.signed_by(&key, &issuer)?.pem())?;
+        fs::write(house.file(&format!("{name}.key")), key.serialize_pem())?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_broker_that_wants_certificates_gets_them_from_hub_and_agent() -> anyhow::Result<()> {
+    if !in_own_network("ways::a_broker_that_wants_certificates_gets_them_from_hub_and_agent") {
+        return Ok(());
+    }
+    let mut house = House::open("").await?;
+    client_certificates(&house, &["hub", NODE])?;
+    // The documented listener, without passwords.
+    let conf = house.file("mosquitto.conf");
+    let (tls, clients) = (house.tls, house.file("clients.pem"));
+    let wants = format!(
+        "listener {tls}\ncafile {}\nrequire_certificate true\nuse_identity_as_username true",
+        clients.display()
+    );
+    fs::write(&conf, fs::read_to_string(&conf)?.replace(&format!("listener {tls}"), &wants))?;
+    house.kill_broker().await?;
+    house.start_broker().await?;
+    block_udp();
+    house.stage.kill_hub().await?;
+    let (yaml, folder) = (house.stage.path("hub/hub.yaml"), house.file(""));
+    let own = |name: &str| folder.join(name).display().to_string();
+    let shown = format!("certificate: {}\n    key: {}\n", own("hub.pem"), own("hub.key"));
+    let login = format!("user: hub\n    passwordFile: {}\n", own("hub"));
+    fs::write(&yaml, fs::read_to_string(&yaml)?.replace(&login, &shown))?;
+    house.stage.start_hub().await?;
+
+    let link = format!("[[link.broker]]\nurl = \"mqtts://127.0.0.1:{tls}\"\nca = {:?}\n", own("broker.pem"));
+    house.write_settings(&link)?;
+    let (code, said) = house.join(&[]).await?;
+    ensure!(code == 7 && said.contains("check certificate and key"), "{said}");
+    let shown = format!("certificate = {:?}\nkey = {:?}\n", own("box-1.pem"), own("box-1.key"));
+    house.write_settings(&(link + &shown))?;
+    join_and_run(&mut house, 1 << 20).await?;
+    house.wait("over MQTT", |node| goes_over(node, "mqtt")).await?;
+    house.stage.close().await
+}
+
 #[tokio::test]
 async fn a_broker_with_a_small_limit_is_adapted_to_and_an_open_one_warned_of() -> anyhow::Result<()> {
     if !in_own_network("ways::a_broker_with_a_small_limit_is_adapted_to_and_an_open_one_warned_of") {
@@ -105,7 +200,7 @@ async fn a_broker_with_a_small_limit_is_adapted_to_and_an_open_one_warned_of() -
     block_udp();
     let mqtts = format!("mqtts://127.0.0.1:{}", house.tls);
     house.write_settings(&house.link(&mqtts, ""))?;
-    join_and_run(&mut house).await?;
+    join_and_run(&mut house, 4 << 20).await?;
     house.wait_status("WARNING: broker").await?;
     let events = house.stage.crossdock(&["get", "events"]).await?;
     ensure!(events.contains("BrokerOpen"), "{events}");

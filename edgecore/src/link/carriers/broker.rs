@@ -72,7 +72,7 @@ impl Brokers {
         let mut rng = env.seed.stream(&format!("brokers at {}", env.wall.now()));
         let id = format!("crossdock-{}-{:08x}", self.node, rng.next_u32());
         let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_CAP);
-        let mut known: Vec<(&Broker, Reach)> = self.list.iter().map(|b| (b, Reach::new())).collect();
+        let mut known: Vec<(&Broker, Reach)> = self.list.iter().map(|b| (b, Reach::new(b.segments()))).collect();
         let mut turn = 0;
         loop {
             let several = known.len() > 1;

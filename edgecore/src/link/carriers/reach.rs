@@ -10,6 +10,8 @@
 //!              | no answer: again, and a tiny one: that alone answered, the limit is below one datagram
 //!              +-- none at all for [`PATIENCE`]: no hub there, or the topic is forbidden
 //! ```
+//!
+//! Over WebSocket no more than two are asked for: [`proto::broker::Broker::segments`].
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -56,6 +58,8 @@ pub(super) struct Reach {
     found: Found,
     /// Datagrams that may go in one message.
     segments: usize,
+    /// Never more than this.
+    bound: usize,
     /// No more than this got through lately, and since when that is known.
     most: usize,
     limited: Option<Instant>,
@@ -69,12 +73,14 @@ pub(super) struct Reach {
 }
 
 impl Reach {
-    pub(super) fn new() -> Reach {
+    /// Of a broker whose messages should hold no more datagrams than `bound`.
+    pub(super) fn new(bound: usize) -> Reach {
         Reach {
             up: false,
             found: Found::Unknown,
             segments: 1,
-            most: MAX_SEGMENTS,
+            bound,
+            most: bound,
             limited: None,
             number: 0,
             waiting: None,
@@ -159,7 +165,7 @@ impl Reach {
 
     fn grow(&mut self, now: Instant) {
         if self.limited.is_some_and(|at| now.saturating_duration_since(at) >= AGAIN) {
-            (self.most, self.limited) = (MAX_SEGMENTS, None);
+            (self.most, self.limited) = (self.bound, None);
         }
         let larger = SIZES.into_iter().find(|n| *n <= self.most && *n > self.segments);
         match larger {
@@ -246,7 +252,7 @@ mod tests {
         let second = Duration::from_secs(1);
         for (limit, segments) in [(usize::MAX, 10), (10_000, 5), (5_000, 2), (2_000, 1)] {
             for hangs_up in [false, true] {
-                let (mut reach, mut now) = (Reach::new(), Instant::now());
+                let (mut reach, mut now) = (Reach::new(MAX_SEGMENTS), Instant::now());
                 let (hung_up, asks) = run(&mut reach, &mut now, 60 * second, limit, hangs_up);
                 assert_eq!((reach.found(), reach.segments()), (Found::Reached, segments), "{limit} {hangs_up}");
                 assert!(hung_up < 4 && asks < 20, "{limit}: {hung_up} times, {asks} asks");
@@ -255,8 +261,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn no_more_is_tried_than_the_broker_is_good_for() {
+        let (mut reach, mut now) = (Reach::new(2), Instant::now());
+        let (_, asks) = run(&mut reach, &mut now, AGAIN * 2, usize::MAX, false);
+        assert_eq!((reach.found(), reach.segments(), reach.limited), (Found::Reached, 2, None), "{asks} asks");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_hub_that_comes_between_two_asks_is_reached() {
-        let (mut reach, now) = (Reach::new(), Instant::now());
+        let (mut reach, now) = (Reach::new(MAX_SEGMENTS), Instant::now());
         reach.handle(now, Input::Up(true));
         while reach.poll().is_some() {} // nobody is there yet
         let at = reach.wake_at().unwrap();
@@ -272,7 +285,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn no_hub_and_a_limit_below_one_datagram_are_told_apart() {
         let second = Duration::from_secs(1);
-        let (mut reach, mut now) = (Reach::new(), Instant::now());
+        let (mut reach, mut now) = (Reach::new(MAX_SEGMENTS), Instant::now());
         run(&mut reach, &mut now, 10 * second, 0, false);
         assert_eq!(reach.found(), Found::NoAnswer);
         run(&mut reach, &mut now, 10 * second, 500, false);

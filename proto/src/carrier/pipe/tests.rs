@@ -122,6 +122,17 @@ async fn asks_are_answered_in_their_size_and_teach_it() {
 }
 
 #[tokio::test]
+async fn a_hub_to_which_large_messages_are_slow_lets_nodes_send_small_ones() {
+    let pipe = hub().of_segments(2);
+    let ask = |number, segments| Echo { number, bytes: frame::message_bytes(segments) };
+    for (number, segments) in [(1, 10), (2, 5), (3, 2)] {
+        assert!(pipe.arrived(&up("box-1"), &frame::ask(ask(number, segments))));
+    }
+    assert_eq!(pipe.next().await.payload, frame::answer(ask(3, 2)), "a larger ask was answered");
+    assert!(pipe.pop().is_none());
+}
+
+#[tokio::test]
 async fn what_is_malformed_or_anothers_is_dropped() {
     let node = Pipe::new(Role::Node { fleet: name("hz"), node: name("box-1") });
     node.up();

@@ -5,10 +5,16 @@
 //! cap that goes by delay (as LEDBAT, RFC 6817): while round trips take longer than the shortest one known
 //! by more than [`TARGET`] it shrinks, otherwise it grows. It never lets more through than the controller
 //! within, and never less than [`FLOOR_PACKETS`], so that others who fill the queue do not starve us.
+//!
+//! The agent sends so always. The hub does through a broker: TCP hides there what the line loses, so that nothing
+//! but the round trip tells of a full queue.
 
 use std::{
     any::Any,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -24,20 +30,52 @@ const RECENT: usize = 4;
 /// The shortest round trip is remembered for so long, at most twice as long: a route may become longer.
 const REMEMBER: Duration = Duration::from_secs(300);
 
-/// Makes [`Shallow`] around what another makes.
-pub(super) struct ShallowConfig<F>(pub(super) Arc<F>);
+/// Makes controllers with a cap around those that another makes.
+#[derive(Debug)]
+pub struct ShallowConfig<F> {
+    inner: Arc<F>,
+    on: Arc<AtomicBool>,
+}
+
+impl<F> ShallowConfig<F> {
+    /// Around what `inner` makes; the cap holds while `on` says so.
+    #[must_use]
+    pub fn new(inner: F, on: Arc<AtomicBool>) -> ShallowConfig<F> {
+        ShallowConfig { inner: Arc::new(inner), on }
+    }
+}
 
 impl<F: ControllerFactory + Send + Sync + 'static> ControllerFactory for ShallowConfig<F> {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        let inner = Arc::clone(&self.0).build(now, current_mtu);
-        Box::new(Shallow { inner, cap: Cap::new(now, current_mtu) })
+        let inner = Arc::clone(&self.inner).build(now, current_mtu);
+        Box::new(Shallow { inner, on: Arc::clone(&self.on), cap: Cap::new(now, current_mtu) })
     }
 }
 
 /// A controller and its cap.
 struct Shallow {
     inner: Box<dyn Controller>,
+    on: Arc<AtomicBool>,
     cap: Cap,
+}
+
+impl Shallow {
+    fn is_on(&self) -> bool {
+        self.on.load(Ordering::Relaxed)
+    }
+
+    /// A packet arrived that was sent at `sent`.
+    fn learn(&mut self, now: Instant, sent: Instant) {
+        self.cap.acked(now, sent, self.inner.window());
+        if !self.is_on() {
+            self.cap.bytes = u64::MAX; // what is known of the line stays
+        }
+    }
+
+    /// Whether it is the cap that rules.
+    fn is_capped(&self) -> bool {
+        self.is_on() && self.cap.bytes < self.inner.window()
+    }
 }
 
 impl Controller for Shallow {
@@ -47,18 +85,18 @@ impl Controller for Shallow {
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
         // A window that is not used up does not prove itself: it must not grow.
-        let capped = self.cap.bytes < self.inner.window();
+        let capped = self.is_capped();
         self.inner.on_ack(now, sent, bytes, app_limited || capped, rtt);
-        self.cap.acked(now, sent, self.inner.window());
+        self.learn(now, sent);
     }
 
     fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest_packet_num_acked: Option<u64>) {
-        let capped = self.cap.bytes < self.inner.window();
+        let capped = self.is_capped();
         self.inner.on_end_acks(now, in_flight, app_limited || capped, largest_packet_num_acked);
     }
 
     fn on_congestion_event(&mut self, now: Instant, sent: Instant, is_persistent_congestion: bool, lost_bytes: u64) {
-        if self.cap.bytes < self.inner.window() {
+        if self.is_capped() {
             self.cap.lost(now, sent);
         }
         self.inner.on_congestion_event(now, sent, is_persistent_congestion, lost_bytes);
@@ -70,11 +108,12 @@ impl Controller for Shallow {
     }
 
     fn window(&self) -> u64 {
-        self.inner.window().min(self.cap.bytes)
+        let window = self.inner.window();
+        if self.is_on() { window.min(self.cap.bytes) } else { window }
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
-        Box::new(Shallow { inner: self.inner.clone_box(), cap: self.cap.clone() })
+        Box::new(Shallow { inner: self.inner.clone_box(), on: Arc::clone(&self.on), cap: self.cap.clone() })
     }
 
     fn initial_window(&self) -> u64 {
@@ -149,6 +188,7 @@ impl Cap {
 
 #[cfg(test)]
 mod tests {
+    use quinn::congestion::CubicConfig;
     use tokio::time::Instant as Clock;
 
     use super::*;
@@ -208,6 +248,28 @@ mod tests {
             rounds(&mut cap, &mut now, 700, base, 1_000_000);
         }
         assert!(cap.bytes > 400_000, "{cap:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_holds_while_it_is_on_and_knows_the_line_from_before() {
+        let (mut now, on) = (Clock::now().into_std(), Arc::new(AtomicBool::new(false)));
+        let inner = Arc::new(CubicConfig::default()).build(now, MTU);
+        let mut window = Shallow { inner, on: Arc::clone(&on), cap: Cap::new(now, MTU) };
+        let mut round = |window: &mut Shallow, took: Duration| {
+            let sent = now;
+            now += took;
+            (0..RECENT).for_each(|_| window.learn(now, sent));
+        };
+        round(&mut window, Duration::from_millis(20));
+        (0..10).for_each(|_| round(&mut window, Duration::from_secs(1)));
+        let alone = window.inner.window();
+        assert_eq!(window.window(), alone, "it is off");
+        on.store(true, Ordering::Relaxed);
+        (0..10).for_each(|_| round(&mut window, Duration::from_secs(1)));
+        assert_eq!(window.window(), FLOOR_PACKETS * u64::from(MTU));
+        assert_eq!(window.clone_box().window(), window.window());
+        on.store(false, Ordering::Relaxed);
+        assert_eq!(window.window(), alone);
     }
 
     #[tokio::test(start_paused = true)]
