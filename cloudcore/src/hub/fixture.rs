@@ -63,6 +63,13 @@ impl Fixture {
 
     /// A hub that runs, and to which nothing was published.
     pub(crate) async fn bare(change: impl FnOnce(&mut HubConfig)) -> Fixture {
+        let mut fixture = Fixture::still(change).await;
+        fixture.run();
+        fixture
+    }
+
+    /// The same, and it does nothing by itself.
+    pub(crate) async fn still(change: impl FnOnce(&mut HubConfig)) -> Fixture {
         let env = Env::real().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let mut config = HubConfig::new(folder.path().join("hub"), name("test"));
@@ -75,9 +82,7 @@ impl Fixture {
         let [root, targets, pipeline] = &keys;
         let setup = Setup::small_team(root, targets, pipeline);
         let repository = Repository::create(&folder.path().join("repo"), &setup, env.wall.now()).unwrap();
-        let mut fixture = Fixture { folder, hub, repository, keys, running: None };
-        fixture.run();
-        fixture
+        Fixture { folder, hub, repository, keys, running: None }
     }
 
     fn run(&mut self) {

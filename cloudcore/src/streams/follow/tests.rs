@@ -53,7 +53,7 @@ fn row(node: &str, message: &str, count: u32, first: i64, last: i64) -> (String,
 
 #[tokio::test]
 async fn every_record_counts_once_and_only_agents_make_events() {
-    let fixture = Fixture::start().await;
+    let fixture = Fixture::still(|_| {}).await;
     let hub = &fixture.hub;
     let sink = hub.streams().sink().as_ref();
     let mut follower = Follower::default();
@@ -82,7 +82,7 @@ async fn every_record_counts_once_and_only_agents_make_events() {
 
 #[tokio::test]
 async fn a_sink_that_is_older_than_the_place_is_followed_from_its_end() {
-    let fixture = Fixture::start().await;
+    let fixture = Fixture::still(|_| {}).await;
     let hub = &fixture.hub;
     let mut follower = Follower::default();
     follower.take_over(hub, vec![], vec![(PLACES[0], 1_000), (PLACES[1], 3)]).await.unwrap();
@@ -97,7 +97,7 @@ async fn a_sink_that_is_older_than_the_place_is_followed_from_its_end() {
 
 #[tokio::test]
 async fn one_node_cannot_push_out_what_others_told() {
-    let fixture = Fixture::start().await;
+    let fixture = Fixture::still(|_| {}).await;
     let hub = &fixture.hub;
     let sink = hub.streams().sink().as_ref();
     let flood: Vec<String> = (0..2 * STEP as u64).map(|n| record("Odd", &format!("text {n}"), 50)).collect();
@@ -113,7 +113,7 @@ async fn one_node_cannot_push_out_what_others_told() {
 
 #[tokio::test]
 async fn a_place_and_its_events_are_one_transaction() {
-    let fixture = Fixture::start().await;
+    let fixture = Fixture::still(|_| {}).await;
     let hub = &fixture.hub;
     let other = Sqlite::new(hub.config().data_dir.join("other.db"), hub.env());
     store(&other, "n1", 0, &[record("Exited", "crash", 50)]).await;
