@@ -90,9 +90,14 @@ pub(crate) fn apply(
 
 /// The node was told more than this hub knows: apps that only the node knows of stay, until a rollout says otherwise.
 /// To a hub that was restored from an older copy they would seem unwanted, and every workload begun since would end.
+/// Restarts that were carried out since are not ordered once more by what the copy says.
 fn adopt(node: &mut Node, report: &Report) -> Option<String> {
     let mut kept = vec![];
+    node.spec.reboot = report.reboot.as_ref().map(|reboot| reboot.order.clone());
     for (app, said) in &report.workloads {
+        if let Some(told) = node.spec.apps.get_mut(app) {
+            told.order.restart.clone_from(&said.restarted);
+        }
         let Some(target) = &said.target else { continue }; // it is being removed
         let runs = said.running.as_ref().map_or(target, |running| &running.release);
         node.spec.apps.entry(app.clone()).or_insert_with(|| {
@@ -168,7 +173,7 @@ fn with_ready(before: &[Condition], reported: &[Condition], now: Timestamp) -> V
 mod tests {
     use proto::{
         digest::Digest,
-        object::{NodeSpec, Object, ReleaseRef, RunState, Running, UpdatePhase, WorkloadStatus},
+        object::{NodeSpec, Object, RebootStatus, ReleaseRef, RunState, Running, UpdatePhase, WorkloadStatus},
     };
 
     use super::*;
@@ -178,7 +183,7 @@ mod tests {
         let name: proto::name::Name = "n1".parse().unwrap();
         let spec = NodeSpec::new("s1".parse().unwrap());
         let mut node: Node = Object::new(name, spec);
-        let report = Report { observed_generation: 7, ..Report::default() };
+        let mut report = Report { observed_generation: 7, ..Report::default() };
         let at = |s| Timestamp::from_second(s).unwrap();
         apply(&mut node, &report, None, "", at(1));
         assert_eq!((node.metadata.generation, node.status.phase), (8, NodePhase::Ready));
@@ -261,12 +266,16 @@ mod tests {
             (name("new"), said(Some("2"), Some("1"))),
             (name("begun"), said(Some("2"), None)),
             (name("going"), said(None, Some("1"))),
-            (name("known"), said(Some("2"), Some("2"))),
+            (name("known"), WorkloadStatus { restarted: Some("newer".into()), ..said(Some("2"), Some("2")) }),
         ];
-        let report = Report { observed_generation: 7, workloads: workloads.into(), ..Report::default() };
+        let reboot = RebootStatus { order: "newer".into(), phase: UpdatePhase::Succeeded, message: String::new() };
+        let report =
+            Report { observed_generation: 7, workloads: workloads.into(), reboot: Some(reboot), ..Report::default() };
         let mut node: Node = Object::new(name("n1"), NodeSpec::new(name("s1")));
-        let known = AssignedApp::new("1".parse().unwrap(), Digest::of(b"1"), Some("r".into()));
+        let mut known = AssignedApp::new("1".parse().unwrap(), Digest::of(b"1"), Some("r".into()));
+        known.order.restart = Some("older".into());
         node.spec.apps.insert(name("known"), known.clone());
+        node.spec.reboot = Some("older".into());
 
         node.metadata.generation = 7;
         let adopted = apply(&mut node, &report, None, "", Timestamp::UNIX_EPOCH);
@@ -275,7 +284,9 @@ mod tests {
         let adopted = apply(&mut node, &report, None, "", Timestamp::UNIX_EPOCH);
         let now = |app: &str| node.spec.apps.get(app).map(|told| told.version.to_string());
         assert_eq!((now("new"), now("begun"), now("going")), (Some("1".into()), Some("2".into()), None));
-        assert_eq!(node.spec.apps.get("known"), Some(&known));
+        known.order.restart = Some("newer".into());
+        assert_eq!(node.spec.apps.get("known"), Some(&known), "what was restarted since is not once more");
+        assert_eq!(node.spec.reboot.as_deref(), Some("newer"));
         assert!(adopted.unwrap().contains("keeps begun@2, new@1;"));
     }
 }

@@ -12,9 +12,9 @@ use proto::{
 };
 
 use super::{
-    budget::Groups,
+    budget::{Groups, Spoken},
     node::{self, State, Target, Told},
-    pass::{Pass, knows, knows_orders, later},
+    pass::{Pass, knows_orders, later},
     waves, window,
 };
 
@@ -88,13 +88,15 @@ impl<'a> Pass<'_, 'a> {
 
     fn begin_node(&mut self, undecided: &Undecided<'a>, wave: usize, still: Option<&Hindrance>) {
         let Undecided { name, node, told, is_staged, .. } = *undecided;
-        if self.busy.has_spoken(name, &self.spec().app) {
-            return; // what it was told before is not so any more
+        match self.busy.spoken(name, &self.spec().app) {
+            None => {}
+            Some(Spoken::LetGo) if self.target.is_release() => {}
+            Some(_) => return, // what it was told before is not so any more
         }
         if told.is_some_and(|told| !told.is_held() || !is_staged) {
             return; // at work, as it says
         }
-        if self.target == Target::Reboot && !knows(node, feature::REBOOT) {
+        if self.target == Target::Reboot && !node::knows(node, feature::REBOOT) {
             let text = "its agent is too old to restart it; upgrade it, or restart the box by hand";
             self.draft.set(name, &State::new(UpdatePhase::Blocked, reason::TOO_OLD, text));
             return;

@@ -27,12 +27,23 @@ pub(super) struct Busy<'a> {
     /// They are available now, and a rollout that takes another one back begins with them at once.
     reserved: BTreeSet<&'a Name>,
     /// Node and app of which this plan says something already: whoever else has to, does so in the next.
-    spoken: BTreeSet<(&'a Name, &'a Name)>,
+    spoken: BTreeMap<(&'a Name, &'a Name), Spoken>,
+}
+
+/// What a plan says of an app to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spoken {
+    /// The older rollout lets go of it; the newer one may go on.
+    LetGo,
+    /// What it is to run.
+    Release,
+    /// That it is to start again.
+    Restart,
 }
 
 impl<'a> Busy<'a> {
     pub fn new(before: &'a BTreeSet<Name>) -> Busy<'a> {
-        Busy { before, told: BTreeSet::new(), reserved: BTreeSet::new(), spoken: BTreeSet::new() }
+        Busy { before, told: BTreeSet::new(), reserved: BTreeSet::new(), spoken: BTreeMap::new() }
     }
 
     /// A node was told to apply something.
@@ -46,13 +57,13 @@ impl<'a> Busy<'a> {
     }
 
     /// A node is told something of an app.
-    pub fn speak(&mut self, node: &'a Name, app: &'a Name) {
-        self.spoken.insert((node, app));
+    pub fn speak(&mut self, node: &'a Name, app: &'a Name, what: Spoken) {
+        self.spoken.insert((node, app), what);
     }
 
-    /// Whether this plan has told a node something of an app.
-    pub fn has_spoken(&self, node: &'a Name, app: &'a Name) -> bool {
-        self.spoken.contains(&(node, app))
+    /// What this plan has told a node of an app.
+    pub fn spoken(&self, node: &'a Name, app: &'a Name) -> Option<Spoken> {
+        self.spoken.get(&(node, app)).copied()
     }
 
     /// Whether this plan tells anybody to apply something.
@@ -94,7 +105,12 @@ fn is_applying(node: &Node) -> bool {
 
 /// Whether what a node was told of an app may stop it at any moment.
 pub(super) fn may_disturb(assigned: &AssignedApp, said: Option<&WorkloadStatus>) -> bool {
-    !assigned.order.hold && is_unsettled(assigned, said)
+    is_restarting(assigned, said) || !assigned.order.hold && is_unsettled(assigned, said)
+}
+
+/// Whether an app is still to start again, which does not wait for the word.
+fn is_restarting(assigned: &AssignedApp, said: Option<&WorkloadStatus>) -> bool {
+    assigned.order.restart.is_some() && said.is_some_and(|said| said.restarted != assigned.order.restart)
 }
 
 /// Whether an app is still to do what it was told.
@@ -107,9 +123,7 @@ fn is_unsettled(assigned: &AssignedApp, said: Option<&WorkloadStatus>) -> bool {
         return false;
     }
     let same = said.target.as_ref().is_some_and(|target| target.digest == assigned.digest);
-    !(same && settled)
-        || assigned.order.retry.is_some() && said.retried != assigned.order.retry
-        || assigned.order.restart.is_some() && said.restarted != assigned.order.restart
+    !(same && settled) || assigned.order.retry.is_some() && said.retried != assigned.order.retry
 }
 
 /// The groups of a rollout's nodes.

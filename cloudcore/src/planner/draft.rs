@@ -71,7 +71,8 @@ impl<'a> Draft<'a> {
             }
             // What has not begun is taken back.
             RolloutPhase::Failed | RolloutPhase::Aborted | RolloutPhase::Superseded => {
-                self.status.nodes.values().any(|entry| entry.told && !entry.is_decided())
+                let waits = |entry: &RolloutNode| !entry.is_decided() && entry.reason != reason::SUPERSEDED;
+                self.status.nodes.values().any(|entry| entry.told && waits(entry))
             }
             RolloutPhase::RolledBack => false,
         }

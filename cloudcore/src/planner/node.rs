@@ -2,14 +2,18 @@
 
 use std::borrow::Cow;
 
+use jiff::Timestamp;
 use proto::{
     digest::Digest,
     name::{Name, Version},
     object::{
         AppOrder, AssignedApp, Condition, ConditionStatus, Node, NodePhase, RolloutNode, RolloutSpec, RunState,
-        UpdatePhase, condition, rollout::reason,
+        UpdatePhase, condition, feature, rollout::reason,
     },
+    units::Span,
 };
+
+use super::pass::later;
 
 /// What a rollout brings about on a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -192,10 +196,31 @@ fn says_of_reboot<'a>(node: &'a Node, order: &str) -> State<'a> {
     }
 }
 
+/// A node that went down to restart and is not heard from for so long does not come back by itself.
+const BACK_WITHIN: Span = Span::from_secs(1800);
+
+/// When a node that went down to restart counts as failed, if it is not heard from.
+pub(super) fn is_lost_at(node: &Node) -> Timestamp {
+    node.status.last_seen.map_or(Timestamp::MAX, |seen| later(seen, BACK_WITHIN))
+}
+
+/// What then is so.
+pub(super) fn is_lost(node: &Node) -> State<'static> {
+    let since = node.status.last_seen.map(|at| format!(" since {at}")).unwrap_or_default();
+    let text = format!("it went down to restart and is not heard from{since}; look at the box");
+    State::new(UpdatePhase::Failed, reason::NOT_BACK, text)
+}
+
+/// Whether the agent of a node has a feature.
+pub(super) fn knows(node: &Node, feature: &str) -> bool {
+    node.status.info.as_ref().is_some_and(|info| info.features.contains(feature))
+}
+
 /// Whether a node was told to restart and is not up again, as far as it has said.
 pub(super) fn is_rebooting(node: &Node) -> bool {
     let decided = |order: &str| says_of_reboot(node, order).is_decided();
-    node.spec.reboot.as_deref().is_some_and(|order| !decided(order))
+    // An older agent, put back since, will never say.
+    knows(node, feature::REBOOT) && node.spec.reboot.as_deref().is_some_and(|order| !decided(order))
 }
 
 /// A node that was told and does not say what it makes of it: on its way, or it cannot even keep it.

@@ -13,7 +13,7 @@ use proto::{
 
 use super::{
     Plan, Step,
-    budget::{self, Busy, Groups},
+    budget::{self, Busy, Groups, Spoken},
     claims::Claims,
     draft::Draft,
     node::{self, State, Target, Telling, Told},
@@ -150,14 +150,29 @@ impl<'a> Pass<'_, 'a> {
                     let said = node::says(node, app, &self.target, told);
                     let decided = said.is_decided();
                     let in_soak = entry.wave.is_none_or(|wave| soaking.get(wave as usize).copied().unwrap_or(false));
-                    let sick = in_soak && said.phase == UpdatePhase::Succeeded && deferral.is_none();
+                    let sick = in_soak
+                        && self.target != Target::Reboot
+                        && said.phase == UpdatePhase::Succeeded
+                        && deferral.is_none();
                     let was_sick = entry.phase == UpdatePhase::Failed && entry.reason == reason::DEGRADED;
                     match (deferral, sick.then(|| node::degraded(node, app)).flatten()) {
                         (_, Some(text)) => State::new(UpdatePhase::Failed, reason::DEGRADED, text),
                         // Once it was sick it is no evidence any more, in this wave.
                         (None, None) if was_sick && sick => continue,
                         // It went down because it was told to: whether it comes up again is what is asked.
-                        (Some(_), None) if self.target == Target::Reboot && said.phase != UpdatePhase::Pending => said,
+                        (Some(deferral), None)
+                            if self.target == Target::Reboot && said.phase != UpdatePhase::Pending =>
+                        {
+                            let lost_at = node::is_lost_at(node);
+                            match !decided && deferral.reason == reason::OFFLINE {
+                                true if self.draft.now >= lost_at => node::is_lost(node),
+                                true => {
+                                    self.plan.wake_at(lost_at);
+                                    said
+                                }
+                                false => said,
+                            }
+                        }
                         // What it proved while it was there stays proven.
                         (Some(_), None) if decided && said.phase == entry.phase => said,
                         (Some(deferral), None) if NOT_HEARD.contains(&&*deferral.reason) => deferral,
@@ -179,30 +194,39 @@ impl<'a> Pass<'_, 'a> {
             }
         }
         for (name, node, state) in changes {
-            if state.reason == reason::SUPERSEDED {
-                self.let_go(name, node);
+            if state.reason != reason::SUPERSEDED || self.let_go(name, node) {
+                self.draft.set(name, &state);
             }
-            self.draft.set(name, &state);
         }
     }
 
-    /// A node that is no longer this rollout's: what it was told and waits with is taken back.
-    fn let_go(&mut self, name: &'a Name, node: &'a Node) {
-        let Some(entry) = self.draft.status.nodes.get(name) else { return };
-        if self.target.is_release() && self.told(node, entry).is_some_and(|told| told.is_held()) {
-            let before = entry.before.clone();
-            let step = self.telling(name, Telling::App(before));
-            self.let_go.push(step);
-            if let Some(entry) = self.draft.status.to_mut().nodes.get_mut(name) {
-                (entry.told, entry.before) = (false, None);
+    /// A node that is no longer this rollout's: what it was told and waits with is taken back. Returns whether that is
+    /// done, or is for the next plan.
+    fn let_go(&mut self, name: &'a Name, node: &'a Node) -> bool {
+        let Some(entry) = self.draft.status.nodes.get(name) else { return true };
+        let held = self.told(node, entry).filter(|told| self.target.is_release() && told.is_held());
+        let Some(Told::App(told)) = held else { return true };
+        let (app, before) = (&self.spec().app, given_back(entry.before.as_ref(), told));
+        match self.busy.spoken(name, app) {
+            Some(Spoken::Restart) => return false,
+            Some(Spoken::Release | Spoken::LetGo) => {}
+            None => {
+                let step = self.telling(name, Telling::App(before));
+                self.busy.speak(name, app, Spoken::LetGo);
+                self.let_go.push(step);
             }
         }
+        if let Some(entry) = self.draft.status.to_mut().nodes.get_mut(name) {
+            (entry.told, entry.before) = (false, None);
+        }
+        true
     }
 
     /// Tells a node; from then on it counts as unavailable, if that may stop its app.
     pub fn tell(&mut self, node: &'a Name, telling: Telling) {
         let step = self.telling(node, telling);
-        self.busy.speak(node, &self.spec().app);
+        let what = if self.target.is_release() { Spoken::Release } else { Spoken::Restart };
+        self.busy.speak(node, &self.spec().app, what);
         self.plan.steps.push(step);
     }
 
@@ -236,8 +260,8 @@ impl<'a> Pass<'_, 'a> {
             else {
                 continue;
             };
-            let spoken = self.busy.has_spoken(name, &self.spec().app);
-            if spoken || entry.is_decided() || entry.reason == reason::SUPERSEDED {
+            let spoken = self.busy.spoken(name, &self.spec().app);
+            if spoken.is_some() || entry.is_decided() || entry.reason == reason::SUPERSEDED {
                 continue;
             }
             let Some(told) = self.told(node, entry) else {
@@ -261,7 +285,7 @@ impl<'a> Pass<'_, 'a> {
                 }
                 continue;
             }
-            let before = entry.before.clone();
+            let before = given_back(entry.before.as_ref(), told);
             self.tell(name, Telling::App(before));
             self.draft.change(name, &State::waits(word, text), |entry| (entry.told, entry.before) = (false, None));
         }
@@ -406,18 +430,20 @@ impl<'a> Pass<'_, 'a> {
     }
 }
 
+/// What a node had before, with the restart that it was told meanwhile: an older one would be a new one to it.
+fn given_back(before: Option<&AssignedApp>, told: &AssignedApp) -> Option<AssignedApp> {
+    let mut before = before?.clone();
+    before.order.restart.clone_from(&told.order.restart);
+    Some(before)
+}
+
 fn says_staged(node: &Node, app: &Name) -> bool {
     let here = matches!(node.status.phase, NodePhase::Ready | NodePhase::NotReady);
     here && node.status.workloads.get(app).is_some_and(|said| said.phase == UpdatePhase::Staged)
 }
 
 pub(super) fn knows_orders(node: &Node) -> bool {
-    knows(node, feature::ORDERS)
-}
-
-/// Whether the agent of a node has a feature.
-pub(super) fn knows(node: &Node, feature: &str) -> bool {
-    node.status.info.as_ref().is_some_and(|info| info.features.contains(feature))
+    node::knows(node, feature::ORDERS)
 }
 
 pub(super) fn later(at: Timestamp, span: Span) -> Timestamp {

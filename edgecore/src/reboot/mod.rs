@@ -37,7 +37,7 @@ use crate::driver::Driver;
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Wait after a record that could not be written.
 const AGAIN: Duration = Duration::from_secs(10);
-/// Longest run of the command. It is over long before the box is down.
+/// Longest wait for the command.
 const COMMAND: Duration = Duration::from_secs(60);
 
 /// What a restart needs.
@@ -55,24 +55,20 @@ pub(crate) struct Reboots {
 /// Follows the assignment for ever.
 pub(crate) async fn run(reboots: Reboots) {
     let Reboots { env, driver, record, boot_id, command, board, mut assignment } = reboots;
-    let mut kept = match load(&record) {
-        Ok(kept) => kept,
-        Err(error) => {
-            // Without it nobody knows what was carried out: better none than one after the other.
-            tracing::error!(%error, "restarts of the node are not carried out");
-            return std::future::pending().await;
-        }
-    };
+    let (mut kept, mut doubt) = load(&record);
     let mut reports = board.subscribe();
     let started = Instant::now();
     let mut asked: Option<Instant> = None;
     loop {
-        let Assignment { reboot: wanted, apps, .. } = assignment.borrow_and_update().clone().unwrap_or_default();
+        let Assignment { reboot: wanted, apps, drained, .. } =
+            assignment.borrow_and_update().clone().unwrap_or_default();
         let step = {
             let report = reports.borrow_and_update();
             plan::next(&View {
                 wanted: wanted.as_deref(),
-                all_known: apps.keys().all(|app| report.workloads.contains_key(app)),
+                assigned: &apps,
+                drained,
+                doubt: doubt.as_deref(),
                 kept: kept.as_ref(),
                 boot_id: &boot_id,
                 up: started.elapsed(),
@@ -82,6 +78,7 @@ pub(crate) async fn run(reboots: Reboots) {
         };
         let (next, asks) = match step {
             Step::Rest => {
+                doubt = None; // it was about what was there when the agent began
                 tell(&board, wanted.as_deref().zip(kept.as_ref()).map(|(order, kept)| status(order, kept)));
                 if assignment.changed().await.is_err() {
                     return std::future::pending().await;
@@ -110,6 +107,7 @@ pub(crate) async fn run(reboots: Reboots) {
             continue;
         }
         tracing::info!(order = %next.order, outcome = ?next.outcome, "restart of the node");
+        doubt = None;
         let next = kept.insert(next);
         if asks {
             tell(&board, Some(status(&next.order, next)));
@@ -133,7 +131,7 @@ async fn ask(driver: &dyn Driver, command: &[String]) -> Result<(), String> {
     }
     match timeout(COMMAND, driver.reboot(command)).await {
         Ok(done) => done.map_err(|problem| format!("could not run {:?}: {problem}", command.join(" "))),
-        Err(_) => Err(format!("{:?} has not ended within {} s", command.join(" "), COMMAND.as_secs())),
+        Err(_) => Ok(()), // whether the box goes down is seen
     }
 }
 
@@ -156,12 +154,19 @@ fn tell(board: &watch::Sender<Report>, status: Option<RebootStatus>) {
     });
 }
 
-fn load(record: &Record) -> Result<Option<Kept>, String> {
-    let parse = |content: Vec<u8>| serde_json::from_slice(&content).map(Some).map_err(|e| e.to_string());
-    match record.load().map_err(|e| e.to_string())? {
-        Loaded::Absent => Ok(None),
-        Loaded::Good(content) | Loaded::Fallback(content) => parse(content),
-        Loaded::Lost => Err(format!("{} is damaged: remove it and its copy", record.path().display())),
+/// What is kept, and why it may not be the newest. An order that was there then may have been carried out.
+fn load(record: &Record) -> (Option<Kept>, Option<String>) {
+    let path = record.path().display();
+    let (content, doubt) = match record.load() {
+        Ok(Loaded::Absent) => return (None, None),
+        Ok(Loaded::Good(content)) => (content, None),
+        Ok(Loaded::Fallback(content)) => (content, Some(format!("the newest copy of {path} is damaged"))),
+        Ok(Loaded::Lost) => return (None, Some(format!("{path} is damaged"))),
+        Err(error) => return (None, Some(error.to_string())),
+    };
+    match serde_json::from_slice(&content) {
+        Ok(kept) => (Some(kept), doubt),
+        Err(error) => (None, Some(format!("{path} is no record of a restart: {error}"))),
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
 };
 
 use proto::{
+    link::message::OrderedApp,
     name::Name,
     object::{RunState, UpdatePhase, WorkloadStatus},
 };
@@ -48,8 +49,12 @@ pub(super) enum Outcome {
 #[derive(Debug)]
 pub(super) struct View<'a> {
     pub wanted: Option<&'a str>,
-    /// Whether every assigned app has said how it is.
-    pub all_known: bool,
+    /// The apps that are wanted here.
+    pub assigned: &'a BTreeMap<Name, OrderedApp>,
+    /// Whether none of them is to run.
+    pub drained: bool,
+    /// Why `kept` may be too old to tell whether the order was carried out.
+    pub doubt: Option<&'a str>,
     pub kept: Option<&'a Kept>,
     /// This boot.
     pub boot_id: &'a str,
@@ -84,7 +89,16 @@ pub(super) fn next(view: &View<'_>) -> Step {
 
 fn begins(view: &View<'_>, order: &str) -> Step {
     let pending = |message: String, until| Step::Wait { phase: UpdatePhase::Pending, message, until };
-    if !view.all_known {
+    if let Some(doubt) = view.doubt {
+        let message = format!("nobody knows whether it was carried out, so it is not: {doubt}; start another one");
+        return Step::Conclude(Kept {
+            order: order.to_owned(),
+            boot_id: view.boot_id.to_owned(),
+            ready: BTreeSet::new(),
+            outcome: Some(Outcome::Failed(message)),
+        });
+    }
+    if !view.assigned.keys().all(|app| view.workloads.contains_key(app)) {
         return pending("how its apps are is not known yet".into(), None);
     }
     let on_trial = |w: &&WorkloadStatus| matches!(w.phase, UpdatePhase::Applying | UpdatePhase::Verifying);
@@ -111,7 +125,8 @@ fn goes_down(view: &View<'_>, kept: &Kept) -> Step {
 
 fn comes_up(view: &View<'_>, kept: &Kept) -> Step {
     let back = |app: &&Name| view.workloads.get(*app).is_some_and(is_ready);
-    let missing: BTreeSet<Name> = kept.ready.iter().filter(|app| !back(app)).cloned().collect();
+    let wanted = |app: &&Name| view.assigned.contains_key(*app) && !view.drained;
+    let missing: BTreeSet<Name> = kept.ready.iter().filter(wanted).filter(|app| !back(app)).cloned().collect();
     if missing.is_empty() {
         return Step::Conclude(Kept { outcome: Some(Outcome::Succeeded), ..kept.clone() });
     }

@@ -265,3 +265,42 @@ async fn a_command_that_fails_and_a_box_that_may_not_are_named() {
     assert_eq!((restarts, phase), (0, UpdatePhase::Failed));
     assert!(message.contains("agent.toml"), "{message}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_wanted_any_more_is_not_waited_for() {
+    let mut machine = Machine::new();
+    machine.order("a");
+    assert_eq!(machine.phase(SOON).await, (1, UpdatePhase::Applying));
+    machine.assignment.send_modify(|assignment| assignment.as_mut().unwrap().drained = true);
+    machine.comes_up();
+    machine.says(false, UpdatePhase::Succeeded);
+    assert_eq!(machine.phase(SOON).await, (1, UpdatePhase::Succeeded));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_that_may_have_been_carried_out_is_not_begun() {
+    for newest_alone in [true, false] {
+        let mut machine = Machine::new();
+        for order in ["a", "b"] {
+            machine.order(order);
+            machine.phase(UP_AT_LEAST).await;
+            machine.comes_up();
+            machine.says(true, UpdatePhase::Succeeded);
+            machine.phase(SOON).await;
+        }
+        let record = machine.folder.path().join("reboot");
+        std::fs::write(&record, "torn").unwrap();
+        if !newest_alone {
+            std::fs::write(record.with_extension("bak"), "torn").unwrap();
+        }
+        machine.order("c");
+        machine.starts_again();
+        machine.says(true, UpdatePhase::Succeeded);
+        let (restarts, said) = machine.after(UP_AT_LEAST).await;
+        let (order, phase, message) = said.unwrap();
+        assert_eq!((restarts, order.as_str(), phase), (2, "c", UpdatePhase::Failed), "{message}");
+        assert!(message.contains("nobody knows"), "{message}");
+        machine.order("d");
+        assert_eq!(machine.phase(UP_AT_LEAST).await, (3, UpdatePhase::Applying), "a later one is");
+    }
+}

@@ -68,8 +68,13 @@ pub(super) async fn play(world: &mut World) -> anyhow::Result<Vec<String>> {
                 world.start_hub().await?;
             } else {
                 let victim = all.get(choice.random_range(0..all.len())).context("nobody")?;
-                world.crash_agent(victim).await?;
-                world.start_agent(victim).await?;
+                // An agent that ends between its record and the command does not run it: that is a failure by design.
+                let node = world.nodes().await?.remove(*victim).context("the victim is gone")?;
+                let asked = node.spec.reboot == node.status.reboot.as_ref().map(|said| said.order.clone());
+                if node.spec.reboot.is_none() || asked && world.boots(victim)? == 2 {
+                    world.crash_agent(victim).await?;
+                    world.start_agent(victim).await?;
+                }
             }
         }
         sleep(STEP).await; // one look to the next

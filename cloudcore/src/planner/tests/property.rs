@@ -232,7 +232,7 @@ fn rest(world: &mut World, planner: &mut Planner) {
 /// Whether a node may stop its app at any moment, or is gone already: counted apart from the planner's own.
 fn is_unavailable(node: &proto::object::Node) -> bool {
     let app = name("app");
-    let told = node.spec.apps.get(&app).filter(|told| !told.order.hold);
+    let told = node.spec.apps.get(&app);
     let said = node.status.workloads.get(&app);
     let settled = |told: &proto::object::AssignedApp| {
         said.is_some_and(|w| {
@@ -244,13 +244,13 @@ fn is_unavailable(node: &proto::object::Node) -> bool {
         })
     };
     let restarts = |told: &proto::object::AssignedApp| {
-        said.is_none_or(|w| told.order.restart.is_some() && w.restarted != told.order.restart)
+        said.is_some_and(|w| told.order.restart.is_some() && w.restarted != told.order.restart)
     };
     let reboot = node.status.reboot.as_ref().filter(|said| Some(&said.order) == node.spec.reboot.as_ref());
     let is_up = reboot.is_some_and(|said| matches!(said.phase, UpdatePhase::Succeeded | UpdatePhase::Failed));
     match node.status.phase {
         NodePhase::Ready if node.spec.reboot.is_some() && !is_up => true,
-        NodePhase::Ready => told.is_some_and(|told| !settled(told) || restarts(told)),
+        NodePhase::Ready => told.is_some_and(|told| !told.order.hold && !settled(told) || restarts(told)),
         NodePhase::Pending => false,
         _ => true,
     }
@@ -278,7 +278,10 @@ fn check_steps(world: &World, steps: &[Step]) {
         // Another rollout gives back what the node had when that one told it: nobody begins anything.
         let gives_back = |other: &&Rollout| {
             let entry = other.status.nodes.get(node);
-            entry.is_some_and(|entry| entry.told && entry.before.as_ref() == assigned)
+            let had = |before: &proto::object::AssignedApp| {
+                assigned.is_some_and(|now| (before.digest, &before.rollout) == (now.digest, &now.rollout))
+            };
+            entry.is_some_and(|entry| entry.told && entry.before.as_ref().is_some_and(had))
         };
         if assigned.is_some() && world.now.rollouts.values().any(|other| gives_back(&other)) {
             continue;

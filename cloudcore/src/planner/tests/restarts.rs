@@ -1,6 +1,6 @@
 //! Restarts of an app and of nodes: in waves and budgets like releases, and each once.
 
-use proto::object::rollout::{Budget, Share, reason};
+use proto::object::rollout::{Budget, Share, Window, reason};
 
 use super::*;
 
@@ -212,4 +212,57 @@ fn two_rollouts_do_not_overwrite_each_other_in_one_plan() {
     world.run(40);
     assert_eq!((world.status("update").phase, world.on(2)), (RolloutPhase::Succeeded, 4));
     assert_eq!(world.status("restart").phase, RolloutPhase::Succeeded);
+}
+
+#[test]
+fn a_node_that_does_not_come_back_has_failed() {
+    let mut world = running();
+    world.start("r", RolloutSpec { waves: vec![count(1, 0), percent(100, 0)], ..reboot("all") });
+    world.run(2);
+    let victim = world.reboots.keys().next().unwrap().clone();
+    world.now.nodes.get_mut(&victim).unwrap().status.last_seen = Some(at(world.second));
+    world.phase(victim.as_str(), NodePhase::Unknown);
+    world.settle();
+    let wake = plan(&world.now, at(world.second)).wake.unwrap();
+    assert_eq!(wake, at(world.second + 1800));
+    world.second += 1800;
+    world.settle();
+    assert_eq!(world.node("r", victim.as_str()).reason, reason::NOT_BACK);
+    assert_eq!((world.status("r").phase, world.reboots.len()), (RolloutPhase::Paused, 1));
+}
+
+#[test]
+fn an_agent_that_was_put_back_to_an_older_one_uses_no_budget_up() {
+    let mut world = running();
+    world.start("r", reboot("all"));
+    world.run(10);
+    let node = world.now.nodes.get_mut(&name("n0")).unwrap();
+    node.status.info.as_mut().unwrap().features.remove(feature::REBOOT);
+    world.reboots.remove(&name("n0"));
+    world.hear();
+    world.second += 1;
+    world.start("update", one_by_one(spec(2, "all")));
+    world.run(40);
+    assert_eq!((world.status("update").phase, world.on(2)), (RolloutPhase::Succeeded, 4));
+}
+
+#[test]
+fn what_is_given_back_does_not_order_an_older_restart_again() {
+    let mut world = running();
+    world.start("one", restart("all"));
+    world.run(5);
+    world.second += 1;
+    let mut update = spec(2, "name=n1");
+    update.windows.apply =
+        vec![Window { days: [].into(), from: "13:00".parse().unwrap(), to: "14:00".parse().unwrap() }];
+    world.start("update", update);
+    world.run(5);
+    assert_eq!(world.told("n1"), Some(("2".into(), true)));
+    world.second += 1;
+    world.start("two", restart("name=n1"));
+    world.run(5);
+    world.spec("update").control.aborted = true;
+    world.run(5);
+    let told = &world.now.nodes[&name("n1")].spec.apps[&name("app")];
+    assert_eq!((told.version.as_str(), told.order.restart.as_deref()), ("1", Some("two")));
 }

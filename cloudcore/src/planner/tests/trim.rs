@@ -77,3 +77,16 @@ fn forgetting_changes_nothing_that_is_planned() {
     world.run(20);
     assert_eq!((world.status("last").phase, world.on(8)), (RolloutPhase::Succeeded, 4));
 }
+
+#[test]
+fn what_was_superseded_in_the_middle_of_its_work_is_forgotten_too() {
+    let mut world = World::new(3, 3);
+    for number in 0..4 {
+        world.start(&format!("r{number}"), spec(1 + number, "all"));
+        world.run(3); // at work
+        world.second += 1;
+    }
+    world.run(10);
+    assert_eq!(world.status("r0").phase, RolloutPhase::Superseded);
+    assert_eq!(forgotten(&world, 1), ["r0", "r1", "r2"]);
+}

@@ -185,6 +185,8 @@ pub mod reason {
     pub const NEVER_CONNECTED: &str = "NeverConnected";
     /// It proved the release and is not healthy any more, within the soak time.
     pub const DEGRADED: &str = "Degraded";
+    /// It went down to restart, and does not come back.
+    pub const NOT_BACK: &str = "NotBack";
     /// Its agent knows no orders of that kind.
     pub const TOO_OLD: &str = "AgentTooOld";
     /// There is nothing of the app to start again.
