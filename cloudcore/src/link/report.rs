@@ -183,7 +183,7 @@ mod tests {
         let name: proto::name::Name = "n1".parse().unwrap();
         let spec = NodeSpec::new("s1".parse().unwrap());
         let mut node: Node = Object::new(name, spec);
-        let mut report = Report { observed_generation: 7, ..Report::default() };
+        let report = Report { observed_generation: 7, ..Report::default() };
         let at = |s| Timestamp::from_second(s).unwrap();
         apply(&mut node, &report, None, "", at(1));
         assert_eq!((node.metadata.generation, node.status.phase), (8, NodePhase::Ready));
