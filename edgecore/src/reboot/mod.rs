@@ -90,7 +90,11 @@ pub(crate) async fn run(reboots: Reboots) {
                 // Every arm is cancel safe: they only wake.
                 tokio::select! {
                     biased;
-                    _ = assignment.changed() => {}
+                    changed = assignment.changed() => {
+                        if changed.is_err() {
+                            return std::future::pending().await; // the agent ends
+                        }
+                    }
                     _ = reports.changed() => {}
                     () = sleep(until.unwrap_or(AGAIN)) => {}
                 }
