@@ -24,7 +24,8 @@ pub(super) struct Busy<'a> {
     before: &'a BTreeSet<Name>,
     /// By this plan.
     told: BTreeSet<&'a Name>,
-    /// They are available now, and a rollout that takes another one back begins with them at once.
+    /// They may be available, and count as if they were not: a rollout that takes another one back begins with them at
+    /// once, or this plan tells them to wait with what they were at.
     reserved: BTreeSet<&'a Name>,
     /// Node and app of which this plan says something already: whoever else has to, does so in the next.
     spoken: BTreeMap<(&'a Name, &'a Name), Spoken>,
@@ -51,7 +52,7 @@ impl<'a> Busy<'a> {
         self.told.insert(node);
     }
 
-    /// A node will be told to apply something, and by nobody else.
+    /// A node counts as unavailable, and nobody else begins on it for that.
     pub fn reserve(&mut self, node: &'a Name) {
         self.reserved.insert(node);
     }
@@ -66,7 +67,7 @@ impl<'a> Busy<'a> {
         self.spoken.get(&(node, app)).copied()
     }
 
-    /// Whether this plan tells anybody to apply something.
+    /// Whether this plan makes anybody count otherwise than before.
     pub fn disturbs(&self) -> bool {
         !self.told.is_empty() || !self.reserved.is_empty()
     }
@@ -76,7 +77,7 @@ impl<'a> Busy<'a> {
     }
 
     fn reserves(&self, node: &Name) -> bool {
-        !self.contains(node) && self.reserved.contains(node)
+        self.reserved.contains(node) && !self.told.contains(node)
     }
 }
 

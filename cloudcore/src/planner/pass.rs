@@ -237,6 +237,8 @@ impl<'a> Pass<'_, 'a> {
                 let said = self.draft.snapshot.nodes.get(node).and_then(|node| node.status.workloads.get(&app));
                 if assigned.as_ref().is_some_and(|assigned| budget::may_disturb(assigned, said)) {
                     self.busy.add(node);
+                } else {
+                    self.busy.reserve(node); // it may be up again, so its place is no other rollout's
                 }
                 Step::SetApp { node: node.clone(), app, assigned }
             }
