@@ -1,6 +1,6 @@
 //! Properties over generated fleets and histories: nodes come, go and fail, people steer, rollouts follow each other.
 //!
-//! `PROPTEST_CASES` sets how many; the figure of a long run stands in the README.
+//! `PROPTEST_CASES` sets how many.
 
 use std::collections::BTreeSet;
 
