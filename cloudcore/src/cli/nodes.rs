@@ -39,16 +39,8 @@ pub struct PinArgs {
 pub struct RestartArgs {
     /// The app.
     app: Name,
-    /// Selector of nodes, as for `rollout start`
-    #[arg(long)]
-    to: Selector,
     #[command(flatten)]
-    how: How,
-    #[command(flatten)]
-    follow: FollowArgs,
-    /// Output format of the rollout that was created.
-    #[arg(short, long, value_enum)]
-    output: Option<Format>,
+    where_and_how: RebootArgs,
 }
 
 /// `crossdock reboot`.
@@ -146,10 +138,9 @@ async fn set(client: &Client, mut node: Node, change: &Change) -> anyhow::Result
 /// # Errors
 /// As a rollout.
 pub async fn restart(args: RestartArgs, context: &Context) -> anyhow::Result<()> {
-    let client = context.client()?;
-    let name = rollout::made_up_name(&format!("restart-{}", args.app))?;
-    let spec = args.how.apply(RolloutSpec::restart(args.app, args.to))?;
-    rollout::create(&client, &Rollout::new(name, spec), args.output, &args.follow).await
+    let RestartArgs { app, where_and_how } = args;
+    let name = format!("restart-{app}");
+    start(&name, |to| RolloutSpec::restart(app, to), where_and_how, context).await
 }
 
 /// Restarts nodes, as a rollout does it.
@@ -157,7 +148,17 @@ pub async fn restart(args: RestartArgs, context: &Context) -> anyhow::Result<()>
 /// # Errors
 /// As a rollout.
 pub async fn reboot(args: RebootArgs, context: &Context) -> anyhow::Result<()> {
+    start("reboot", RolloutSpec::reboot, args, context).await
+}
+
+async fn start(
+    name: &str,
+    spec: impl FnOnce(Selector) -> RolloutSpec,
+    args: RebootArgs,
+    context: &Context,
+) -> anyhow::Result<()> {
     let client = context.client()?;
-    let spec = args.how.apply(RolloutSpec::reboot(args.to))?;
-    rollout::create(&client, &Rollout::new(rollout::made_up_name("reboot")?, spec), args.output, &args.follow).await
+    let spec = args.how.apply(spec(args.to))?;
+    let rollout = Rollout::new(rollout::made_up_name(name)?, spec);
+    rollout::create(&client, &rollout, args.output, &args.follow).await
 }

@@ -8,7 +8,7 @@ use std::{
 use proto::{
     name::Name,
     object::{
-        AssignedApp, Node, NodePhase, RolloutNode, UpdatePhase, WorkloadStatus,
+        AssignedApp, Node, NodePhase, RolloutNode, WorkloadStatus,
         rollout::{Budget, reason},
     },
 };
@@ -117,7 +117,7 @@ fn is_restarting(assigned: &AssignedApp, said: Option<&WorkloadStatus>) -> bool 
 /// Whether an app is still to do what it was told.
 fn is_unsettled(assigned: &AssignedApp, said: Option<&WorkloadStatus>) -> bool {
     let Some(said) = said else { return true };
-    let settled = matches!(said.phase, UpdatePhase::Succeeded | UpdatePhase::Failed | UpdatePhase::RolledBack);
+    let settled = said.phase.is_decided();
     // It was to go elsewhere, and is told to stay with what runs.
     let stays = said.running.as_ref().is_some_and(|running| running.release.digest == assigned.digest);
     if stays && said.target.as_ref().is_some_and(|target| target.digest != assigned.digest) {

@@ -80,11 +80,6 @@ impl<'a> State<'a> {
         State::new(UpdatePhase::Pending, reason, message)
     }
 
-    /// Whether it is over, for better or worse.
-    pub fn is_decided(&self) -> bool {
-        matches!(self.phase, UpdatePhase::Succeeded | UpdatePhase::Failed | UpdatePhase::RolledBack)
-    }
-
     pub fn is_of(&self, entry: &RolloutNode) -> bool {
         entry.phase == self.phase && entry.reason == self.reason && entry.message == self.message
     }
@@ -218,7 +213,7 @@ pub(super) fn knows(node: &Node, feature: &str) -> bool {
 
 /// Whether a node was told to restart and is not up again, as far as it has said.
 pub(super) fn is_rebooting(node: &Node) -> bool {
-    let decided = |order: &str| says_of_reboot(node, order).is_decided();
+    let decided = |order: &str| says_of_reboot(node, order).phase.is_decided();
     // An older agent, put back since, will never say.
     knows(node, feature::REBOOT) && node.spec.reboot.as_deref().is_some_and(|order| !decided(order))
 }

@@ -148,7 +148,7 @@ impl<'a> Pass<'_, 'a> {
                 }
                 Some(told) => {
                     let said = node::says(node, app, &self.target, told);
-                    let decided = said.is_decided();
+                    let decided = said.phase.is_decided();
                     let in_soak = entry.wave.is_none_or(|wave| soaking.get(wave as usize).copied().unwrap_or(false));
                     let sick = in_soak
                         && self.target != Target::Reboot

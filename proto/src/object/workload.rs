@@ -154,3 +154,11 @@ impl WorkloadStatus {
         }
     }
 }
+
+impl UpdatePhase {
+    /// Whether it is over, for better or worse.
+    #[must_use]
+    pub fn is_decided(self) -> bool {
+        matches!(self, UpdatePhase::Succeeded | UpdatePhase::Failed | UpdatePhase::RolledBack)
+    }
+}

@@ -221,7 +221,7 @@ impl RolloutNode {
     /// Whether it is decided: it proved the release, or failed.
     #[must_use]
     pub fn is_decided(&self) -> bool {
-        matches!(self.phase, UpdatePhase::Succeeded | UpdatePhase::Failed | UpdatePhase::RolledBack)
+        self.phase.is_decided()
     }
 }
 
