@@ -30,7 +30,9 @@ impl Resource for RolloutSpec {
         if new.spec.control.aborted {
             return Err(ApiError::invalid("control.aborted: a rollout that is aborted at its start does nothing"));
         }
-        check::validate(&new.spec, &drive::current(hub).await?).map_err(ApiError::invalid)
+        let snapshot = drive::current(hub).await?;
+        check::validate(&new.spec, &snapshot).map_err(ApiError::invalid)?;
+        check::is_new_to_nodes(new, &snapshot).map_err(ApiError::invalid)
     }
 
     async fn check_update(_: &Hub, old: &Rollout, new: &Rollout) -> Checked {

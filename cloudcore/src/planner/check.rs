@@ -6,7 +6,7 @@ use jiff::tz::TimeZone;
 use proto::{
     name::{Name, ReleaseName},
     object::{
-        Node, Release, RolloutSpec,
+        Node, Release, Rollout, RolloutSpec,
         rollout::{Budget, OnFailure, Share, Wave, Window},
     },
     units::Span,
@@ -73,6 +73,34 @@ pub fn validate(spec: &RolloutSpec, snapshot: &Snapshot) -> Result<(), String> {
     }
     windows(spec)?;
     rollback(spec, release, snapshot)
+}
+
+/// Whether the name of a restart is new to the nodes: they know a restart by it, and one that they have done is not
+/// done again.
+///
+/// # Errors
+/// Names a node that knows an earlier restart of that name, long deleted here.
+pub fn is_new_to_nodes(rollout: &Rollout, snapshot: &Snapshot) -> Result<(), String> {
+    if rollout.spec.version.is_some() || rollout.spec.undoes.is_some() {
+        return Ok(());
+    }
+    let order = Some(rollout.name());
+    let knows = |node: &&Node| {
+        let mut told = node.spec.apps.values().map(|app| app.order.restart.as_deref());
+        let mut said = node.status.workloads.values().map(|said| said.restarted.as_deref());
+        node.spec.reboot.as_deref() == order
+            || node.status.reboot.as_ref().map(|said| said.order.as_str()) == order
+            || told.any(|told| told == order)
+            || said.any(|said| said == order)
+    };
+    match snapshot.nodes.values().find(knows) {
+        Some(node) => Err(format!(
+            "name {}: an earlier restart had it and node {} knows that one as done; take another name",
+            rollout.name(),
+            node.name()
+        )),
+        None => Ok(()),
+    }
 }
 
 fn release<'a>(name: &ReleaseName, snapshot: &'a Snapshot) -> Result<&'a Release, String> {

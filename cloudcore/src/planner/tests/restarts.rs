@@ -266,3 +266,22 @@ fn what_is_given_back_does_not_order_an_older_restart_again() {
     let told = &world.now.nodes[&name("n1")].spec.apps[&name("app")];
     assert_eq!((told.version.as_str(), told.order.restart.as_deref()), ("1", Some("two")));
 }
+
+#[test]
+fn the_name_of_a_restart_that_nodes_know_is_refused() {
+    let check = |world: &World, name: &str, spec| {
+        let new: Rollout = Object::new(name.parse::<ObjectName>().unwrap(), spec);
+        super::super::check::is_new_to_nodes(&new, &world.now)
+    };
+    let mut world = running();
+    world.start("r", reboot("all"));
+    world.run(10);
+    world.start("a", restart("all"));
+    world.run(10);
+    world.now.rollouts.clear();
+    let refused = check(&world, "r", reboot("all")).unwrap_err();
+    assert_eq!(refused, "name r: an earlier restart had it and node n0 knows that one as done; take another name");
+    check(&world, "a", restart("all")).unwrap_err();
+    assert_eq!(check(&world, "b", reboot("all")), Ok(()));
+    assert_eq!(check(&world, "a", spec(2, "all")), Ok(()), "a release is known by its digest");
+}
