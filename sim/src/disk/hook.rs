@@ -292,6 +292,28 @@ pub unsafe extern "C" fn sendfile64(to: c_int, from: c_int, offset: *mut i64, co
 }
 
 /// # Safety
+/// As fallocate(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fallocate(fd: c_int, mode: c_int, offset: i64, length: i64) -> c_int {
+    // SAFETY: the caller has it open.
+    if let (Ok(count), Some(file)) = (usize::try_from(length), unsafe { watched_fd(fd) })
+        && let Err(refused) = journal::before_write(file, Some(offset), count)
+    {
+        return refuse(refused);
+    }
+    // SAFETY: handed on.
+    int(unsafe { libc::syscall(libc::SYS_fallocate, fd, mode, offset, length) })
+}
+
+/// # Safety
+/// As fallocate(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fallocate64(fd: c_int, mode: c_int, offset: i64, length: i64) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { fallocate(fd, mode, offset, length) }
+}
+
+/// # Safety
 /// As ftruncate(2).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ftruncate64(fd: c_int, length: i64) -> c_int {

@@ -1,7 +1,14 @@
 //! Room on the disk: the ballast that is let go when it is full, what is shed then, and pages given back at rest.
 
-use std::{fs, io::Write as _};
+use std::{
+    fs,
+    io::{self, Write as _},
+};
 
+use nix::{
+    errno::Errno,
+    fcntl::{FallocateFlags, fallocate},
+};
 use proto::stream::Class;
 
 use super::Core;
@@ -16,7 +23,7 @@ use crate::{
 
 /// What is shed at least when the disk is full.
 const SHED_BYTES: u64 = 1 << 20;
-/// Of the ballast so much is written at once.
+/// Of the ballast so much is written at once, where it is written.
 const BALLAST_PIECE_BYTES: u64 = 64 << 10;
 /// The ballast is taken up when the disk has so many times its size left.
 const PLENTY: u64 = 4;
@@ -97,20 +104,30 @@ impl Core {
         if held || only_of_plenty && free < wanted * PLENTY {
             return;
         }
-        let written = fs::File::create(&self.files.ballast).and_then(|mut file| {
-            // Not zeros: some file systems keep none of those.
-            let page = |i: u64| ((i % 4096 * 31) >> 3) as u8;
-            let piece: Vec<u8> = (0..BALLAST_PIECE_BYTES).map(page).collect();
-            let mut left = wanted.min(free) / 4096 * 4096;
-            while left > 0 {
-                let bytes = left.min(BALLAST_PIECE_BYTES);
-                file.write_all(piece.get(..bytes as usize).unwrap_or_default())?;
-                left -= bytes;
+        let bytes = wanted.min(free) / 4096 * 4096;
+        let reserved = fs::File::create(&self.files.ballast).and_then(|file| {
+            match fallocate(&file, FallocateFlags::empty(), 0, bytes.try_into().unwrap_or(i64::MAX)) {
+                Err(Errno::EOPNOTSUPP) => write_ballast(&file, bytes)?,
+                done => done?,
             }
             file.sync_all()
         });
-        if let Err(error) = written {
+        if let Err(error) = reserved {
             tracing::debug!(error = &error as &dyn std::error::Error, "no ballast could be taken up");
         }
     }
+}
+
+/// Takes up room where the file system cannot reserve it.
+fn write_ballast(mut file: &fs::File, bytes: u64) -> io::Result<()> {
+    // Not zeros: some file systems keep none of those.
+    let page = |i: u64| ((i % 4096 * 31) >> 3) as u8;
+    let piece: Vec<u8> = (0..BALLAST_PIECE_BYTES).map(page).collect();
+    let mut left = bytes;
+    while left > 0 {
+        let bytes = left.min(BALLAST_PIECE_BYTES);
+        file.write_all(piece.get(..bytes as usize).unwrap_or_default())?;
+        left -= bytes;
+    }
+    Ok(())
 }
