@@ -9,7 +9,8 @@
 //! ```
 //!
 //! QUIC itself notices a dead path only by its idle time-out: half a minute. Here a datagram that was sent and
-//! followed by silence is suspicious, then probes go out, and when they stay unanswered the path is dead.
+//! followed by silence is suspicious, and a flow that breaks off; then probes go out, and when they stay unanswered
+//! the path is dead.
 //!
 //! A path that comes and goes must not take the link with it each time: back on UDP, a fall within
 //! [`RELAPSE`] doubles the time that UDP must hold before the next return, up to [`HOLD_MOST`].
@@ -48,11 +49,11 @@ pub(super) enum Carrier {
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Input {
-    /// Time passed.
+    /// Time passed, and all that was seen meanwhile was told.
     Tick,
     /// A datagram of the hub came over UDP.
     Heard,
-    /// Since then datagrams were sent over UDP, and nothing came.
+    /// Since then something should have come over UDP, and nothing did.
     Unanswered(Instant),
     /// A probe was answered.
     Answered,
@@ -176,12 +177,16 @@ impl Choice {
             Input::Mqtt(up) => self.mqtt(now, up),
             Input::Failed => self.failed(),
         }
-        match self.active {
-            None => self.decide(now),
-            Some(Carrier::Udp) => self.watch(now),
-            Some(Carrier::Mqtt) => {}
+        if self.active.is_none() {
+            self.decide(now);
         }
-        self.probe(now);
+        // What time brings is judged when all that was seen is known.
+        if input == Input::Tick {
+            if self.active == Some(Carrier::Udp) {
+                self.watch(now);
+            }
+            self.probe(now);
+        }
     }
 
     fn heard(&mut self) {

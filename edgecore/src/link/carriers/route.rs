@@ -4,6 +4,7 @@
 use std::{
     net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use proto::carrier::{
@@ -32,11 +33,46 @@ struct State {
     candidates: Vec<SocketAddr>,
     /// The one that answered.
     hub: Option<SocketAddr>,
-    /// Of the datagrams that were sent since the hub was heard, the first.
+    /// Since when something should have come: of the datagrams that were sent since the hub was heard, the first;
+    /// in a flow, the last that came.
     unanswered: Option<Instant>,
+    flow: Flow,
     answered: Option<SocketAddr>,
     /// Whether the loop wants to know when [`State::unanswered`] begins.
     armed: bool,
+}
+
+/// Whether the hub is sending one thing after the other. Who only receives has nothing unanswered when the path dies.
+#[derive(Debug, Default)]
+struct Flow {
+    last: Option<Instant>,
+    arrivals: u32,
+}
+
+/// Longest pause within a flow, and arrivals that make one.
+const FLOW_PAUSE: Duration = Duration::from_millis(250);
+const FLOW_ARRIVALS: u32 = 8;
+
+impl Flow {
+    /// Something came. Returns whether more is to come.
+    fn goes_on(&mut self, now: Instant) -> bool {
+        if self.last.is_none_or(|last| now.saturating_duration_since(last) > FLOW_PAUSE) {
+            self.arrivals = 0;
+        }
+        self.last = Some(now);
+        self.arrivals = self.arrivals.saturating_add(1);
+        self.arrivals >= FLOW_ARRIVALS
+    }
+}
+
+impl State {
+    /// The hub was heard over UDP; an answer to a probe says nothing of a flow.
+    fn heard(&mut self, is_answer: bool, now: Instant) {
+        if is_answer {
+            self.flow = Flow::default();
+        }
+        self.unanswered = self.flow.goes_on(now).then_some(now);
+    }
 }
 
 /// What was seen since the last look.
@@ -80,7 +116,7 @@ impl AgentRoute {
     pub(super) fn enter(&self, carrier: Carrier) {
         let mut state = self.lock();
         state.active = Some(carrier);
-        state.unanswered = None;
+        (state.unanswered, state.flow) = (None, Flow::default());
     }
 
     /// What was seen. From now on something new is told by [`AgentRoute::changed`].
@@ -125,17 +161,43 @@ impl Route for AgentRoute {
             return;
         }
         // Answers are short, so that one can end a train of datagrams.
-        if contents.chunks(meta.stride.max(1)).any(|datagram| is_answer(datagram, self.probe)) {
+        let answers = contents.chunks(meta.stride.max(1)).any(|datagram| is_answer(datagram, self.probe));
+        if answers {
             state.answered.get_or_insert(from);
             self.changed.notify_one();
         }
         if state.hub == Some(from) {
-            state.unanswered = None;
+            let is_over_udp = state.active == Some(Carrier::Udp);
+            state.heard(answers || !is_over_udp, Instant::now());
+            if state.unanswered.is_some() && std::mem::take(&mut state.armed) {
+                self.changed.notify_one();
+            }
             meta.addr = address::hub();
         }
     }
 
     fn address_of(&self, _: usize, _: u64) -> SocketAddr {
         address::hub()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_that_breaks_off_is_silence_although_nothing_was_sent() {
+        let (mut state, begin) = (State::default(), Instant::now());
+        let at = |ms| begin + Duration::from_millis(ms);
+        for ms in [0, 2000, 2001] {
+            state.heard(false, at(ms));
+            assert_eq!(state.unanswered, None, "a word now and then is no flow");
+        }
+        for ms in 2002..2100 {
+            state.heard(false, at(ms));
+        }
+        assert_eq!(state.unanswered, Some(at(2099)));
+        state.heard(true, at(2400));
+        assert_eq!(state.unanswered, None, "asked and answered: it came to its end");
     }
 }

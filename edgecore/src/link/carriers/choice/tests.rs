@@ -53,9 +53,7 @@ impl Line {
             if let Some(sent) = self.sent.filter(|_| self.choice.active() == Some(Carrier::Udp)) {
                 self.choice.handle(now, Input::Unanswered(sent));
             }
-            if self.choice.wake_at().is_some_and(|at| at <= now) {
-                self.choice.handle(now, Input::Tick);
-            }
+            self.choice.handle(now, Input::Tick);
             while let Some(output) = self.choice.poll() {
                 match output {
                     Output::Probe => {
@@ -169,4 +167,20 @@ proptest! {
         prop_assert_eq!(line.active(), Some(Carrier::Udp));
         prop_assert_eq!(line.changes.len(), changes + 1, "it flaps");
     }
+}
+
+#[test]
+fn old_silence_that_has_ended_meanwhile_asks_nothing() {
+    let mut line = Line::new();
+    line.run(Duration::from_secs(1), true, true);
+    assert_eq!(line.active(), Some(Carrier::Udp));
+    let (then, probes) = (line.now, line.probes);
+    line.choice.handle(then, Input::Unanswered(then));
+    let now = then + Duration::from_secs(2);
+    // As the loop tells it after a while without a look: first what stands, then what was seen.
+    for input in [Input::Mqtt(true), Input::RoundTrip(TRIP), Input::Unanswered(now - STEP), Input::Tick] {
+        line.choice.handle(now, input);
+    }
+    assert_eq!(line.choice.poll(), None, "{probes} probes before");
+    assert_eq!(line.active(), Some(Carrier::Udp));
 }
