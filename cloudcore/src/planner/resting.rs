@@ -59,7 +59,8 @@ impl Planner {
             self.resting.retain(|_, rest| !rest.asks_budget);
             return self.plan(now);
         }
-        self.resting.extend(rests);
+        // Places that this plan keeps for somebody are free in the next, without a change that would tell.
+        self.resting.extend(rests.into_iter().filter(|(_, rest)| !(disturbs && rest.asks_budget)));
         for wake in self.resting.values().filter_map(|rest| rest.wake) {
             plan.wake_at(wake);
         }

@@ -379,6 +379,39 @@ fn check_rest(world: &World) {
     }
 }
 
+/// Plays a history to its end.
+fn play(happenings: &[Happening]) {
+    let mut world = World::new(NODES, 3);
+    let mut planner = Planner::new(world.now.clone());
+    for happening in happenings {
+        happen(&mut world, &mut planner, happening);
+        rest(&mut world, &mut planner);
+    }
+    // In the end all is well again, and whoever may finish does.
+    world.bad.clear();
+    for n in 0..NODES {
+        happen(&mut world, &mut planner, &Happening::Cordon(n, false));
+        happen(&mut world, &mut planner, &Happening::Pin(n, false));
+        happen(&mut world, &mut planner, &Happening::Phase(n, NodePhase::Ready));
+    }
+    for _ in 0..60 {
+        happen(&mut world, &mut planner, &Happening::Work(1));
+    }
+    for node in world.now.nodes.values() {
+        let said = node.status.workloads.get(&name("app"));
+        let settled = |told: &proto::object::AssignedApp| {
+            told.order.hold
+                || said.is_some_and(|w| {
+                    !matches!(w.phase, UpdatePhase::Pending | UpdatePhase::Downloading | UpdatePhase::Verifying)
+                })
+        };
+        let said_of_reboot = node.status.reboot.as_ref().filter(|said| Some(&said.order) == node.spec.reboot.as_ref());
+        let up = said_of_reboot.is_some_and(|said| matches!(said.phase, UpdatePhase::Succeeded | UpdatePhase::Failed));
+        assert!(node.spec.reboot.is_none() || up, "{} is not up again: {:?}", node.name(), node.status.reboot);
+        assert!(node.spec.apps.values().all(settled), "{} is left half-way: {:?} {said:?}", node.name(), node.spec);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -386,31 +419,17 @@ proptest! {
     fn plans_repeat_rest_keep_budgets_and_claim_nothing_unproved(
         happenings in prop::collection::vec(any_happening(), 0..40),
     ) {
-        let mut world = World::new(NODES, 3);
-        let mut planner = Planner::new(world.now.clone());
-        for happening in &happenings {
-            happen(&mut world, &mut planner, happening);
-            rest(&mut world, &mut planner);
-        }
-        // In the end all is well again, and whoever may finish does.
-        world.bad.clear();
-        for n in 0..NODES {
-            happen(&mut world, &mut planner, &Happening::Cordon(n, false));
-            happen(&mut world, &mut planner, &Happening::Pin(n, false));
-            happen(&mut world, &mut planner, &Happening::Phase(n, NodePhase::Ready));
-        }
-        for _ in 0..60 {
-            happen(&mut world, &mut planner, &Happening::Work(1));
-        }
-        for node in world.now.nodes.values() {
-            let said = node.status.workloads.get(&name("app"));
-            let settled = |told: &proto::object::AssignedApp| {
-                told.order.hold || said.is_some_and(|w| !matches!(w.phase, UpdatePhase::Pending | UpdatePhase::Downloading | UpdatePhase::Verifying))
-            };
-            let said_of_reboot = node.status.reboot.as_ref().filter(|said| Some(&said.order) == node.spec.reboot.as_ref());
-            let up = said_of_reboot.is_some_and(|said| matches!(said.phase, UpdatePhase::Succeeded | UpdatePhase::Failed));
-            prop_assert!(node.spec.reboot.is_none() || up, "{} is not up again: {:?}", node.name(), node.status.reboot);
-            prop_assert!(node.spec.apps.values().all(settled), "{} is left half-way: {:?} {said:?}", node.name(), node.spec);
-        }
+        play(&happenings);
     }
+}
+
+#[test]
+fn a_place_that_one_plan_keeps_for_somebody_is_given_in_the_next() {
+    let shape = Shape { version: 1, selector: 0, waves: 0, budget: 1, on_failure: 0, jitter: false, lax: false };
+    play(&[
+        Happening::Pin(2, true),
+        Happening::Start(shape.clone()),
+        Happening::Phase(2, NodePhase::NotReady),
+        Happening::Start(Shape { version: 7, selector: 3, waves: 1, ..shape }),
+    ]);
 }
