@@ -226,6 +226,9 @@ impl Stage {
         let log = File::options().create(true).append(true).open(self.path(&format!("{name}.log")))?;
         let mut command = self.command(program, &[action, "--data", &self.path(name).to_string_lossy()]);
         command.stdout(log.try_clone()?).stderr(log).process_group(0);
+        if program == "edgecore" {
+            command.env("MALLOC_ARENA_MAX", "1"); // as its systemd unit has it
+        }
         command.spawn().with_context(|| format!("start {program}"))
     }
 
