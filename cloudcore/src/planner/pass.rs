@@ -341,6 +341,9 @@ impl<'a> Pass<'_, 'a> {
         };
         let unbegun = status.nodes.values().any(|entry| waits(entry) && (!entry.told || entry.released_at.is_none()));
         let undecided = status.nodes.values().any(waits);
+        // A restart is over when it has ended, so who came back in time has its turn before that.
+        let late = |entry: &RolloutNode| waits(entry) && entry.phase != UpdatePhase::Blocked && entry.wave.is_some();
+        let restarts = !self.target.is_release() && status.nodes.values().any(late);
         let mut message = summary(&counts);
         use RolloutPhase::{Failed, Paused, Progressing, RollingBack, Succeeded, Superseded};
         let (phase, word) = match current {
@@ -349,6 +352,8 @@ impl<'a> Pass<'_, 'a> {
                 (Failed, "")
             }
             _ if mine == 0 => (Superseded, ""),
+            None if restarts && self.spec().control.paused => (Paused, "Paused"),
+            None if restarts => (Progressing, ""),
             None if counts.taken > 0 => (Superseded, ""),
             // It still holds somebody, so it is no success to anybody who looks.
             None if self.spec().control.paused && counts.healthy < mine => (Paused, "Paused"),

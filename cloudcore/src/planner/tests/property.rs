@@ -433,3 +433,29 @@ fn a_place_that_one_plan_keeps_for_somebody_is_given_in_the_next() {
         Happening::Start(Shape { version: 7, selector: 3, waves: 1, ..shape }),
     ]);
 }
+
+#[test]
+fn who_comes_back_while_a_restart_ends_has_its_turn_all_the_same() {
+    let shape = |version, selector, waves, budget| Shape {
+        version,
+        selector,
+        waves,
+        budget,
+        on_failure: 0,
+        jitter: false,
+        lax: false,
+    };
+    play(&[
+        Happening::Start(shape(1, 0, 0, 0)),
+        Happening::Work(3),
+        Happening::Start(shape(2, 2, 0, 0)),
+        Happening::Phase(5, NodePhase::Unknown),
+        Happening::Delete(0),
+        Happening::Work(2),
+        Happening::Work(1),
+        Happening::Abort,
+        Happening::Start(shape(6, 0, 3, 2)),
+        Happening::Work(1),
+        Happening::Work(4),
+    ]);
+}
