@@ -99,7 +99,7 @@ async fn the_house_reads_what_is_so_and_learns_when_nobody_says_it_any_more() ->
     let mut reader = Reader::open(&house, &[])?;
     reader.until("hub", |fact| fact["state"] == "online").await?;
     house.write_settings("")?;
-    let (code, said) = house.join(&[]).await?;
+    let (code, said) = house.join().await?;
     ensure!(code == 0, "{said}");
     house.stage.start_agent(NODE)?;
     reader.until("nodes/box-1", |fact| fact["phase"] == "Ready").await?;

@@ -140,20 +140,33 @@ impl House {
     }
 
     pub fn write_settings(&self, link: &str) -> anyhow::Result<()> {
-        let door = self.door;
-        let text = format!("[streams]\nhttp = \"127.0.0.1:{door}\"\nmqtt = \"off\"\nmetrics-interval = \"1s\"\n{link}");
-        fs::create_dir_all(self.stage.path(NODE))?;
-        Ok(fs::write(self.stage.path(NODE).join("agent.toml"), text)?)
+        self.write_settings_of(NODE, link)
     }
 
-    /// Runs `edgecore join` for the node with these further arguments; its exit code and output.
-    pub async fn join(&self, more: &[&str]) -> anyhow::Result<(i32, String)> {
+    fn write_settings_of(&self, data: &str, link: &str) -> anyhow::Result<()> {
+        let door = self.door;
+        let text = format!("[streams]\nhttp = \"127.0.0.1:{door}\"\nmqtt = \"off\"\nmetrics-interval = \"1s\"\n{link}");
+        fs::create_dir_all(self.stage.path(data))?;
+        Ok(fs::write(self.stage.path(data).join("agent.toml"), text)?)
+    }
+
+    /// Runs `edgecore join` for the node; its exit code and output.
+    pub async fn join(&self) -> anyhow::Result<(i32, String)> {
+        self.join_in(NODE).await
+    }
+
+    /// The same in a data folder of its own, by other settings.
+    pub async fn join_by(&self, data: &str, link: &str) -> anyhow::Result<(i32, String)> {
+        self.write_settings_of(data, link)?;
+        self.join_in(data).await
+    }
+
+    async fn join_in(&self, data: &str) -> anyhow::Result<(i32, String)> {
         let token = self.stage.crossdock(&["token", "create", "--site", "hz-01", "--node", NODE]).await?;
         let token =
             token.split_whitespace().find(|w| w.starts_with("cdk1.")).context("no token was printed")?.to_owned();
         let hub = self.stage.link_address()?;
-        let args = [&["join", &hub, "--token", &token, "--data", NODE, "--name", NODE], more].concat();
-        self.stage.try_run("edgecore", &args).await
+        self.stage.try_run("edgecore", &["join", &hub, "--token", &token, "--data", data, "--name", NODE]).await
     }
 
     pub async fn publish(&self, n: u64, ballast: usize) -> anyhow::Result<()> {

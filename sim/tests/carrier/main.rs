@@ -23,7 +23,7 @@ async fn everything_works_through_a_broker_and_moves_to_udp_and_back() -> anyhow
     block_udp();
     let link = house.link(&format!("mqtts://127.0.0.1:{}", house.tls), "");
     house.write_settings(&link)?;
-    let (code, said) = house.join(&[]).await?;
+    let (code, said) = house.join().await?;
     ensure!(code == 0 && said.contains("joined"), "{said}");
     house.stage.start_agent(NODE)?;
 

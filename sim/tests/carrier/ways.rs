@@ -4,6 +4,7 @@ use std::{fs, process::Stdio, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use cloudcore::stage::free_port;
+use futures_util::future::try_join_all;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256,
 };
@@ -32,7 +33,7 @@ async fn tinyproxy(house: &House, ports: &[u16]) -> anyhow::Result<(Child, u16)>
 
 /// The box joins by its settings, and a first release runs there.
 async fn join_and_run(house: &mut House, ballast: usize) -> anyhow::Result<()> {
-    let (code, said) = house.join(&[]).await?;
+    let (code, said) = house.join().await?;
     ensure!(code == 0, "{said}");
     house.stage.start_agent(NODE)?;
     house.publish(1, ballast).await?;
@@ -61,18 +62,21 @@ async fn a_proxy_carries_and_what_is_wrong_is_named() -> anyhow::Result<()> {
     let wrong_user = house.link(&mqtts, "").replace("user = \"box-1\"", "user = \"box-9\"");
     let anothers =
         house.link(&mqtts, "").replace("user = \"box-1\"", "user = \"box-2\"").replace("/box-1\"", "/box-2\"");
-    for (link, word, mend) in [
+    let wrong = [
         (unknown_ca, "no TLS with broker", "check that ca"),
         (wrong_user, "does not let user box-9 in", "check user and password file"),
         (anothers, "no hub answers through it", "allows this node to write crossdock/v1/demo/box-1/up"),
         (house.link(&mqtts, &through(strict)), "does not connect to", "allow CONNECT"),
         (house.link(&format!("ws://127.0.0.1:{tls}"), ""), "speaks no WebSocket", "listener"),
         (house.link(&format!("mqtt://127.0.0.1:{tls}"), ""), "127.0.0.1", "TLS"),
-    ] {
-        house.write_settings(&link)?;
-        let (code, said) = house.join(&[]).await?;
+    ];
+    // None of them comes to anything, so they need not wait for each other.
+    let joins = wrong.iter().enumerate().map(async |(number, (link, word, mend))| {
+        let (code, said) = house.join_by(&format!("wrong-{number}"), link).await?;
         ensure!(code == 7 && said.contains(word) && said.contains(mend), "wanted {word:?}, {mend:?}: {said}");
-    }
+        anyhow::Ok(())
+    });
+    try_join_all(joins).await?;
 
     // TLS through the proxy: all of the link, from joining on.
     house.write_settings(&house.link(&mqtts, &through(proxy)))?;
@@ -177,7 +181,7 @@ async fn a_broker_that_wants_certificates_gets_them_from_hub_and_agent() -> anyh
 
     let link = format!("[[link.broker]]\nurl = \"mqtts://127.0.0.1:{tls}\"\nca = {:?}\n", own("broker.pem"));
     house.write_settings(&link)?;
-    let (code, said) = house.join(&[]).await?;
+    let (code, said) = house.join().await?;
     ensure!(code == 7 && said.contains("check certificate and key"), "{said}");
     let shown = format!("certificate = {:?}\nkey = {:?}\n", own("box-1.pem"), own("box-1.key"));
     house.write_settings(&(link + &shown))?;
