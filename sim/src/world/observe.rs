@@ -291,9 +291,7 @@ fn make_apps(edge: &EdgeBox, node: Option<&Node>) -> BTreeMap<Name, AppSeen> {
     for (app, assigned) in node.iter().flat_map(|node| &node.spec.apps) {
         let said = node.and_then(|node| node.status.workloads.get(app));
         let settled = |said: &WorkloadStatus| {
-            use UpdatePhase::{Failed, RolledBack, Succeeded};
-            said.target.as_ref().is_some_and(|target| target.digest == assigned.digest)
-                && matches!(said.phase, Succeeded | Failed | RolledBack)
+            said.target.as_ref().is_some_and(|target| target.digest == assigned.digest) && said.phase.is_decided()
         };
         apps.entry(app.clone()).or_insert_with(AppSeen::nothing).told = Some(Told {
             rollout: assigned.rollout.clone(),
