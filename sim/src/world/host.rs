@@ -29,7 +29,7 @@ use crate::{
 const ENOUGH_MEMORY_BYTES: u64 = 2 << 30;
 
 /// Attempts to have the folder of a run, which one that ends may remove at that moment.
-const ATTEMPTS: u32 = 3;
+const ATTEMPTS: u32 = 100;
 
 /// A simulated machine. Clones are handles of the same one.
 #[derive(Clone)]
@@ -102,7 +102,7 @@ impl Host {
 /// A folder for all simulated disks: in memory where there is plenty, since every write is synced.
 ///
 /// Its name stands in messages of agents, which are compressed on their way: it is the same whenever a run is
-/// repeated. A run beside one that is the same has another.
+/// repeated. A run beside one that is the same waits until that is over.
 pub(super) fn disk(seed: &Seed) -> anyhow::Result<Folder> {
     let memory = Path::new("/dev/shm");
     let free = rustix::fs::statvfs(memory).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
@@ -121,7 +121,8 @@ pub(super) fn disk(seed: &Seed) -> anyhow::Result<Folder> {
             Ok(lock) => lock,
         };
         if lock.try_lock().is_err() {
-            break; // the same is played beside this
+            tracing::warn!(folder = %path.display(), "the same is played beside this; it waits for that to end");
+            lock.lock()?;
         }
         let (held, there) = (lock.metadata()?, fs::symlink_metadata(&path));
         // Everybody may write where it lies: what is cleared is our own folder, not one that a link leads to.
@@ -168,4 +169,26 @@ pub(super) fn allow_many_files() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     let _ = setrlimit(Resource::Nofile, limit); // with fewer, a large fleet says so itself
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread};
+
+    use super::*;
+
+    #[test]
+    fn a_run_beside_the_same_waits_and_has_the_same_folder() {
+        let seed = Seed::from_u64(1);
+        let first = disk(&seed).unwrap();
+        let path = first.path().to_owned();
+        let (sender, receiver) = mpsc::channel();
+        let name = thread::current().name().unwrap().to_owned();
+        let beside = thread::Builder::new().name(name).spawn(move || sender.send(disk(&seed).unwrap())).unwrap();
+        let waits = receiver.recv_timeout(std::time::Duration::from_millis(50));
+        assert_eq!(waits.map(|folder| folder.path().to_owned()), Err(mpsc::RecvTimeoutError::Timeout));
+        drop(first);
+        assert_eq!(receiver.recv().unwrap().path(), path);
+        beside.join().unwrap().unwrap();
+    }
 }
