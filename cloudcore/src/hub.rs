@@ -6,7 +6,7 @@
 //!   (rollouts)     | reports, when changed
 //!              Sessions <== QUIC ==> agents
 //!                  |  assignments, artifacts, metadata
-//!              Blobs, Trust, Ca, Streams, Webhooks
+//!              Blobs, Trust, Director, Ca, Streams, Webhooks
 //! ```
 //!
 //! [`Hub::open`] binds the link, [`Hub::run`] serves until told to stop. Opened by `cloudcore serve`, by
@@ -47,6 +47,7 @@ use crate::{
     bus,
     ca::{Ca, CaError},
     config::HubConfig,
+    director::{Director, DirectorError},
     link::{
         self, LogsError,
         brokers::{Brokers, Through},
@@ -79,6 +80,9 @@ pub enum HubError {
     /// The release metadata failed.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// The director failed.
+    #[error(transparent)]
+    Director(#[from] DirectorError),
     /// The certificate authority failed.
     #[error(transparent)]
     Ca(#[from] CaError),
@@ -128,6 +132,7 @@ struct Inner {
     store: Store,
     blobs: Blobs,
     trust: Trust,
+    director: Director,
     ca: Ca,
     sessions: Sessions,
     brokers: Arc<Brokers>,
@@ -159,6 +164,7 @@ impl Hub {
         let store = Store::open(&data.join("hub.db"), &env).await?;
         let blobs = Blobs::open(&data.join("blobs"), &env)?;
         let trust = Trust::open(&data.join("trust.record"), &env, &blobs, &store).await?;
+        let director = Director::open(&data, &env)?;
         let brokers = Arc::new(Brokers::new(&config.brokers, &config.fleet, config.data_dir.clone()));
         let (endpoint, terms) = endpoint::bind(&config, &env, &ca, &brokers)?;
         let address = endpoint.local_addr().map_err(|source| HubError::Bind { address: config.link_listen, source })?;
@@ -173,6 +179,7 @@ impl Hub {
             store,
             blobs,
             trust,
+            director,
             ca,
             sessions,
             brokers,
@@ -249,6 +256,12 @@ impl Hub {
     #[must_use]
     pub fn trust(&self) -> &Trust {
         &self.0.trust
+    }
+
+    /// What signs its orders.
+    #[must_use]
+    pub fn director(&self) -> &Director {
+        &self.0.director
     }
 
     /// Its streams of records.
@@ -335,7 +348,8 @@ impl Hub {
         let spec = JoinTokenSpec { site, node, uses, expires_at, secret_hash: Token::secret_hash(&secret), labels };
         let name: ObjectName = id.parse()?;
         let object = self.0.store.create(Object::new(name, spec)).await?;
-        Ok((object, Token { id, secret, ca: self.0.ca.spki(), root, fleet: Some(self.0.config.fleet.clone()) }))
+        let (fleet, director) = (Some(self.0.config.fleet.clone()), Some(self.0.director.first_root().1));
+        Ok((object, Token { id, secret, ca: self.0.ca.spki(), root, director, fleet }))
     }
 
     fn draw_token(&self) -> (String, String) {

@@ -10,6 +10,7 @@
 //! | [`ca`] | the fleet's certificate authority |
 //! | [`link`] | QUIC towards the agents: joining, sessions, artifacts |
 //! | [`blobs`] | artifacts by digest, kept in compressed chunks |
+//! | [`director`] | signs for each node what it should run, with the hub's online key |
 //! | [`trust`] | the release repository that the hub serves, verified before it does |
 //! | [`streams`] | records of the nodes: taken once, kept in a sink, queried |
 //! | [`webhooks`] | events told to other systems, each at least once |
@@ -30,6 +31,7 @@ pub mod bus;
 pub mod ca;
 pub mod cli;
 pub mod config;
+pub mod director;
 pub mod events;
 pub mod hub;
 pub mod init;

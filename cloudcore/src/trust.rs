@@ -19,11 +19,12 @@ use proto::{
     digest::Digest,
     durable::{DurableError, Loaded, Record},
     env::Env,
-    link::message::{MetadataReply, MetadataRequest},
+    link::message::{Assignment, MetadataReply, MetadataRequest},
     name::ReleaseName,
     object::{Object, Release, ReleaseSpec},
     release::{MAX_MANIFEST_BYTES, Manifest, ManifestError},
-    tuf::{Documents, Target, TrustedSet, TufError},
+    tuf::{Documents, Target, TrustedSet, TufError, schema::TargetFile},
+    watch,
 };
 use serde::{Deserialize, Serialize};
 
@@ -129,6 +130,7 @@ struct Inner {
     state: RwLock<Option<Arc<State>>>,
     /// One publication at a time.
     publishing: tokio::sync::Mutex<()>,
+    publications: watch::Sender<u64>,
 }
 
 impl Trust {
@@ -165,6 +167,7 @@ impl Trust {
             store: store.clone(),
             state: RwLock::new(state.clone()),
             publishing: tokio::sync::Mutex::default(),
+            publications: watch::channel(0).0,
         }));
         if let Some(state) = state {
             // A crash between the record and the objects is mended here.
@@ -193,7 +196,24 @@ impl Trust {
         let (record, content) = (self.0.record.clone(), serde_json::to_vec(&kept)?);
         self.0.env.blocking.run(move || record.store(&content)).await?;
         *self.0.state.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(next));
+        self.0.publications.send_modify(|count| *count += 1);
         self.write_releases(releases).await
+    }
+
+    /// Counts publications: what is signed for nodes names what they list.
+    #[must_use]
+    pub fn publications(&self) -> watch::Receiver<u64> {
+        self.0.publications.subscribe()
+    }
+
+    /// The releases of an assignment as the metadata lists them, by path. What is not listed is left out.
+    #[must_use]
+    pub fn target_files(&self, assignment: &Assignment) -> BTreeMap<String, TargetFile> {
+        let Some(state) = self.state() else { return BTreeMap::new() };
+        let paths = assignment.apps.iter().map(|(app, ordered)| {
+            ReleaseName { app: app.clone(), version: ordered.release.version.clone() }.target_path()
+        });
+        paths.filter_map(|path| Some((path.clone(), state.set.target_file(&path)?.clone()))).collect()
     }
 
     /// What a peer lacks. Empty while nothing was published.

@@ -25,6 +25,7 @@ use proto::{
     env::Env,
     identity,
     link::message::Report,
+    name::Name,
     object::{CarrierStatus, Condition, ConditionStatus, condition},
     stream::event,
     watch,
@@ -47,13 +48,17 @@ use crate::{
     driver::Driver,
     facts::Facts,
     fetch::{Fetcher, Source, Space},
-    link::{Link, Shared, assignment::Assignments, carriers::Carriers},
+    link::{
+        Link, Shared,
+        assignment::{AssignmentProblem, Assignments, Place},
+        carriers::Carriers,
+    },
     outbox::{Outbox, OutboxConfig, OutboxError, OutboxState},
     reboot::{self, Reboots},
     settings::{self, Settings, SettingsError},
     status::StatusView,
     telemetry::{self, Teller},
-    trust::{Trust, TrustState},
+    trust::{Trust, TrustState, clock::TrustedClock, refresh},
     uplink,
 };
 
@@ -66,6 +71,8 @@ pub struct Agent {
     config: AgentConfig,
     shared: Arc<Shared>,
     trust: Arc<Trust>,
+    /// Where newer metadata comes from.
+    source: Arc<dyn Source>,
     link: Arc<Link>,
     apps: Apps,
     outbox: Outbox,
@@ -128,10 +135,12 @@ impl Agent {
         let outbox = Outbox::open(&paths.outbox(), outbox_config(&settings.streams), env.clone()).await?;
         let doors = doors::open(&settings.streams, data_dir, &config.node, Arc::new(outbox.clone()), env.clone()).await;
 
-        let assignments = Assignments::open(paths.assignment(), env.clone())?;
+        let clock = TrustedClock::new(env.wall.clone());
+        let place = assignment_place(&paths, &config.node);
+        let assignments = Assignments::open(place, env.clone(), clock.clone())?;
         let assignment = assignments.subscribe();
         let board = watch::channel(Report { observed_generation: assignments.generation(), ..Report::default() }).0;
-        let trust = Arc::new(Trust::open(paths.trust(), env.clone())?);
+        let trust = Arc::new(Trust::open(paths.trust(), env.clone(), clock, assignments.directed())?);
         let shared = Arc::new(Shared {
             env: env.clone(),
             paths: paths.clone(),
@@ -145,7 +154,8 @@ impl Agent {
         let link = Arc::new(Link::new(shared.clone()));
         let source: Arc<dyn Source> = Arc::new(link.source());
         let fetcher = Fetcher::new(env.clone(), source.clone(), Space::of_disk());
-        let stage: Arc<dyn Stage> = Arc::new(Stager::new(trust.clone(), fetcher, source, facts.info().hardware));
+        let stage: Arc<dyn Stage> =
+            Arc::new(Stager::new(trust.clone(), fetcher, source.clone(), facts.info().hardware));
         let boot_id = facts.boot_id();
         let status = StatusView {
             config: Arc::new(config.clone()),
@@ -163,7 +173,20 @@ impl Agent {
         let apps = Apps::new(Arc::new(context), paths.apps(), assignment);
         let metrics_interval = settings.streams.metrics_interval;
         let reboot = settings.node.reboot;
-        Ok(Agent { config, shared, trust, link, apps, outbox, doors, metrics_interval, reboot, status, _lock: lock })
+        Ok(Agent {
+            config,
+            shared,
+            trust,
+            source,
+            link,
+            apps,
+            outbox,
+            doors,
+            metrics_interval,
+            reboot,
+            status,
+            _lock: lock,
+        })
     }
 
     /// Who this node is.
@@ -195,6 +218,7 @@ impl Agent {
         tasks.spawn(self.apps.run());
         let link = self.link.clone();
         tasks.spawn(async move { link.run().await });
+        tasks.spawn(refresh::run(self.trust.clone(), self.source, self.link.online()));
         tasks.spawn(uplink::run(self.outbox.clone(), self.link.live()));
         if let Some(carriers) = self.shared.carriers.clone() {
             tasks.spawn(tell_carriers(carriers.told(), self.shared.board.clone()));
@@ -233,6 +257,12 @@ impl Agent {
         tasks.shutdown().await;
         Ok(ended?)
     }
+}
+
+/// Where assignments of this node are kept.
+#[must_use]
+pub fn assignment_place(paths: &Paths, node: &Name) -> Place {
+    Place { record: paths.assignment(), first_root: paths.director_root(), node: node.clone() }
 }
 
 /// The carriers of the link, where there are several: `agent.toml` comes before what joining was told.
@@ -304,7 +334,7 @@ async fn watch_conditions(
         if same && !trust.has_changed() && !outbox.has_changed() && !endpoints.has_changed() && !unkept.has_changed() {
             continue;
         }
-        let mut conditions = vec![ready(&trust.borrow_and_update(), now)];
+        let mut conditions = trust_conditions(&trust.borrow_and_update(), now);
         conditions.extend_from_slice(&found);
         conditions.push(streams(&outbox.borrow_and_update(), &endpoints.borrow_and_update(), now));
         conditions.push(assignment(unkept.borrow_and_update().as_ref(), now));
@@ -325,28 +355,40 @@ async fn watch_conditions(
 }
 
 /// Whether the newest assignment is not kept, and so not acted on.
-fn assignment(problem: Option<&String>, now: jiff::Timestamp) -> Condition {
-    let (status, reason) = match problem {
-        Some(_) => (ConditionStatus::True, "NotKept"),
-        None => (ConditionStatus::False, "Kept"),
+fn assignment(problem: Option<&AssignmentProblem>, now: jiff::Timestamp) -> Condition {
+    let (status, reason, message) = match problem {
+        Some(problem) => (ConditionStatus::True, problem.reason, problem.message.clone()),
+        None => (ConditionStatus::False, "Kept", String::new()),
     };
-    let (message, kind) = (problem.cloned().unwrap_or_default(), condition::ASSIGNMENT_PRESSURE.to_owned());
+    let kind = condition::ASSIGNMENT_PRESSURE.to_owned();
     Condition { r#type: kind, status, reason: reason.into(), message, last_transition_time: now }
 }
 
-fn ready(trust: &TrustState, now: jiff::Timestamp) -> Condition {
+/// Whether releases can be verified, and whether newer metadata arrives.
+fn trust_conditions(trust: &TrustState, now: jiff::Timestamp) -> Vec<Condition> {
     let lost = trust.versions.root == 0;
     let (status, reason) = match lost {
         true => (ConditionStatus::False, "TrustLost"),
         false => (ConditionStatus::True, "AgentReady"),
     };
-    Condition {
+    let ready = Condition {
         r#type: "Ready".into(),
         status,
         reason: reason.into(),
         message: trust.problem.clone(),
         last_transition_time: now,
-    }
+    };
+    let (status, reason, message) = match trust.stale.is_fresh() {
+        true => (ConditionStatus::False, "Fresh", String::new()),
+        false => {
+            let advice = "what runs goes on and nothing new is accepted: publish again (crossdock release publish), \
+                          and look whether the hub withholds it";
+            (ConditionStatus::True, "Freeze", format!("{}; {advice}", trust.stale))
+        }
+    };
+    let kind = condition::METADATA_STALE.to_owned();
+    let stale = Condition { r#type: kind, status, reason: reason.into(), message, last_transition_time: now };
+    vec![ready, stale]
 }
 
 /// Whether records of streams can be taken as they should.

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! <data>/agent.json      who this node is and where its hub listens (this module's record)
-//! <data>/identity/       node.pem (private key, own certificate, the CA's), root.json (first trust root)
+//! <data>/identity/       node.pem (private key, own certificate, the CA's), root.json (first trust root of the
+//!                        releases), director.json (that of the director)
 //! <data>/trust           the verified metadata ([`crate::trust`])
 //! <data>/assignment      the newest assignment ([`crate::agent`])
 //! <data>/told            what was told as events (`telemetry`)
@@ -111,12 +112,17 @@ impl Paths {
     pub fn first_root(&self) -> PathBuf {
         self.0.join("identity/root.json")
     }
+    /// The director's first root, as the token pinned it or the hub showed it first.
+    #[must_use]
+    pub fn director_root(&self) -> PathBuf {
+        self.0.join("identity/director.json")
+    }
     /// The verified metadata.
     #[must_use]
     pub fn trust(&self) -> Record {
         Record::at(self.0.join("trust"))
     }
-    /// The newest assignment.
+    /// The newest assignment, with the director's verified metadata.
     #[must_use]
     pub fn assignment(&self) -> Record {
         Record::at(self.0.join("assignment"))

@@ -7,7 +7,7 @@
 //! Until the answer is checked nothing of an identity that is there is touched. A cut at any point is
 //! mended by the same command: the hub knows the key and answers again without using the token up. On a
 //! box that had joined before it yields the same node with a new key; what the box trusts is kept when
-//! it is whole and descends from the root that the token pins. Under another root the apps go on, while the
+//! it is whole and descends from the roots that the token pins. Under another root the apps go on, while the
 //! assignment, the floors and the failures of before, which the other root vouched for, are forgotten.
 
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
@@ -33,9 +33,10 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, pem::PemObject as _};
 use tokio::time::timeout;
 
 use crate::{
+    agent::assignment_place,
     apps::{self, slot::SlotError},
     config::{self, AgentConfig, ConfigError, Paths},
-    link::{carriers::Carriers, problem::Problem, quic},
+    link::{assignment, carriers::Carriers, problem::Problem, quic},
     settings::{Settings, SettingsError},
     trust::{self, Refusal},
 };
@@ -168,8 +169,9 @@ pub async fn join(options: JoinOptions, env: &Env) -> Result<Joined, JoinError> 
     let carriers = carriers(env, &options, &request.name)?;
     match ask_all(env, &hubs, &options.token, &request, carriers).await? {
         JoinReply::Refused { code, message } => Err(JoinError::Refused { code, message }),
-        JoinReply::Accepted { node, site, fleet, certificates, root, hubs: more } => {
-            check(&options.token, &key, &node, &certificates, &root)?;
+        JoinReply::Accepted { node, site, fleet, certificates, root, director_root, hubs: more } => {
+            let roots = Roots { release: root, director: director_root };
+            check(&options.token, &key, &node, &certificates, &roots)?;
             let mut config =
                 AgentConfig { data_dir: options.data_dir, node, site, fleet, hubs, brokers: options.brokers };
             for hub in more.iter().filter_map(|h| with_port(h).ok()) {
@@ -177,7 +179,7 @@ pub async fn join(options: JoinOptions, env: &Env) -> Result<Joined, JoinError> 
                     config.hubs.push(hub);
                 }
             }
-            keep(&paths, &config, &key, &certificates, &root)?;
+            keep(&paths, &config, &key, &certificates, &roots)?;
             Ok(Joined { node: config.node, site: config.site, fleet: config.fleet })
         }
     }
@@ -370,12 +372,22 @@ async fn ask_on(
     reply
 }
 
+/// The first roots of both repositories, as the hub answered.
+struct Roots {
+    release: String,
+    /// Hubs of before the director have none.
+    director: Option<String>,
+}
+
 /// What the hub answered fits the token, the key and itself.
-fn check(token: &Token, key: &KeyPair, node: &Name, certificates: &str, root: &str) -> Result<(), JoinError> {
+fn check(token: &Token, key: &KeyPair, node: &Name, certificates: &str, roots: &Roots) -> Result<(), JoinError> {
     let wrong = |text: &str| Err(JoinError::Answer(text.into()));
-    let found = Digest::of(root.as_bytes());
-    if found != token.root {
+    if Digest::of(roots.release.as_bytes()) != token.root {
         return wrong("its first trust root is not the one that the token pins; ask for a new token");
+    }
+    let director = roots.director.as_ref().map(|root| Digest::of(root.as_bytes()));
+    if token.director.is_some() && token.director != director {
+        return wrong("its director's first root is not the one that the token pins; ask for a new token");
     }
     let chain: Vec<CertificateDer<'_>> = CertificateDer::pem_slice_iter(certificates.as_bytes())
         .collect::<Result<_, _>>()
@@ -397,18 +409,35 @@ fn check(token: &Token, key: &KeyPair, node: &Name, certificates: &str, root: &s
 
 /// Writes all of it; `agent.json` last. What another trust root vouched for is forgotten before the new one
 /// is on disk, so that a cut in between is mended by the same command.
-fn keep(paths: &Paths, config: &AgentConfig, key: &KeyPair, certificates: &str, root: &str) -> Result<(), JoinError> {
+fn keep(
+    paths: &Paths,
+    config: &AgentConfig,
+    key: &KeyPair,
+    certificates: &str,
+    roots: &Roots,
+) -> Result<(), JoinError> {
     let first_root = paths.first_root();
-    let same_root = fs::read(&first_root).is_ok_and(|bytes| bytes == root.as_bytes());
+    let is_at = |path: &PathBuf, root: &str| fs::read(path).is_ok_and(|bytes| bytes == root.as_bytes());
+    let same_root = is_at(&first_root, &roots.release);
     if !same_root {
         // Another fleet: its counters and generations have nothing to do with those before.
         apps::forget_trust(&paths.apps())?;
-        paths.assignment().remove()?;
     }
     if !same_root || !trust::is_whole(&paths.trust())? {
         paths.trust().remove()?;
-        trust::begin(&paths.trust(), root)?;
-        durable::write(&first_root, root.as_bytes(), 0o600)?;
+        trust::begin(&paths.trust(), &roots.release)?;
+        durable::write(&first_root, roots.release.as_bytes(), 0o600)?;
+    }
+    let place = assignment_place(paths, &config.node);
+    let same_director = match &roots.director {
+        Some(root) => is_at(&place.first_root, root) && assignment::is_whole(&place.record)?,
+        None => !place.first_root.exists(),
+    };
+    if !same_root || !same_director {
+        // The first root goes last, and comes last: while it is there the record must hold the director's metadata.
+        durable::remove(&place.first_root)?;
+        place.record.remove()?;
+        roots.director.as_ref().map_or(Ok(()), |root| assignment::begin(&place, root))?;
     }
     let bundle = format!("{}{certificates}", key.serialize_pem());
     durable::write(&paths.identity(), bundle.as_bytes(), 0o600)?;

@@ -1,16 +1,22 @@
-//! The trusted metadata on disk, and what may be run by it.
+//! The trusted metadata of the release repository on disk, and what may be run by it.
 //!
 //! One durable record holds all documents. It is made when the box joins, so when it is missing or
 //! damaged later something went wrong: then nothing new is accepted until the box joins again, while
 //! what runs goes on. An older second copy is used and reported.
 //!
-//! Time is the latest of the clock, [`BUILT`], and the newest issue time that the persisted releases were
-//! signed with. Only what is signed offline raises it: a clock that was ahead, or a hub that lies, locks
-//! nobody out. So a clock that fell back makes metadata fresh again that expired after that time, and none
-//! that expired before it. [`crate::apps`] asks, before anything is fetched.
+//! What is accepted both repositories agree on: [`crate::link::assignment`] holds what the director signed for this
+//! node, and this module what the release repository says of the same release. [`crate::apps`] asks, before anything
+//! is fetched. [`clock`] says by which time expiry is judged, [`refresh`] keeps the metadata fresh and tells when it
+//! cannot.
+
+pub mod clock;
+pub mod refresh;
+
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use proto::{
+    director::{self, Directive},
     durable::{DurableError, Loaded, Record},
     env::Env,
     link::message::MetadataRequest,
@@ -22,11 +28,8 @@ use proto::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
+use self::{clock::TrustedClock, refresh::Staleness};
 use crate::fetch::{Source, SourceError};
-
-/// 2026-01-01: this program is no older. Raised with each version; a build script that asked the clock would
-/// make two builds of one source differ.
-pub const BUILT: Timestamp = Timestamp::constant(1_767_225_600, 0);
 
 /// Why a release is not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +43,9 @@ pub enum Refusal {
     /// Metadata does not verify, or does not list the release.
     #[error(transparent)]
     Metadata(#[from] TufError),
+    /// The director's metadata is past its time.
+    #[error("the director's {0}")]
+    Director(TufError),
     /// The signed digest is another than the assigned one.
     #[error("{release} is assigned with digest {assigned}, but {signed} is what was signed; start the rollout again")]
     OtherDigest {
@@ -50,6 +56,29 @@ pub enum Refusal {
         /// What was signed.
         signed: String,
     },
+    /// The director does not order it.
+    #[error("{release} is not what the director signed for this node; let the hub state its assignment again")]
+    NotDirected {
+        /// Which release.
+        release: ReleaseName,
+    },
+    /// The repositories contradict each other.
+    #[error(
+        "{release} is refused: director and release repository disagree on its {field}; \
+         publish it again if it was changed on purpose, else somebody signs in the hub's name"
+    )]
+    Disagreement {
+        /// Which release.
+        release: ReleaseName,
+        /// On what.
+        field: &'static str,
+    },
+    /// One key speaks for both repositories.
+    #[error(
+        "the release repository and the director share the key {0}, so stealing it would be enough; \
+         rotate it out of one of them: crossdock root rotate"
+    )]
+    SharedKey(String),
     /// Older than what was trusted here.
     #[error(
         "rollback attack refused: {release} has release counter {counter}, {floor} is trusted here already; \
@@ -82,14 +111,16 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// One word for programs.
+    /// One word for programs: the attack, where there is one.
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
             Refusal::Lost(_) => "TrustLost",
-            Refusal::Rollback { .. } | Refusal::Metadata(TufError::Rollback { .. }) => "Rollback",
-            Refusal::Metadata(TufError::Expired { .. }) => "MetadataExpired",
-            Refusal::Metadata(_) | Refusal::OtherDigest { .. } => "VerificationFailed",
+            Refusal::Metadata(error) | Refusal::Director(error) => error.code(),
+            Refusal::Rollback { .. } => "Rollback",
+            Refusal::OtherDigest { .. } | Refusal::Disagreement { .. } => "MixAndMatch",
+            Refusal::NotDirected { .. } => "NotDirected",
+            Refusal::SharedKey(_) => "SharedKey",
             Refusal::WrongHardware { .. } => "WrongHardware",
             Refusal::Source(_) => "HubUnreachable",
             Refusal::Durable(e) if e.is_disk_full() => "DiskFull",
@@ -116,6 +147,28 @@ pub struct TrustState {
     /// What is wrong; empty when nothing is.
     #[serde(default)]
     pub problem: String,
+    /// Roles of both repositories that are past their time, since newer metadata does not arrive.
+    #[serde(default, skip_serializing_if = "Staleness::is_fresh")]
+    pub stale: Staleness,
+}
+
+/// What the director signed for this node, verified.
+#[derive(Debug, Clone)]
+pub struct Directed {
+    /// Its metadata.
+    pub set: TrustedSet,
+    /// Its order; none before the first.
+    pub directive: Option<Directive>,
+}
+
+/// What the record holds besides the documents.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    #[serde(flatten)]
+    documents: Documents,
+    /// See [`TrustedClock::floor`]: a release that is withdrawn leaves it where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "timeFloor")]
+    time_floor: Option<Timestamp>,
 }
 
 /// The trusted metadata of this box.
@@ -123,7 +176,10 @@ pub struct TrustState {
 pub struct Trust {
     env: Env,
     record: Record,
+    clock: TrustedClock,
     set: Mutex<Result<TrustedSet, String>>,
+    /// What the director says; nothing with a hub of before it.
+    directed: watch::Receiver<Option<Arc<Directed>>>,
     state: watch::Sender<TrustState>,
 }
 
@@ -132,19 +188,19 @@ pub struct Trust {
 /// # Errors
 /// When the root is no root, or cannot be written.
 pub fn begin(record: &Record, root: &str) -> Result<(), Refusal> {
-    store(record, &TrustedSet::new(root)?)
+    store(record, &TrustedSet::new(root)?, None)
 }
 
-fn store(record: &Record, set: &TrustedSet) -> Result<(), Refusal> {
-    let json = serde_json::to_vec(&set.documents()).unwrap_or_default(); // strings only: cannot fail
-    Ok(record.store(&json)?)
+fn store(record: &Record, set: &TrustedSet, time_floor: Option<Timestamp>) -> Result<(), Refusal> {
+    let kept = Kept { documents: set.documents(), time_floor };
+    Ok(record.store(&serde_json::to_vec(&kept).unwrap_or_default())?) // strings only: cannot fail
 }
 
-/// What a record holds, verified again.
-fn read(loaded: Loaded) -> Result<(TrustedSet, bool), String> {
+/// What a record holds, verified again, and whether it is the second copy.
+fn read(loaded: Loaded) -> Result<(TrustedSet, Option<Timestamp>, bool), String> {
     let parse = |content: Vec<u8>, fallback| {
-        let documents: Documents = serde_json::from_slice(&content).map_err(|e| e.to_string())?;
-        TrustedSet::load(&documents).map(|set| (set, fallback)).map_err(|e| e.to_string())
+        let kept: Kept = serde_json::from_slice(&content).map_err(|e| e.to_string())?;
+        TrustedSet::load(&kept.documents).map(|set| (set, kept.time_floor, fallback)).map_err(|e| e.to_string())
     };
     match loaded {
         Loaded::Good(content) => parse(content, false),
@@ -167,23 +223,32 @@ impl Trust {
     ///
     /// # Errors
     /// When the record cannot be read at all.
-    pub fn open(record: Record, env: Env) -> Result<Trust, DurableError> {
-        let found = read(record.load_and_mend()?);
+    pub fn open(
+        record: Record,
+        env: Env,
+        clock: TrustedClock,
+        directed: watch::Receiver<Option<Arc<Directed>>>,
+    ) -> Result<Trust, DurableError> {
         let mut problem = String::new();
-        match &found {
-            Ok((_, false)) => {}
-            Ok((_, true)) => {
-                problem = "the newest copy of the trusted metadata is damaged, the one before is used".into();
-                tracing::warn!("{problem}");
+        let set = match read(record.load_and_mend()?) {
+            Ok((set, floor, fallback)) => {
+                if fallback {
+                    problem = "the newest copy of the trusted metadata is damaged, the one before is used".into();
+                    tracing::warn!("{problem}");
+                }
+                floor.into_iter().for_each(|floor| clock.raise(floor));
+                raise(&clock, &set);
+                Ok(set)
             }
             Err(lost) => {
                 problem = Refusal::Lost(lost.clone()).to_string();
                 tracing::error!("{problem}");
+                Err(lost)
             }
-        }
-        let set = found.map(|(set, _)| set);
+        };
         let versions = set.as_ref().map(TrustedSet::versions).unwrap_or_default();
-        Ok(Trust { env, record, set: Mutex::new(set), state: watch::channel(TrustState { versions, problem }).0 })
+        let state = TrustState { versions, problem, stale: Staleness::default() };
+        Ok(Trust { env, record, clock, set: Mutex::new(set), directed, state: watch::channel(state).0 })
     }
 
     /// How it stands.
@@ -192,7 +257,7 @@ impl Trust {
         self.state.subscribe()
     }
 
-    /// Whether the signatures vouch for `release` of `app` on a box of `hardware`, with a counter of at
+    /// Whether both repositories vouch for `release` of `app` on a box of `hardware`, with a counter of at
     /// least `floor`. Asks `source` for newer metadata when ours refuses it or is not fresh.
     ///
     /// # Errors
@@ -208,48 +273,110 @@ impl Trust {
         let name = ReleaseName { app: app.clone(), version: release.version.clone() };
         let mut held = self.set.lock().await;
         let set = held.as_mut().map_err(|lost| Refusal::Lost(lost.clone()))?;
+        let directed = self.directed.borrow().clone();
+        let vouched = |set: &TrustedSet| -> Result<Accepted, Refusal> {
+            let accepted = judge(set.manifest_target(&name)?, &name, release, floor, hardware)?;
+            directed.as_ref().map_or(Ok(()), |directed| agreed(set, directed, &name, self.clock.now()))?;
+            Ok(accepted)
+        };
         // A release that was published again under a higher counter keeps its digest, so any refusal by
         // what is held here may be out of date.
-        let vouched = || judge(set.manifest_target(&name)?, name.clone(), release, floor, hardware);
-        if vouched().is_err() || set.check_fresh(now(set, self.env.wall.now())).is_err() {
-            let reply = source.metadata(set.versions()).await?;
-            let newer = set.update(&reply, now(set, self.env.wall.now()))?;
-            if newer.versions() != set.versions() {
-                let (record, shared) = (self.record.clone(), newer.clone());
-                self.env.blocking.run(move || store(&record, &shared)).await?;
-                self.state.send_replace(TrustState { versions: newer.versions(), problem: String::new() });
-            }
-            *set = newer;
+        if vouched(set).is_err() || set.check_fresh(self.clock.now()).is_err() {
+            self.update(source, set).await?;
         }
-        set.check_fresh(now(set, self.env.wall.now()))?;
-        judge(set.manifest_target(&name)?, name, release, floor, hardware)
+        set.check_fresh(self.clock.now())?;
+        vouched(set)
+    }
+
+    /// Asks `source` for newer metadata.
+    ///
+    /// # Errors
+    /// Why it is not accepted, or did not come.
+    pub async fn refresh(&self, source: &dyn Source) -> Result<(), Refusal> {
+        let mut held = self.set.lock().await;
+        let set = held.as_mut().map_err(|lost| Refusal::Lost(lost.clone()))?;
+        self.update(source, set).await
+    }
+
+    /// Looks which roles are past their time, and puts it into the state.
+    pub async fn look(&self) -> Staleness {
+        let directed = self.directed.borrow().clone();
+        let stale = match &*self.set.lock().await {
+            Err(_) => Staleness::default(), // the state says that it is lost
+            Ok(set) if set.targets_meta().is_none() => Staleness::default(), // nothing was needed yet
+            Ok(set) => {
+                let ordered = directed.iter().filter(|d| d.directive.is_some()).map(|d| ("director", &d.set));
+                let sets: Vec<(&str, &TrustedSet)> = [("release", set)].into_iter().chain(ordered).collect();
+                Staleness::of(&sets, self.clock.now())
+            }
+        };
+        self.state.send_if_modified(|state| {
+            let changed = state.stale != stale;
+            state.stale.clone_from(&stale);
+            changed
+        });
+        stale
+    }
+
+    /// Asks for newer metadata and keeps what verifies.
+    async fn update(&self, source: &dyn Source, set: &mut TrustedSet) -> Result<(), Refusal> {
+        let reply = source.metadata(set.versions()).await?;
+        let newer = set.update(&reply, self.clock.now())?;
+        if newer.versions() != set.versions() {
+            let floor = newest_issue(&newer).into_iter().fold(self.clock.floor(), Timestamp::max);
+            let (record, shared) = (self.record.clone(), newer.clone());
+            self.env.blocking.run(move || store(&record, &shared, Some(floor))).await?;
+            raise(&self.clock, &newer);
+            self.state.send_modify(|state| {
+                state.versions = newer.versions();
+                state.problem.clear();
+            });
+        }
+        *set = newer;
+        Ok(())
     }
 }
 
-/// The latest of the clock, the build and every signed issue time.
-fn now(set: &TrustedSet, clock: Timestamp) -> Timestamp {
-    set.targets().values().filter_map(|t| t.custom.issued_at).fold(clock.max(BUILT), Timestamp::max)
+fn newest_issue(set: &TrustedSet) -> Option<Timestamp> {
+    set.targets().values().filter_map(|target| target.custom.issued_at).max()
+}
+
+/// What was signed offline raises the floor of the time.
+fn raise(clock: &TrustedClock, set: &TrustedSet) {
+    newest_issue(set).into_iter().for_each(|issued| clock.raise(issued));
+}
+
+/// Whether the director orders the release, freshly, and says the same of it.
+fn agreed(set: &TrustedSet, directed: &Directed, name: &ReleaseName, now: Timestamp) -> Result<(), Refusal> {
+    if let Some(key) = director::shared_keys(set.root(), directed.set.root()).into_iter().next() {
+        return Err(Refusal::SharedKey(proto::tuf::key::short(&key)));
+    }
+    directed.set.check_fresh(now).map_err(Refusal::Director)?;
+    let (path, release) = (name.target_path(), name.clone());
+    let ordered = directed.set.target_file(&path).ok_or_else(|| Refusal::NotDirected { release: release.clone() })?;
+    let signed = set.target_file(&path).ok_or(TufError::Missing { role: proto::tuf::RoleName::Targets })?;
+    director::agree(ordered, signed).map_err(|found| Refusal::Disagreement { release, field: found.field })
 }
 
 fn judge(
     target: &Target,
-    name: ReleaseName,
+    name: &ReleaseName,
     release: &ReleaseRef,
     floor: u64,
     hardware: &[String],
 ) -> Result<Accepted, Refusal> {
     if target.digest != release.digest {
         let (assigned, signed) = (release.digest.short(), target.digest.short());
-        return Err(Refusal::OtherDigest { release: name, assigned, signed });
+        return Err(Refusal::OtherDigest { release: name.clone(), assigned, signed });
     }
     let counter = target.custom.release_counter;
     if counter < floor {
-        return Err(Refusal::Rollback { release: name, counter, floor });
+        return Err(Refusal::Rollback { release: name.clone(), counter, floor });
     }
     let classes = &target.custom.hardware;
     if !classes.is_empty() && !hardware.iter().any(|h| classes.contains(h)) {
         let wants = classes.iter().cloned().collect::<Vec<_>>().join(" or ");
-        return Err(Refusal::WrongHardware { release: name, wants, has: hardware.join(", ") });
+        return Err(Refusal::WrongHardware { release: name.clone(), wants, has: hardware.join(", ") });
     }
     Ok(Accepted { counter, manifest_bytes: target.length })
 }

@@ -12,6 +12,7 @@
 //! | [`object`] | `Node`, `Site`, `Release`, `Rollout`, `JoinToken`, `Event`: the one object model |
 //! | [`release`] | what a release contains: files, command, probes, limits |
 //! | [`tuf`] | The Update Framework's metadata and its verification, without I/O |
+//! | [`director`] | what one node should run, signed for it alone, without I/O |
 //! | [`link`] | the protocol between agent and hub: frames, messages, limits, priorities |
 //! | [`shallow`] | a congestion window that keeps a line's queue short |
 //! | [`stream`] | records that are counted: their form, their delivery, without I/O |
@@ -26,6 +27,7 @@ pub mod backoff;
 pub mod broker;
 pub mod carrier;
 pub mod digest;
+pub mod director;
 pub mod durable;
 pub mod env;
 pub mod identity;

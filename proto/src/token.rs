@@ -25,6 +25,9 @@ pub struct Token {
     pub ca: Digest,
     /// SHA-256 of the first `root.json` of the release repository: whose releases the box may run.
     pub root: Digest,
+    /// SHA-256 of the director's first `root.json`: whose orders the box may take. Hubs of before it name none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub director: Option<Digest>,
     /// The fleet, for its topics at a broker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fleet: Option<Name>,
@@ -81,6 +84,7 @@ mod tests {
             secret: "s3cret".into(),
             ca: Digest::of(b"ca"),
             root: Digest::of(b"root"),
+            director: Some(Digest::of(b"director")),
             fleet: None,
         };
         let text = token.to_string();

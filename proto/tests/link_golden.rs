@@ -109,8 +109,12 @@ fn info() -> NodeInfo {
 
 #[test]
 fn agent_messages() {
-    let hello = Hello { info: info(), report: report(), usage: usage(), clock: time(2), tells_events: true };
+    let hello =
+        Hello { info: info(), report: report(), usage: usage(), clock: time(2), tells_events: true, director: None };
     golden("agent-hello.json", &AgentMessage::Hello(Box::new(hello.clone())));
+    let have = MetadataRequest { root: 1, timestamp: 7, snapshot: 7, targets: 7 };
+    let director = Some(DirectorRequest { nonce: "b2f1c0".into(), have });
+    golden("agent-hello-director.json", &AgentMessage::Hello(Box::new(Hello { director, ..hello })));
     golden("agent-report.json", &AgentMessage::Report(Box::new(report())));
     golden("agent-heartbeat.json", &AgentMessage::Heartbeat(Box::new(Heartbeat { usage: usage(), clock: time(3) })));
     let mut restarted = report();
@@ -153,6 +157,8 @@ fn hub_messages() {
     golden("hub-assignment-orders.json", &HubMessage::Assignment(orders));
     let reboot = Assignment { reboot: Some("reboot.1f2e3d".into()), ..assignment.clone() };
     golden("hub-assignment-reboot.json", &HubMessage::Assignment(reboot));
+    let directive = MetadataReply { targets: Some("{\"signed\": \"targets\"}\n".into()), ..MetadataReply::default() };
+    golden("hub-directive.json", &HubMessage::Directive(Box::new(directive)));
     assert_eq!(read::<HubMessage>("hub-assignment-newer.json"), HubMessage::Assignment(assignment));
     assert_eq!(read::<HubMessage>("hub-message-newer.json"), HubMessage::Unknown);
 }
@@ -205,9 +211,15 @@ fn joining() {
         fleet: "parcel".parse().unwrap(),
         certificates: "-----BEGIN CERTIFICATE-----\n".into(),
         root: "{\"signed\": \"root\"}\n".into(),
+        director_root: None,
         hubs: vec!["hub.example:7443".into()],
     };
     golden("join-accepted.json", &accepted);
+    let mut both = accepted.clone();
+    if let JoinReply::Accepted { director_root, .. } = &mut both {
+        *director_root = Some("{\"signed\": \"director's root\"}\n".into());
+    }
+    golden("join-accepted-director.json", &both);
     let refused = JoinReply::Refused { code: "TokenExpired".into(), message: "ask for a new token".into() };
     golden("join-refused.json", &refused);
     assert_eq!(read::<JoinRequest>("join-request-newer.json"), request);

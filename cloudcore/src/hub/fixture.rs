@@ -270,5 +270,5 @@ pub(crate) fn hello(hub: &Hub, report: Report) -> Hello {
         addresses: vec![],
         hardware: vec![],
     };
-    Hello { info, report, usage: Usage::default(), clock: hub.env().wall.now(), tells_events: false }
+    Hello { info, report, usage: Usage::default(), clock: hub.env().wall.now(), tells_events: false, director: None }
 }

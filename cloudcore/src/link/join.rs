@@ -134,6 +134,7 @@ pub(crate) async fn admit(hub: &Hub, request: JoinRequest) -> Result<Result<Join
         fleet: hub.config().fleet.clone(),
         certificates: certificate.chain_pem,
         root,
+        director_root: Some(hub.director().first_root().0),
         hubs: hub.config().advertise.clone(),
     }))
 }

@@ -29,6 +29,7 @@ mod tests;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use jiff::SignedDuration;
 use proto::{
     link::{ALPN, ALPN_JOIN, CloseCode},
     object::{EventType, Node, NodePhase, NodeSpec, Site, SiteSpec},
@@ -54,6 +55,8 @@ const MAX_HANDSHAKES: usize = 1024;
 const MAX_JOINS: usize = 128;
 /// From here on a peer must show that its address is its own before the hub computes for it.
 const RETRY_ABOVE: usize = 256;
+/// An offline root takes people: they are told so long before it ends.
+const ROOT_WARNING: SignedDuration = SignedDuration::from_hours(60 * 24);
 /// How long a handshake, a first stream or a first frame may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -197,10 +200,27 @@ pub(crate) async fn liveness_loop(hub: Hub, mut stop: watch::Receiver<bool>) {
                 Ok(config) => hub.set_terms(config),
                 Err(error) => tracing::error!(%error, "the link's certificate could not be looked after"),
             }
+            look_after_root(&hub).await;
         }
         if let Err(error) = mark_silent(&hub, started, patience).await {
             tracing::error!(%error, "silent nodes could not be marked");
         }
+    }
+}
+
+/// Renews the director's root where the hub can, and says in time where it cannot.
+async fn look_after_root(hub: &Hub) {
+    if let Err(error) = hub.director().renew().await {
+        tracing::error!(%error, "the director's root could not be renewed");
+    }
+    let (ends, renews) = hub.director().root_ends();
+    let left = ends.duration_since(hub.env().wall.now());
+    if !renews && left < ROOT_WARNING {
+        let text = format!(
+            "the director's root ends at {ends}, and nodes take no assignment then; sign its next version: crossdock root rotate"
+        );
+        events::record(hub.store(), hub.env(), "Repository", "director", EventType::Warning, "RootEnds", &text, "hub")
+            .await;
     }
 }
 

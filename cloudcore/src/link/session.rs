@@ -4,19 +4,22 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use proto::{
     digest::Digest,
+    director::LIFETIME_DAYS,
     identity,
     link::{
         CloseCode,
         frame::{self, FrameError, MAX_CONTROL_BYTES},
-        message::{AgentMessage, Hello, HubMessage, Report, Welcome},
+        message::{AgentMessage, Assignment, DirectorRequest, Hello, HubMessage, Report, Welcome},
         priority,
     },
     name::Name,
     object::{EventType, Node, NodePhase, NodeSpec, UpdatePhase, WorkloadStatus},
+    tuf::schema::TargetFile,
     watch,
 };
 use rustls_pki_types::CertificateDer;
@@ -30,6 +33,9 @@ use super::{
     sessions::Turn,
 };
 use crate::{events, hub::Hub, store::StoreError};
+
+/// The director's metadata is signed anew at half of its life.
+const SIGN_AGAIN: Duration = Duration::from_secs(LIFETIME_DAYS.unsigned_abs() * 86_400 / 2);
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +110,7 @@ async fn run(
     }
     // What the store has of it was told when it was written, however often node and hub restart.
     failures(&node.status.workloads).iter().for_each(|(_, message)| turn.was_told(message));
+    let teller = Teller { hub: hub.clone(), name: name.clone(), director: hello.director.clone() };
     let mut assignment = turn.assignment.clone();
     let welcome = HubMessage::Welcome(welcome(hub));
     frame::write(&mut send, &welcome, MAX_CONTROL_BYTES).await?;
@@ -133,7 +140,7 @@ async fn run(
     tokio::select! {
         biased;
         ended = listen(hub, &name, connection, through, &turn, recv) => ended,
-        ended = tell(send, &mut assignment) => ended,
+        ended = teller.tell(send, &mut assignment) => ended,
         ended = answer(hub, connection, &peer, &bounds) => ended,
     }
 }
@@ -281,17 +288,58 @@ fn failures(workloads: &BTreeMap<Name, WorkloadStatus>) -> Vec<(String, String)>
     .collect()
 }
 
-/// Sends each newer assignment.
-async fn tell(
-    mut send: quinn::SendStream,
-    assignment: &mut watch::Receiver<proto::link::message::Assignment>,
-) -> Result<(), SessionError> {
-    loop {
-        let next = assignment.borrow_and_update().clone();
-        frame::write(&mut send, &HubMessage::Assignment(next), MAX_CONTROL_BYTES).await?;
-        if assignment.changed().await.is_err() {
-            return Err(SessionError::Over("a newer session took over".into()));
+/// States what a node should run.
+struct Teller {
+    hub: Hub,
+    name: Name,
+    /// What its directives must fit; nothing with an agent of before the director.
+    director: Option<DirectorRequest>,
+}
+
+impl Teller {
+    /// Sends each newer assignment, and the same signed anew when what it names, the keys or the time call for it.
+    async fn tell(
+        mut self,
+        mut send: quinn::SendStream,
+        assignment: &mut watch::Receiver<Assignment>,
+    ) -> Result<(), SessionError> {
+        let (mut published, mut keys) = (self.hub.trust().publications(), self.hub.director().changes());
+        let mut told = None;
+        loop {
+            let next = assignment.borrow_and_update().clone();
+            let (targets, key) = (self.hub.trust().target_files(&next), *keys.borrow_and_update());
+            published.mark_unchanged();
+            let what = Some((next.clone(), targets.clone(), key));
+            if told != what {
+                frame::write(&mut send, &self.signed(next, targets)?, MAX_CONTROL_BYTES).await?;
+                told = what;
+            }
+            // Every arm is cancel safe.
+            let ended = tokio::select! {
+                biased;
+                changed = assignment.changed() => changed,
+                changed = published.changed(), if self.director.is_some() => changed,
+                changed = keys.changed(), if self.director.is_some() => changed,
+                () = tokio::time::sleep(SIGN_AGAIN), if self.director.is_some() => {
+                    told = None;
+                    Ok(())
+                }
+            };
+            ended.map_err(|_| SessionError::Over("a newer session took over".into()))?;
         }
+    }
+
+    fn signed(
+        &mut self,
+        assignment: Assignment,
+        targets: BTreeMap<String, TargetFile>,
+    ) -> Result<HubMessage, SessionError> {
+        let Some(request) = &mut self.director else { return Ok(HubMessage::Assignment(assignment)) };
+        let signed = self.hub.director().sign(&self.name, request, assignment, targets);
+        let reply = signed.map_err(|e| SessionError::Over(format!("its assignment could not be signed: {e}")))?;
+        // Whether it took this one is not known: the next has a higher version, and roots are sent again.
+        request.have.targets = request.have.targets.saturating_add(1);
+        Ok(HubMessage::Directive(Box::new(reply)))
     }
 }
 

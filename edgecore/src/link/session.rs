@@ -7,7 +7,8 @@ use proto::link::{
     CloseCode,
     frame::{self, MAX_CONTROL_BYTES, MAX_REQUEST_BYTES},
     message::{
-        AgentMessage, Assignment, Heartbeat, Hello, HubMessage, HubRequest, LogsHeader, LogsRequest, Report, Welcome,
+        AgentMessage, Assignment, Heartbeat, Hello, HubMessage, HubRequest, LogsHeader, LogsRequest, MetadataReply,
+        Report, Welcome,
     },
     priority,
 };
@@ -18,7 +19,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout},
 };
 
-use super::{Shared, problem::Problem};
+use super::{Shared, assignment::AssignmentError, problem::Problem};
 use crate::driver::Driver;
 
 /// How long the hub may take to introduce itself, or to take a message.
@@ -30,6 +31,15 @@ const HEARTBEAT_MS: std::ops::RangeInclusive<u64> = 1_000..=60_000;
 /// Messages of the hub that wait to be handled.
 const INBOX: usize = 4;
 
+/// What the hub wants of this node.
+#[derive(Debug, Clone)]
+enum Order {
+    /// Of a hub without a director.
+    Unsigned(Assignment),
+    /// Signed for this node and session.
+    Directive(Box<MetadataReply>),
+}
+
 /// A session that began.
 pub(super) struct Session {
     shared: Arc<Shared>,
@@ -39,8 +49,10 @@ pub(super) struct Session {
     inbox: mpsc::Receiver<HubMessage>,
     heartbeat: Duration,
     sent: Report,
-    /// An assignment that could not be written yet.
-    unwritten: Option<Assignment>,
+    /// What directives of this session must echo.
+    nonce: String,
+    /// What the hub wants, and could not be written yet.
+    unwritten: Option<Order>,
     tasks: JoinSet<()>,
 }
 
@@ -61,19 +73,22 @@ impl Session {
         // It fails only when the stream is gone, which the write below tells.
         send.set_priority(priority::CONTROL).ok();
         let sent = shared.board.borrow().clone();
+        let director = shared.assignments.request();
+        let nonce = director.nonce.clone();
         let hello = Hello {
             info: shared.facts.info(),
             report: sent.clone(),
             usage: shared.facts.usage(),
             clock: shared.env.wall.now(),
             tells_events: shared.tells_events,
+            director: Some(director),
         };
         frame::write(&mut send, &AgentMessage::Hello(Box::new(hello)), MAX_CONTROL_BYTES).await?;
         let welcome = loop {
             match frame::read(&mut receive, MAX_CONTROL_BYTES).await? {
                 HubMessage::Welcome(welcome) => break welcome,
                 HubMessage::Unknown => {}
-                HubMessage::Assignment(_) => {
+                HubMessage::Assignment(_) | HubMessage::Directive(_) => {
                     return Err(frame::FrameError::Malformed("an assignment came before the welcome".into()));
                 }
             }
@@ -90,6 +105,7 @@ impl Session {
             inbox,
             heartbeat,
             sent,
+            nonce,
             unwritten: None,
             tasks,
         };
@@ -148,7 +164,12 @@ impl Session {
     async fn handle(&mut self, message: HubMessage) -> Result<(), String> {
         match message {
             HubMessage::Assignment(assignment) => {
-                self.unwritten = Some(assignment);
+                self.unwritten = Some(Order::Unsigned(assignment));
+                self.take_assignment().await;
+                Ok(())
+            }
+            HubMessage::Directive(reply) => {
+                self.unwritten = Some(Order::Directive(reply));
                 self.take_assignment().await;
                 Ok(())
             }
@@ -157,12 +178,24 @@ impl Session {
         }
     }
 
-    /// Writes and takes the newest assignment; what cannot be written now is tried with each heartbeat.
+    /// Writes and takes the newest assignment; what cannot be written now is tried with each heartbeat. What is
+    /// refused stays refused, and the report says why.
     async fn take_assignment(&mut self) {
-        let Some(assignment) = self.unwritten.take() else { return };
-        if let Err(error) = self.shared.assignments.accept(assignment.clone(), &self.shared.board).await {
-            tracing::warn!(%error, "an assignment could not be kept, trying again");
-            self.unwritten = Some(assignment);
+        let Some(order) = self.unwritten.take() else { return };
+        let (assignments, board) = (&self.shared.assignments, &self.shared.board);
+        let taken = match &order {
+            Order::Unsigned(assignment) => assignments.accept(assignment.clone(), board).await,
+            Order::Directive(reply) => assignments.direct(reply, &self.nonce, board).await,
+        };
+        match taken {
+            Ok(()) => {}
+            Err(AssignmentError::Refused(error)) => {
+                tracing::error!(reason = error.code(), "what the hub wants is refused: {error}");
+            }
+            Err(error @ AssignmentError::NotKept(_)) => {
+                tracing::warn!(%error, "an assignment could not be kept, trying again");
+                self.unwritten = Some(order);
+            }
         }
     }
 

@@ -108,7 +108,7 @@ impl Hub {
 
     fn token(&self) -> Token {
         let root = Digest::of(root().as_bytes());
-        Token { id: "t".into(), secret: "s".into(), ca: self.ca, root, fleet: None }
+        Token { id: "t".into(), secret: "s".into(), ca: self.ca, root, director: None, fleet: None }
     }
 
     fn options(&self, folder: &Path) -> JoinOptions {
@@ -169,6 +169,7 @@ async fn admit(connection: &Connection, authority: &Authority, manner: Manner) {
             fleet: "f1".parse().unwrap(),
             certificates: format!("{}{}", certificate.pem(), authority.pem),
             root: if manner == Manner::OtherRoot { "{}".into() } else { root() },
+            director_root: None,
             hubs: vec!["hub.example".into()],
         },
     };

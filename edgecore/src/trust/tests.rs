@@ -8,7 +8,7 @@ use proto::{
     link::message::{BlobRequest, MetadataReply},
     tuf::{
         RoleName, SecretKey, TargetCustom,
-        schema::{MetaFile, Role, RoleKeys, RootMeta, SPEC_VERSION, SnapshotMeta, TargetsMeta, TimestampMeta},
+        schema::{MetaFile, Offered, Role, RoleKeys, RootMeta, SPEC_VERSION, SnapshotMeta, TargetsMeta, TimestampMeta},
         sign::Document,
     },
 };
@@ -112,6 +112,7 @@ struct World {
     record: Record,
     clock: std::sync::Arc<Clock>,
     hub: Hub,
+    directed: Mutex<Option<Directed>>,
 }
 
 impl World {
@@ -120,7 +121,7 @@ impl World {
         let record = Record::at(folder.path().join("trust"));
         begin(&record, &root()).unwrap();
         let clock = std::sync::Arc::new(Clock(Mutex::new(at("2030-06-01T00:00:00Z"))));
-        World { _folder: folder, record, clock, hub: Hub::default() }
+        World { _folder: folder, record, clock, hub: Hub::default(), directed: Mutex::default() }
     }
 
     fn publish(&self, version: u64, releases: &[(&str, u64)]) {
@@ -136,7 +137,10 @@ impl World {
     }
 
     fn open(&self) -> Trust {
-        Trust::open(self.record.clone(), Env { wall: self.clock.clone(), ..env() }).unwrap()
+        let (_, directed) = watch::channel(self.directed.lock().unwrap().clone().map(Arc::new));
+        let env = Env { wall: self.clock.clone(), ..env() };
+        let clock = TrustedClock::new(env.wall.clone());
+        Trust::open(self.record.clone(), env, clock, directed).unwrap()
     }
 
     async fn accept(&self, trust: &Trust, version: &str, floor: u64) -> Result<Accepted, &'static str> {
@@ -173,16 +177,16 @@ async fn each_attack_is_refused_by_its_name_and_changes_nothing() {
     assert_eq!(world.accept(&trust, "1", 2).await, Err("Rollback"), "an older release");
     let release = ReleaseRef { version: "1".parse().unwrap(), digest: Digest::of(b"other") };
     let other = trust.accept(&world.hub, &"web".parse().unwrap(), &release, 0, &["x86_64".into()]).await;
-    assert_eq!(other.unwrap_err().reason(), "VerificationFailed", "another digest");
+    assert_eq!(other.unwrap_err().reason(), "MixAndMatch", "another digest");
     let release = ReleaseRef { digest: Digest::of(b"1"), ..release };
     let arm = trust.accept(&world.hub, &"web".parse().unwrap(), &release, 0, &["aarch64".into()]).await;
     assert_eq!(arm.unwrap_err().reason(), "WrongHardware");
-    assert_eq!(world.accept(&trust, "9", 0).await, Err("VerificationFailed"), "a release that nobody signed");
+    assert_eq!(world.accept(&trust, "9", 0).await, Err("NotSigned"), "a release that nobody signed");
 
     let mut changed = publication(6, &[("9", 9)]);
     changed.targets = changed.targets.map(|t| t.replace("x86_64", "x86_65"));
     *world.hub.0.lock().unwrap() = Some(changed);
-    assert_eq!(world.accept(&trust, "9", 0).await, Err("VerificationFailed"), "a changed byte");
+    assert_eq!(world.accept(&trust, "9", 0).await, Err("BadSignature"), "a changed byte");
     assert_eq!(fs::read(world.record.path()).unwrap(), before);
 }
 
@@ -194,7 +198,7 @@ async fn expired_metadata_accepts_nothing_new_and_no_wrong_clock_locks_out() {
     world.set_clock("1970-01-01T00:00:00Z");
     world.accept(&trust, "1", 0).await.unwrap();
     world.set_clock("2032-01-01T00:00:00Z");
-    assert_eq!(world.accept(&trust, "1", 0).await, Err("MetadataExpired"));
+    assert_eq!(world.accept(&trust, "1", 0).await, Err("Freeze"));
     // A clock that was ahead leaves nothing behind.
     world.set_clock("1970-01-01T00:00:00Z");
     world.accept(&trust, "1", 0).await.unwrap();
@@ -208,13 +212,13 @@ async fn a_clock_set_back_helps_nothing_that_expired_before_the_floor() {
     world.set_clock("1970-01-01T00:00:00Z");
     let old = publication_until(2, &[("1", 1), ("2", 2)], Some(ISSUED), "2029-12-31T00:00:00Z");
     *world.hub.0.lock().unwrap() = Some(old);
-    assert_eq!(world.accept(&world.open(), "2", 0).await, Err("MetadataExpired"), "older than what is held");
+    assert_eq!(world.accept(&world.open(), "2", 0).await, Err("Freeze"), "older than what is held");
 
     // Without a release there is the time of the build.
     let fresh = World::new();
     fresh.set_clock("1970-01-01T00:00:00Z");
     *fresh.hub.0.lock().unwrap() = Some(publication_until(1, &[("1", 1)], None, "2025-12-31T00:00:00Z"));
-    assert_eq!(fresh.accept(&fresh.open(), "1", 0).await, Err("MetadataExpired"), "older than this program");
+    assert_eq!(fresh.accept(&fresh.open(), "1", 0).await, Err("Freeze"), "older than this program");
 }
 
 #[tokio::test]
@@ -261,4 +265,78 @@ async fn a_release_published_again_under_a_higher_counter_is_looked_up_anew() {
     assert_eq!(world.accept(&trust, "1.0.0", 2).await.unwrap_err(), "Rollback");
     world.publish(2, &[("1.0.0", 3), ("2.0.0", 2)]);
     assert_eq!(world.accept(&trust, "1.0.0", 2).await.unwrap().counter, 3);
+}
+
+/// A director whose online key is `online`, and what it signed at [`ISSUED`] for the version.
+fn directed(online: u8, releases: &[(&str, u64)], expires: &str) -> Directed {
+    let (owner, online) = (SecretKey::from_seed(&[7; 32]), SecretKey::from_seed(&[online; 32]));
+    let mut root = Document::new(&director::root(&[owner.public()], 1, &online.public(), at(EXPIRES))).unwrap();
+    root.sign(&owner);
+    let targets = publication(1, releases).targets.unwrap();
+    let targets = Offered::<TargetsMeta>::parse(&targets).unwrap().signed.targets;
+    let assignment = proto::link::message::Assignment::default();
+    let directive = Directive { node: "n1".parse().unwrap(), nonce: String::new(), issued_at: at(ISSUED), assignment };
+    let issue = director::Issue { directive: directive.clone(), targets, version: 1, expires: at(expires) };
+    let set = TrustedSet::new(&root.text()).unwrap();
+    let set = set.update(&issue.sign(&online).unwrap(), at(ISSUED)).unwrap();
+    Directed { set, directive: Some(directive) }
+}
+
+#[tokio::test]
+async fn nothing_is_accepted_that_the_two_repositories_do_not_agree_on() {
+    let world = World::new();
+    world.publish(2, &[("1", 1), ("2", 2)]);
+    let with = async |directed: Directed, version| {
+        *world.directed.lock().unwrap() = Some(directed);
+        world.accept(&world.open(), version, 0).await
+    };
+    let until = "2030-12-01T00:00:00Z";
+    assert_eq!(with(directed(8, &[("2", 2)], until), "2").await.unwrap().counter, 2);
+    assert_eq!(with(directed(8, &[("2", 2)], until), "1").await, Err("NotDirected"), "a hub's blob without its word");
+    assert_eq!(with(directed(8, &[("2", 3)], until), "2").await, Err("MixAndMatch"), "another counter");
+    assert_eq!(with(directed(8, &[("3", 3)], until), "3").await, Err("NotSigned"), "a stolen online key alone");
+    assert_eq!(with(directed(8, &[("2", 2)], "2030-05-01T00:00:00Z"), "2").await, Err("Freeze"), "an old order");
+    assert_eq!(with(directed(1, &[("2", 2)], until), "2").await, Err("SharedKey"), "one key for both");
+}
+
+#[tokio::test]
+async fn a_withdrawn_release_leaves_the_floor_of_the_time_where_it_is() {
+    let world = World::new();
+    world.publish(1, &[("1", 1)]);
+    world.accept(&world.open(), "1", 0).await.unwrap();
+    world.publish(2, &[]);
+    world.open().refresh(&world.hub).await.unwrap();
+    assert_eq!(world.accept(&world.open(), "1", 0).await, Err("NotSigned"));
+    world.set_clock("1970-01-01T00:00:00Z");
+    let trust = world.open();
+    assert_eq!(trust.clock.now(), at(ISSUED));
+    let old = publication_until(3, &[("1", 1)], Some(ISSUED), "2029-12-31T00:00:00Z");
+    *world.hub.0.lock().unwrap() = Some(old);
+    assert_eq!(world.accept(&trust, "1", 0).await, Err("Freeze"));
+}
+
+#[tokio::test]
+async fn withheld_metadata_is_told_by_role_and_what_is_accepted_stays() {
+    let world = World::new();
+    world.publish(1, &[("1", 1)]);
+    *world.directed.lock().unwrap() = Some(directed(8, &[("1", 1)], "2030-12-01T00:00:00Z"));
+    let trust = world.open();
+    world.accept(&trust, "1", 0).await.unwrap();
+    assert!(trust.look().await.is_fresh());
+
+    world.set_clock("2030-12-02T00:00:00Z");
+    let stale = trust.look().await;
+    let roles: Vec<&str> = stale.0.keys().map(String::as_str).collect();
+    assert_eq!(roles, ["director snapshot", "director targets", "director timestamp"]);
+    assert_eq!(trust.state().borrow().stale, stale);
+    world.set_clock("2031-01-02T00:00:00Z");
+    assert!(trust.look().await.0.contains_key("release timestamp"));
+    assert!(stale.to_string().contains("director targets ended at 2030-12-01T00:00:00Z"), "{stale}");
+
+    // Newer metadata ends it, whatever asked for it.
+    *world.hub.0.lock().unwrap() = Some(publication_until(2, &[("1", 1)], None, "2032-01-01T00:00:00Z"));
+    world.set_clock("2030-12-30T00:00:00Z");
+    trust.refresh(&world.hub).await.unwrap();
+    world.set_clock("2031-01-02T00:00:00Z");
+    assert!(!trust.look().await.0.contains_key("release timestamp"));
 }

@@ -43,6 +43,19 @@ pub struct Hello {
     /// of before it, the hub makes them of what the reports say.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tells_events: bool,
+    /// What it needs to believe an assignment. Agents of before it take unsigned ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub director: Option<DirectorRequest>,
+}
+
+/// What a directive of the session must fit, see [`crate::director`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DirectorRequest {
+    /// Comes back in every directive of the session.
+    pub nonce: String,
+    /// Versions of the director's metadata that the agent holds.
+    pub have: MetadataRequest,
 }
 
 /// All that a node is, as its agent sees it.
@@ -81,8 +94,10 @@ pub struct Heartbeat {
 pub enum HubMessage {
     /// First message of a session.
     Welcome(Welcome),
-    /// All that the node should run.
+    /// All that the node should run, for agents that know no director.
     Assignment(Assignment),
+    /// The same, signed for this node and session: metadata of [`crate::director`].
+    Directive(Box<MetadataReply>),
     /// Of a newer version: skipped.
     #[serde(other)]
     Unknown,
@@ -290,6 +305,9 @@ pub enum JoinReply {
         certificates: String,
         /// The first trust root of the release repository, to the byte; its digest is in the token.
         root: String,
+        /// The director's first root, to the byte. Hubs of before it have none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        director_root: Option<String>,
         /// Addresses of the hub, `host:port`, besides the one that was used.
         hubs: Vec<String>,
     },

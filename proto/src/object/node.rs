@@ -249,8 +249,10 @@ fn is_zero(number: &u64) -> bool {
 
 /// Types of conditions that both sides know.
 pub mod condition {
-    /// The agent cannot keep what the hub wants of it, and so does not begin it.
+    /// The agent does not take what the hub wants of it: it cannot keep it, or signatures say otherwise.
     pub const ASSIGNMENT_PRESSURE: &str = "AssignmentPressure";
+    /// Metadata of a repository is past its time, and newer one does not arrive.
+    pub const METADATA_STALE: &str = "MetadataStale";
 }
 
 /// What agents can do ([`NodeInfo::features`]): the hub asks nothing of an agent that does not know it.

@@ -145,3 +145,26 @@ pub enum TufError {
         problem: String,
     },
 }
+
+impl TufError {
+    /// One word for programs: the attack, where there is one (TUF 1.0, section 1.5.2).
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            TufError::Oversized { .. } => "EndlessData",
+            TufError::Malformed { .. } => "Malformed",
+            TufError::DuplicateSignature { .. } => "DuplicateSignature",
+            TufError::Threshold { .. } => "Threshold",
+            TufError::UnknownKey { .. } => "UnknownKey",
+            TufError::BadSignature { .. } => "BadSignature",
+            TufError::Rollback { .. } => "Rollback",
+            TufError::Equivocation { .. } => "Equivocation",
+            TufError::RootGap { .. } => "RootGap",
+            TufError::Expired { .. } => "Freeze",
+            TufError::MixAndMatch { .. } => "MixAndMatch",
+            TufError::Missing { .. } => "Missing",
+            TufError::TooManyRoots(_) => "EndlessData",
+            TufError::Target { .. } => "NotSigned",
+        }
+    }
+}

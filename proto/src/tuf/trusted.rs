@@ -12,7 +12,9 @@ use jiff::Timestamp;
 use super::{
     Documents, MAX_ROOTS,
     error::TufError,
-    schema::{MetaFile, Offered, Role, RoleName, RootMeta, SnapshotMeta, Target, TargetsMeta, TimestampMeta},
+    schema::{
+        MetaFile, Offered, Role, RoleName, RootMeta, SnapshotMeta, Target, TargetFile, TargetsMeta, TimestampMeta,
+    },
 };
 use crate::{
     digest::Digest,
@@ -89,6 +91,18 @@ impl TrustedSet {
         fresh(&*snapshot, now)?; // 5.5.6
         let targets = next.take_targets(reply.targets.as_deref())?; // 5.6
         fresh(&*targets, now)?; // 5.6.5
+        Ok(next)
+    }
+
+    /// Walks the roots alone (5.3), for a repository of which no more is known yet.
+    ///
+    /// # Errors
+    /// As [`TrustedSet::update`]. `self` is as before.
+    pub fn update_root(&self, roots: &[String], now: Timestamp) -> Result<TrustedSet, TufError> {
+        let mut next = self.clone();
+        next.take_roots(roots)?;
+        fresh(&*next.root, now)?;
+        next.forget_rotated();
         Ok(next)
     }
 
@@ -259,6 +273,12 @@ impl TrustedSet {
         map.extend(self.snapshot.as_ref().map(|held| (RoleName::Snapshot, held.signed.expires)));
         map.extend(self.targets.as_ref().map(|held| (RoleName::Targets, held.signed.expires)));
         map
+    }
+
+    /// A target as the trusted document has it.
+    #[must_use]
+    pub fn target_file(&self, path: &str) -> Option<&TargetFile> {
+        self.targets.as_ref()?.signed.targets.get(path)
     }
 
     /// A target by its path.

@@ -108,7 +108,7 @@ mod tests {
 
     fn token() -> Token {
         let digest = Digest::of(b"");
-        Token { id: "t".into(), secret: "s".into(), ca: digest, root: digest, fleet: None }
+        Token { id: "t".into(), secret: "s".into(), ca: digest, root: digest, director: None, fleet: None }
     }
 
     #[tokio::test(start_paused = true)]
