@@ -33,7 +33,7 @@ use proto::{
     env::Env,
     link::message::LogsRequest,
     name::{Name, NameError, ObjectName},
-    object::{JoinToken, JoinTokenSpec, Node, Object, Site, SiteSpec},
+    object::{Admission, JoinToken, JoinTokenSpec, Node, Object, Site, SiteSpec},
     selector::bad_label,
     token::Token,
     watch,
@@ -334,6 +334,7 @@ impl Hub {
         uses: u32,
         ttl: Duration,
         labels: BTreeMap<String, String>,
+        approve: bool,
     ) -> Result<(JoinToken, Token), HubError> {
         let (_, root) = self.0.trust.first_root().ok_or(HubError::NoTrustRoot)?;
         if !(1..=MAX_TOKEN_USES).contains(&uses) || ttl < Duration::from_secs(1) || ttl > MAX_TOKEN_TTL {
@@ -345,7 +346,8 @@ impl Hub {
         let expires_at = self.0.env.wall.now().checked_add(ttl).unwrap_or(Timestamp::MAX);
         self.ensure_site(&site).await?;
         let (id, secret) = self.draw_token();
-        let spec = JoinTokenSpec { site, node, uses, expires_at, secret_hash: Token::secret_hash(&secret), labels };
+        let secret_hash = Token::secret_hash(&secret);
+        let spec = JoinTokenSpec { site, node, uses, expires_at, secret_hash, labels, approve };
         let name: ObjectName = id.parse()?;
         let object = self.0.store.create(Object::new(name, spec)).await?;
         let (fleet, director) = (Some(self.0.config.fleet.clone()), Some(self.0.director.first_root().1));
@@ -370,6 +372,30 @@ impl Hub {
             Ok(_) | Err(StoreError::AlreadyExists { .. }) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Changes by hand whether a node's key is let in. Revoking closes its session before this returns. `None`: there is
+    /// no such node, or it never joined.
+    ///
+    /// # Errors
+    /// When the store fails; nothing has changed then.
+    pub async fn set_admission(&self, name: &Name, admission: Admission) -> Result<Option<Node>, StoreError> {
+        let now = self.0.env.wall.now();
+        let change = move |node: &mut Node| {
+            let Some(identity) = &mut node.status.identity else { return };
+            if identity.admission != admission {
+                (identity.admission, identity.admission_since) = (admission, Some(now));
+            }
+            if admission == Admission::Revoked {
+                identity.next = None;
+            }
+        };
+        let node = self.0.store.modify(name.as_str(), change).await?;
+        let node = node.filter(|node| node.status.identity.is_some());
+        if let Some(node) = &node {
+            self.0.sessions.assign(node);
+        }
+        Ok(node)
     }
 
     /// Closes the session of a node whose key is no longer admitted, such as a deleted one.

@@ -143,6 +143,7 @@ impl Agent {
         let trust = Arc::new(Trust::open(paths.trust(), env.clone(), clock, assignments.directed())?);
         let shared = Arc::new(Shared {
             env: env.clone(),
+            node: config.node.clone(),
             paths: paths.clone(),
             facts: facts.clone(),
             driver: driver.clone(),

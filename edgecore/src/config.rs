@@ -25,6 +25,7 @@ use proto::{
     broker::Broker,
     durable::{self, DurableError, Loaded, Record},
     name::Name,
+    tuf::SecretKey,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject as _};
 use serde::{Deserialize, Serialize};
@@ -106,6 +107,11 @@ impl Paths {
     #[must_use]
     pub fn joining_key(&self) -> PathBuf {
         self.0.join("identity/joining.key")
+    }
+    /// A key that asks to be certified in place of the one in use, and has no answer yet.
+    #[must_use]
+    pub fn renewing_key(&self) -> PathBuf {
+        self.0.join("identity/renewing.key")
     }
     /// The first trust root, as the token pinned it.
     #[must_use]
@@ -199,6 +205,8 @@ pub struct Identity {
     pub key: PrivateKeyDer<'static>,
     /// Own certificate first, then the CA's.
     pub chain: Vec<CertificateDer<'static>>,
+    /// The private key once more, to sign reports with.
+    pub signer: SecretKey,
 }
 
 impl Identity {
@@ -216,7 +224,8 @@ impl Identity {
         if chain.len() < 2 {
             return Err(wrong(format!("it holds {} certificates, the node's and the CA's are needed", chain.len())));
         }
-        Ok(Identity { key: key.into(), chain })
+        let signer = SecretKey::from_der(key.secret_pkcs8_der()).map_err(|e| wrong(e.to_string()))?;
+        Ok(Identity { key: key.into(), chain, signer })
     }
 }
 

@@ -28,15 +28,21 @@ use proto::{
     token::Token,
 };
 use quinn::{Connection, Endpoint};
-use rcgen::{CertificateParams, KeyPair, PKCS_ED25519, PublicKeyData as _};
-use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, pem::PemObject as _};
+use rcgen::{CertificateParams, KeyPair, PublicKeyData as _};
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::time::timeout;
 
 use crate::{
     agent::assignment_place,
     apps::{self, slot::SlotError},
     config::{self, AgentConfig, ConfigError, Paths},
-    link::{assignment, carriers::Carriers, problem::Problem, quic},
+    link::{
+        assignment,
+        carriers::Carriers,
+        problem::Problem,
+        quic,
+        renew::{self, RenewError},
+    },
     settings::{Settings, SettingsError},
     trust::{self, Refusal},
 };
@@ -139,6 +145,16 @@ pub enum JoinError {
     Key(#[from] rcgen::Error),
 }
 
+impl From<RenewError> for JoinError {
+    fn from(error: RenewError) -> JoinError {
+        match error {
+            RenewError::Key(error) => error.into(),
+            RenewError::Durable(error) => error.into(),
+            other => JoinError::Answer(other.to_string()),
+        }
+    }
+}
+
 impl JoinError {
     /// Whether trying again later may help.
     #[must_use]
@@ -201,19 +217,7 @@ fn carriers(env: &Env, options: &JoinOptions, name: &str) -> Result<Option<Arc<C
 
 /// The key that asks: on disk before it is used, so that a lost answer can be asked for again.
 fn joining_key(paths: &Paths, env: &Env) -> Result<KeyPair, JoinError> {
-    let path = paths.joining_key();
-    if let Ok(pem) = fs::read(&path)
-        && let Ok(der) = PrivatePkcs8KeyDer::from_pem_slice(&pem)
-        && let Ok(key) = KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ED25519)
-    {
-        return Ok(key);
-    }
-    // PKCS#8 version 1 (RFC 8410, section 7): the form that every tool reads.
-    let mut der = vec![0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
-    der.extend_from_slice(&env.seed.bytes::<32>("node key"));
-    let key = KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(der), &PKCS_ED25519)?;
-    durable::write(&path, key.serialize_pem().as_bytes(), 0o600)?;
-    Ok(key)
+    Ok(renew::key_at(&paths.joining_key(), env, "node key")?)
 }
 
 /// `name`, or the host's name made to fit the rules of names.
@@ -443,6 +447,7 @@ fn keep(
     durable::write(&paths.identity(), bundle.as_bytes(), 0o600)?;
     config.store()?;
     apps::forget_lost(&paths.apps())?;
+    durable::remove(&paths.renewing_key())?; // it was for the identity before
     Ok(durable::remove(&paths.joining_key())?)
 }
 

@@ -35,6 +35,9 @@ pub enum IdentityError {
     /// No name of a node, or several.
     #[error("certificate names no node of Crossdock (it needs exactly one DNS name <node>{NODE_DNS_SUFFIX})")]
     NoNode,
+    /// Its key is of another kind.
+    #[error("certificate's key is not ed25519")]
+    NotEd25519,
 }
 
 fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, IdentityError> {
@@ -64,6 +67,16 @@ pub fn node_name(certificate: &CertificateDer<'_>) -> Result<Name, IdentityError
         }
         _ => Err(IdentityError::NoNode),
     }
+}
+
+/// Public key of an ed25519 certificate.
+///
+/// # Errors
+/// When it cannot be read, or is of another kind.
+pub fn public_key(certificate: &CertificateDer<'_>) -> Result<[u8; 32], IdentityError> {
+    let parsed = parse(certificate)?;
+    let raw = &parsed.public_key().subject_public_key.data;
+    <[u8; 32]>::try_from(raw.as_ref()).map_err(|_| IdentityError::NotEd25519)
 }
 
 /// When a certificate begins and ends to be valid, in seconds since 1970.

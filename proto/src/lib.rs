@@ -6,6 +6,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`attestation`] | what a node says it runs, under its own key |
 //! | [`broker`], [`carrier`] | how an MQTT broker is reached, and QUIC through one |
 //! | [`env`] | the doors to the outside that the simulator turns: clock, randomness, blocking work, network |
 //! | [`name`], [`digest`], [`units`], [`selector`] | small values that cannot be wrong once they exist |
@@ -23,6 +24,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod attestation;
 pub mod backoff;
 pub mod broker;
 pub mod carrier;

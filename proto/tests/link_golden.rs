@@ -9,6 +9,7 @@ use std::{fmt::Debug, fs, path::PathBuf};
 
 use jiff::Timestamp;
 use proto::{
+    attestation::Attestation,
     digest::Digest,
     link::message::*,
     object::{
@@ -129,6 +130,10 @@ fn agent_messages() {
         message: "it is up again, and waits for scan-uploader".into(),
     };
     golden("agent-report-reboot.json", &AgentMessage::Report(Box::new(Report { reboot: Some(reboot), ..report() })));
+    let key = proto::tuf::SecretKey::from_seed(&[7; 32]);
+    let signed = Attestation::sign(&key, &"box-hz-1".parse().unwrap(), "5eed", 2, &report());
+    let signed = AgentMessage::Report(Box::new(Report { attestation: Some(signed), ..report() }));
+    golden("agent-report-attested.json", &signed);
     // Fields that we do not know are skipped, words that we do not know read as the cautious one.
     let AgentMessage::Hello(newer) = read("agent-hello-newer.json") else { panic!("not a hello") };
     assert_eq!(newer.info, info());
@@ -141,8 +146,10 @@ fn agent_messages() {
 #[test]
 fn hub_messages() {
     let fleet = "parcel".parse().unwrap();
-    let welcome = Welcome { hub_version: "0.1.0".into(), fleet, clock: time(0), heartbeat_ms: 10_000 };
-    golden("hub-welcome.json", &HubMessage::Welcome(welcome));
+    let welcome = Welcome { hub_version: "0.1.0".into(), fleet, clock: time(0), heartbeat_ms: 10_000, nonce: None };
+    golden("hub-welcome.json", &HubMessage::Welcome(welcome.clone()));
+    let nonce = Some("5eed".to_owned());
+    golden("hub-welcome-nonce.json", &HubMessage::Welcome(Welcome { nonce, ..welcome }));
     let name = || "scan-uploader".parse().unwrap();
     let assignment = Assignment { generation: 5, apps: [(name(), release().into())].into(), ..Assignment::default() };
     golden("hub-assignment.json", &HubMessage::Assignment(assignment.clone()));
@@ -205,6 +212,10 @@ fn joining() {
         agent_version: "0.1.0".into(),
     };
     golden("join-request.json", &request);
+    golden("renew-request.json", &RenewRequest { csr: "MIIB".into() });
+    let certificates = "-----BEGIN CERTIFICATE-----\n".to_owned();
+    golden("renew-reply.json", &RenewReply::Renewed { certificates });
+    golden("renew-refused.json", &RenewReply::Refused { message: "not now".into() });
     let accepted = JoinReply::Accepted {
         node: "box-hz-1".parse().unwrap(),
         site: "hz-01".parse().unwrap(),

@@ -129,6 +129,9 @@ pub(crate) struct TokenRequest {
     /// Labels for the nodes that join with it.
     #[serde(default)]
     labels: BTreeMap<String, String>,
+    /// Whether somebody has to approve those nodes before they are let in.
+    #[serde(default)]
+    approve: bool,
 }
 
 fn one() -> u32 {
@@ -146,7 +149,8 @@ async fn create_token(
 ) -> Result<Response, ApiError> {
     let asked: TokenRequest = objects::read_json(body, MAX_OBJECT_BYTES).await?;
     let (site, ttl): (_, Duration) = (asked.site.clone(), asked.ttl.get());
-    let (object, token) = api.hub.create_token(asked.site, asked.node, asked.uses, ttl, asked.labels).await?;
+    let (object, token) =
+        api.hub.create_token(asked.site, asked.node, asked.uses, ttl, asked.labels, asked.approve).await?;
     let text = format!("admits {} box(es) to site {site} for {}", asked.uses, asked.ttl);
     let (store, env) = (api.hub.store(), api.hub.env());
     events::record(store, env, "JoinToken", object.name(), EventType::Normal, "Created", &text, &user.0).await;

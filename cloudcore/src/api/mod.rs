@@ -6,6 +6,8 @@
 //! | `GET /api/v1/{plural}?watch=true&resourceVersion=` | changes, one JSON document a line ([`stream`]) |
 //! | `GET /api/v1/nodes/{name}/apps/{app}/logs` | output of a workload ([`stream`]) |
 //! | `GET /api/v1/streams`, `…/{stream}/records`, `…/{stream}/counts`, `GET /api/v1/gaps` | stream records ([`streams`]) |
+//! | `POST /api/v1/nodes/{name}/revoke`, `…/approve` | whether a node's key is let in ([`nodes`]) |
+//! | `GET POST /api/v1/director/metadata`, `POST /api/v1/director/rekey` | the director's keys ([`director`]) |
 //! | `HEAD GET PUT /api/v1/blobs/{digest}`, `GET POST /api/v1/metadata` | releases ([`content`]) |
 //! | `GET /api/v1/webhooks`, `…/{name}/deadletters`, `POST …/{name}/retry` | who is told of events ([`webhooks`]) |
 //! | `/healthz`, `/readyz`, `/openapi.json` | open to everybody |
@@ -16,9 +18,11 @@
 pub mod auth;
 mod book;
 mod content;
+mod director;
 mod door;
 mod error;
 mod kinds;
+mod nodes;
 mod objects;
 mod rollouts;
 mod server;
@@ -107,7 +111,7 @@ fn router_over(hub: Hub, sink: Arc<dyn Sink>, tokens: Tokens, stop: watch::Recei
 }
 
 fn whole_book() -> Book {
-    webhooks::add(content::add(streams::add(stream::add(kinds::add(Book::new())))))
+    director::add(nodes::add(webhooks::add(content::add(streams::add(stream::add(kinds::add(Book::new())))))))
 }
 
 /// The OpenAPI 3.1 description of the API.

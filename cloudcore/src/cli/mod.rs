@@ -16,11 +16,13 @@ pub mod contexts;
 pub mod demo;
 pub mod demo_app;
 pub mod describe;
+pub mod director;
 pub mod exit;
 pub mod get;
 pub mod keys;
 pub mod kinds;
 pub mod logs;
+pub mod node;
 pub mod nodes;
 pub mod output;
 pub mod promote;
@@ -92,6 +94,12 @@ enum Command {
     Drain(nodes::Nodes),
     /// Start them again
     Undrain(nodes::Nodes),
+    /// Whether the key of a node is let in
+    #[command(subcommand)]
+    Node(node::NodeCommand),
+    /// The hub's online key, and the roots that list it
+    #[command(subcommand)]
+    Director(director::DirectorCommand),
     /// Leave an app on a node as it is, whatever is rolled out
     Pin(nodes::PinArgs),
     /// Let rollouts change it again
@@ -168,6 +176,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Uncordon(which) => nodes::change(which, &nodes::Change::Cordon(false), &context).await,
         Command::Drain(which) => nodes::change(which, &nodes::Change::Drain(true), &context).await,
         Command::Undrain(which) => nodes::change(which, &nodes::Change::Drain(false), &context).await,
+        Command::Node(command) => node::run(command, &context).await,
+        Command::Director(command) => director::run(command, &context).await,
         Command::Pin(args) => nodes::pin(args, true, &context).await,
         Command::Unpin(args) => nodes::pin(args, false, &context).await,
         Command::Webhooks(command) => webhooks::run(command, &context).await,

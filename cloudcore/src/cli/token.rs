@@ -37,6 +37,9 @@ pub struct CreateArgs {
     /// Label for the nodes that join with it, KEY=VALUE. Repeatable.
     #[arg(long = "label", value_parser = label)]
     labels: Vec<(String, String)>,
+    /// Let the nodes in only when somebody approved them: crossdock node approve.
+    #[arg(long)]
+    approve: bool,
     /// json or yaml instead of text.
     #[arg(short, long, value_enum)]
     output: Option<Format>,
@@ -54,7 +57,11 @@ fn label(text: &str) -> Result<(String, String), String> {
 pub async fn run(command: TokenCommand, context: &Context) -> anyhow::Result<()> {
     let TokenCommand::Create(args) = command;
     let labels: BTreeMap<_, _> = args.labels.into_iter().collect();
-    let body = json!({"site": args.site, "node": args.node, "uses": args.uses, "ttl": args.ttl, "labels": labels});
+    let mut body = json!({"site": args.site, "node": args.node, "uses": args.uses, "ttl": args.ttl, "labels": labels});
+    if args.approve {
+        // Left out otherwise: hubs of before it know no such field.
+        body.as_object_mut().into_iter().for_each(|body| drop(body.insert("approve".into(), true.into())));
+    }
     let reply: Value = context.client()?.post("jointokens", &body).await?;
     let token = text(&reply, "/token");
     if token.is_empty() {

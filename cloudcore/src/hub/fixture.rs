@@ -4,14 +4,18 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use data_encoding::BASE64;
+use jiff::{SignedDuration, Timestamp};
 use proto::{
     digest::Digest,
-    env::Env,
+    env::{Env, SystemClock, WallClock},
     identity::{HUB_DNS_NAME, PinnedCa, TlsClock, crypto_provider},
     link::{
         ALPN, ALPN_JOIN, CloseCode,
@@ -39,7 +43,19 @@ pub(crate) struct Fixture {
     pub(crate) hub: Hub,
     pub(crate) repository: Repository,
     pub(crate) keys: [SecretKey; 3],
+    clock: Arc<ShiftedClock>,
     running: Option<Running>,
+}
+
+/// The time of day, so many seconds ahead.
+#[derive(Debug, Default)]
+struct ShiftedClock(AtomicU64);
+
+impl WallClock for ShiftedClock {
+    fn now(&self) -> Timestamp {
+        let ahead = SignedDuration::from_secs(self.0.load(Ordering::Relaxed).cast_signed());
+        SystemClock.now().checked_add(ahead).unwrap()
+    }
 }
 
 /// How to stop the hub, and its task.
@@ -70,7 +86,8 @@ impl Fixture {
 
     /// The same, and it does nothing by itself.
     pub(crate) async fn still(change: impl FnOnce(&mut HubConfig)) -> Fixture {
-        let env = Env::real().unwrap();
+        let clock = Arc::new(ShiftedClock::default());
+        let env = Env { wall: clock.clone(), ..Env::real().unwrap() };
         let folder = tempfile::tempdir().unwrap();
         let mut config = HubConfig::new(folder.path().join("hub"), name("test"));
         config.link_listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -82,7 +99,12 @@ impl Fixture {
         let [root, targets, pipeline] = &keys;
         let setup = Setup::small_team(root, targets, pipeline);
         let repository = Repository::create(&folder.path().join("repo"), &setup, env.wall.now()).unwrap();
-        Fixture { folder, hub, repository, keys, running: None }
+        Fixture { folder, hub, repository, keys, clock, running: None }
+    }
+
+    /// Sets the hub's clock ahead.
+    pub(crate) fn shift(&self, by: Duration) {
+        self.clock.0.fetch_add(by.as_secs(), Ordering::Relaxed);
     }
 
     fn run(&mut self) {
@@ -142,7 +164,7 @@ impl Fixture {
 
     pub(crate) async fn token(&self, node: Option<&str>, uses: u32) -> Token {
         let hour = Duration::from_secs(3600);
-        self.hub.create_token(name("s1"), node.map(name), uses, hour, BTreeMap::new()).await.unwrap().1
+        self.hub.create_token(name("s1"), node.map(name), uses, hour, BTreeMap::new(), false).await.unwrap().1
     }
 
     /// A box that joined as `node`.
@@ -258,7 +280,8 @@ impl Session {
 
 pub(crate) fn hello(hub: &Hub, report: Report) -> Hello {
     let info = NodeInfo {
-        features: feature::ALL.map(str::to_owned).into(),
+        // These boxes sign nothing, unless a test has them do so.
+        features: [feature::ORDERS, feature::REBOOT].map(str::to_owned).into(),
         agent_version: "0.1.0".into(),
         boot_id: "b".into(),
         architecture: "x86_64".into(),

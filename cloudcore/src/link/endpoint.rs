@@ -13,7 +13,7 @@ use proto::{
     durable::{Loaded, Record},
     env::{Blocking, Env},
     identity::{HUB_DNS_NAME, TlsClock, crypto_provider},
-    link::{ALPN, ALPN_JOIN},
+    link::{ALPN, ALPN_JOIN, ALPN_RENEW},
     shallow::ShallowConfig,
 };
 use quinn::{
@@ -26,7 +26,7 @@ use rand::Rng as _;
 use rand_chacha::ChaCha12Rng;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 
-use super::brokers::Brokers;
+use super::{brokers::Brokers, verifier::NodeVerifier};
 use crate::{ca::Ca, config::HubConfig, hub::HubError};
 
 /// Streams that an agent may have open at once: control, metadata, and artifacts four at a time.
@@ -119,10 +119,11 @@ pub(crate) fn server_config(config: &HubConfig, env: &Env, ca: &Ca) -> Result<qu
     let mut tls = rustls::ServerConfig::builder_with_details(crypto_provider(), clock)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(tls_error)?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(NodeVerifier(verifier)))
         .with_single_cert(identity.chain, identity.key)
         .map_err(tls_error)?;
-    tls.alpn_protocols = ALPN.iter().map(|alpn| alpn.to_vec()).chain([ALPN_JOIN.to_vec()]).collect();
+    tls.alpn_protocols =
+        ALPN.iter().map(|alpn| alpn.to_vec()).chain([ALPN_JOIN.to_vec(), ALPN_RENEW.to_vec()]).collect();
     tls.send_tls13_tickets = 0;
     tls.session_storage = Arc::new(NoServerSessionStorage {});
     let crypto = QuicServerConfig::try_from(tls).map_err(|e| HubError::Tls(e.to_string()))?;

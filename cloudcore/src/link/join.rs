@@ -8,6 +8,7 @@
 //! | the machine that has the name | the same node with its new key: a reinstall. No use, if this token admitted the node |
 //! | another machine under a name that is taken | refused: `NameTaken` |
 //! | a key that speaks for another node | refused: `TokenForOtherNode` |
+//! | a node that was revoked | refused: `Revoked`, but with a token for that node which was made since |
 //!
 //! The certificate is made from the hub's records; of the request nothing counts but the proven key.
 //! [`decide`] is pure, [`admit`] carries it out, one at a time.
@@ -22,7 +23,7 @@ use proto::{
         message::{JoinReply, JoinRequest},
     },
     name::{Name, ObjectName},
-    object::{EventType, JoinToken, JoinTokenSpec, Node, NodeIdentity, NodeSpec, Object},
+    object::{Admission, EventType, JoinToken, JoinTokenSpec, Node, NodeIdentity, NodeSpec, Object},
     token::Token,
 };
 use subtle::ConstantTimeEq as _;
@@ -172,7 +173,7 @@ pub(crate) fn decide(
     now: Timestamp,
 ) -> Result<Name, Refusal> {
     let known = token.status.used_by.contains_key(&spki.hex());
-    let held = nodes.iter().find(|n| n.status.identity.as_ref().is_some_and(|i| i.spki == spki));
+    let held = nodes.iter().find(|n| n.status.identity.as_ref().is_some_and(|i| i.is_of(spki)));
     let name = match &token.spec.node {
         Some(node) => node.clone(),
         None => name_of(request, held)?,
@@ -184,6 +185,7 @@ pub(crate) fn decide(
         );
         return refuse("TokenForOtherNode", message);
     }
+    check_revoked(token, &name, nodes)?;
     if known && held.is_some() {
         return Ok(name); // the answer was lost on the way
     }
@@ -209,6 +211,24 @@ pub(crate) fn decide(
         check_free(&name, nodes, request)?;
     }
     Ok(name)
+}
+
+/// A lost box has its token and its key: neither brings it back.
+fn check_revoked(token: &JoinToken, name: &Name, nodes: &[Node]) -> Result<(), Refusal> {
+    let node = nodes.iter().find(|n| n.name() == name.as_str());
+    let Some(identity) = node.and_then(|n| n.status.identity.as_ref()) else { return Ok(()) };
+    let since = identity.admission_since;
+    let is_newer = token.spec.node.as_ref() == Some(name) && token.metadata.creation_timestamp > since;
+    if identity.admission != Admission::Revoked || is_newer {
+        return Ok(());
+    }
+    refuse(
+        "Revoked",
+        format!(
+            "node {name} was revoked; if this box is to be it, make a token for it now: \
+             crossdock token create --node {name}"
+        ),
+    )
 }
 
 fn name_of(request: &JoinRequest, held: Option<&Node>) -> Result<Name, Refusal> {
@@ -252,13 +272,28 @@ async fn write_node(
         machine_id: request.machine_id.clone(),
         joined_at: hub.env().wall.now(),
         not_after: certificate.not_after,
+        admission: Admission::Admitted,
+        admission_since: None,
+        next: None,
     };
+    let approve = token.spec.approve;
     let (site, labels) = (token.spec.site.clone(), token.spec.labels.clone());
     let change = move |node: &mut Node| {
         node.spec.site = site.clone();
         node.spec.reboot = None; // it was another installation that was to restart
         node.metadata.labels.extend(labels.clone());
-        node.status.identity = Some(identity.clone());
+        // The same key asks again: what was decided about it stands.
+        let before = node
+            .status
+            .identity
+            .as_ref()
+            .filter(|before| before.spki == identity.spki && before.admission != Admission::Revoked);
+        let (admission, admission_since) = match before {
+            Some(before) => (before.admission, before.admission_since),
+            None if approve => (Admission::Pending, None),
+            None => (Admission::Admitted, None),
+        };
+        node.status.identity = Some(NodeIdentity { admission, admission_since, ..identity.clone() });
     };
     let node = match hub.store().modify(name.as_str(), change.clone()).await? {
         Some(node) => node,

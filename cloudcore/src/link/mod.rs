@@ -3,11 +3,14 @@
 //! ```text
 //! accept_loop --> one task a connection
 //!                   |  ALPN crossdock-join/1: join::serve      (the one thing a stranger may ask for)
+//!                   |  ALPN crossdock-renew/1: renew::serve    (a node whose certificate ends)
 //!                   |  ALPN crossdock/1:      session::serve   (a node whose key is on the list)
 //!                   |                           |-- control stream: Hello, Report, Heartbeat / Assignment
 //!                   |                           `-- request streams: serve (metadata, blobs, lanes of records)
 //! follow_loop    changes of nodes and sites --> assignments, revocations, byte budgets
 //! liveness_loop  silent nodes become Unknown
+//! admission      who is there, and whether its key is let in
+//! verifier       certificates in the handshake
 //! brokers        MQTT brokers beside UDP, below the same endpoint
 //! logs           streams that the hub opens
 //! ```
@@ -15,23 +18,28 @@
 //! The list of admitted keys (`node.status.identity.spki`) is looked at on every connection and
 //! followed while one lasts. Everything a peer can make grow is bounded where it is named.
 
+pub(crate) mod admission;
 pub(crate) mod brokers;
 pub(crate) mod budget;
 pub mod endpoint;
+#[cfg(test)]
+mod identity_tests;
 pub(crate) mod join;
 pub(crate) mod logs;
+pub(crate) mod renew;
 pub(crate) mod report;
 pub(crate) mod serve;
 pub(crate) mod session;
 pub mod sessions;
 #[cfg(test)]
 mod tests;
+pub(crate) mod verifier;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::SignedDuration;
 use proto::{
-    link::{ALPN, ALPN_JOIN, CloseCode},
+    link::{ALPN, ALPN_JOIN, ALPN_RENEW, CloseCode},
     object::{EventType, Node, NodePhase, NodeSpec, Site, SiteSpec},
     watch,
 };
@@ -116,6 +124,13 @@ async fn welcome(
         };
         drop(slot);
         join::serve(hub, connection).await;
+    } else if alpn == ALPN_RENEW {
+        let Ok(_seat) = joins.try_acquire() else {
+            close(&connection, CloseCode::Overload, "too many boxes join at this moment; come again");
+            return;
+        };
+        drop(slot);
+        renew::serve(hub, connection).await;
     } else if ALPN.contains(&alpn.as_slice()) {
         session::serve(hub, connection, through, slot).await;
     } else {

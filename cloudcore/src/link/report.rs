@@ -5,7 +5,7 @@
 use jiff::Timestamp;
 use proto::{
     link::message::Report,
-    object::{AssignedApp, Condition, ConditionStatus, Node, NodeInfo, NodePhase},
+    object::{AssignedApp, Attested, Condition, ConditionStatus, Node, NodeInfo, NodePhase},
 };
 
 /// Type of the condition that the hub derives when an agent does not report it.
@@ -86,6 +86,15 @@ pub(crate) fn apply(
         return adopt(node, report);
     }
     None
+}
+
+/// Keeps what the node signed, when that says anything new.
+pub(crate) fn attest(node: &mut Node, signed: Option<&Attested>) {
+    let Some(signed) = signed else { return };
+    let says = |attested: &Attested| (attested.spki, attested.observed_generation, attested.running.clone());
+    if node.status.attested.as_ref().map(says) != Some(says(signed)) {
+        node.status.attested = Some(signed.clone());
+    }
 }
 
 /// The node was told more than this hub knows: apps that only the node knows of stay, until a rollout says otherwise.

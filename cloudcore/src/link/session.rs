@@ -7,10 +7,10 @@ use std::{
     time::Duration,
 };
 
+use data_encoding::HEXLOWER;
+use jiff::Timestamp;
 use proto::{
-    digest::Digest,
-    director::LIFETIME_DAYS,
-    identity,
+    director::{LIFETIME_DAYS, NONCE_BYTES},
     link::{
         CloseCode,
         frame::{self, FrameError, MAX_CONTROL_BYTES},
@@ -18,15 +18,15 @@ use proto::{
         priority,
     },
     name::Name,
-    object::{EventType, Node, NodePhase, NodeSpec, UpdatePhase, WorkloadStatus},
+    object::{Attested, EventType, Node, NodePhase, UpdatePhase, WorkloadStatus, feature},
     tuf::schema::TargetFile,
     watch,
 };
-use rustls_pki_types::CertificateDer;
 use tokio::{sync::OwnedSemaphorePermit, task::JoinSet};
 
 use super::{
     PATIENCE,
+    admission::{self, NotAdmitted, Notary},
     brokers::Through,
     close, report,
     serve::{self, Bounds, Peer, ServeError},
@@ -43,6 +43,9 @@ enum SessionError {
     /// Not on the list.
     #[error("{0}")]
     NotAdmitted(String),
+    /// Its certificate comes first.
+    #[error("its certificate is to be renewed")]
+    Renew,
     /// The peer broke the protocol.
     #[error("{0}")]
     Protocol(String),
@@ -52,6 +55,15 @@ enum SessionError {
     /// Ours.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl From<NotAdmitted> for SessionError {
+    fn from(error: NotAdmitted) -> SessionError {
+        match error {
+            NotAdmitted::Refused(why) => SessionError::NotAdmitted(why),
+            NotAdmitted::Store(error) => SessionError::Store(error),
+        }
+    }
 }
 
 impl From<FrameError> for SessionError {
@@ -72,6 +84,10 @@ pub(crate) async fn serve(hub: &Hub, connection: quinn::Connection, through: Thr
         Err(SessionError::NotAdmitted(why)) => {
             tracing::warn!(%remote, why, "a connection was refused");
             close(&connection, CloseCode::NotAdmitted, why);
+        }
+        Err(SessionError::Renew) => {
+            tracing::info!(%remote, "a node is sent to renew its certificate");
+            close(&connection, CloseCode::Renew, "renew the certificate");
         }
         Err(SessionError::Protocol(why)) => {
             tracing::warn!(%remote, why, "a session was closed");
@@ -94,12 +110,17 @@ async fn run(
     through: &Through,
     slot: OwnedSemaphorePermit,
 ) -> Result<(), SessionError> {
-    let (name, spki) = peer(connection)?;
-    admitted(hub, &name, spki).await?;
+    let caller = admission::caller(connection).map_err(SessionError::NotAdmitted)?;
+    admission::admitted(hub, &caller).await?;
+    if caller.not_after <= hub.env().wall.now() {
+        return Err(SessionError::Renew); // its key is good for nothing else
+    }
     drop(slot);
-    let turn = hub.sessions().open(&name, spki, connection.clone());
+    let name = caller.name.clone();
+    let turn = hub.sessions().open(&name, caller.spki, connection.clone());
     // Again, now that a change of the list would find this session.
-    let node = admitted(hub, &name, spki).await?;
+    let node = admission::admitted(hub, &caller).await?;
+    let node = admission::promote(hub, &caller, node).await?;
     hub.sessions().assign(&node);
 
     let first = tokio::time::timeout(PATIENCE, control(connection));
@@ -112,10 +133,15 @@ async fn run(
     failures(&node.status.workloads).iter().for_each(|(_, message)| turn.was_told(message));
     let teller = Teller { hub: hub.clone(), name: name.clone(), director: hello.director.clone() };
     let mut assignment = turn.assignment.clone();
-    let welcome = HubMessage::Welcome(welcome(hub));
+    let knows = |feature: &str| hello.info.features.contains(feature);
+    let renews = knows(feature::RENEW);
+    let mut notary = Notary::new(caller.clone(), nonce(hub, &turn), knows(feature::ATTEST));
+    let welcome = HubMessage::Welcome(welcome(hub, &notary.nonce));
     frame::write(&mut send, &welcome, MAX_CONTROL_BYTES).await?;
     let before = node.status.phase;
-    take(hub, &name, connection, &turn, hello.report, Some(hello.info)).await?;
+    let (mut first, info) = (hello.report, hello.info);
+    first.attestation = None; // made before the nonce was known
+    take(hub, &name, connection, &turn, (first, None), Some(info)).await?;
     if before != NodePhase::Ready {
         events::record(
             hub.store(),
@@ -139,30 +165,29 @@ async fn run(
     // None of the three is dropped but with the session, so that none needs to be cancel safe.
     tokio::select! {
         biased;
-        ended = listen(hub, &name, connection, through, &turn, recv) => ended,
+        ended = listen(hub, &name, connection, through, &turn, &mut notary, recv) => ended,
+        ended = due(hub, caller.not_after, &turn), if renews => ended,
         ended = teller.tell(send, &mut assignment) => ended,
         ended = answer(hub, connection, &peer, &bounds) => ended,
     }
 }
 
-/// Who is there, by its certificate and by nothing else.
-fn peer(connection: &quinn::Connection) -> Result<(Name, Digest), SessionError> {
-    let refuse = |why: String| SessionError::NotAdmitted(why);
-    let identity = connection.peer_identity().and_then(|i| i.downcast::<Vec<CertificateDer<'static>>>().ok());
-    let chain = identity.ok_or_else(|| refuse("no client certificate was shown; join first".into()))?;
-    let leaf = chain.first().ok_or_else(|| refuse("no client certificate was shown; join first".into()))?;
-    let name = identity::node_name(leaf).map_err(|e| refuse(e.to_string()))?;
-    let spki = identity::spki_digest(leaf).map_err(|e| refuse(e.to_string()))?;
-    Ok((name, spki))
+/// Returns when the node's certificate is to be renewed.
+async fn due(hub: &Hub, not_after: Timestamp, turn: &Turn) -> Result<(), SessionError> {
+    loop {
+        // The time of day may be set meanwhile: never trusted for longer than a day.
+        let left = admission::renewal_in(not_after, hub.env().wall.now()).min(Duration::from_secs(86_400));
+        if left.is_zero() && turn.may_be_sent_to_renew() {
+            return Err(SessionError::Renew);
+        }
+        tokio::time::sleep(left.max(Duration::from_secs(60))).await;
+    }
 }
 
-async fn admitted(hub: &Hub, name: &Name, spki: Digest) -> Result<Node, SessionError> {
-    let node = hub.store().get::<NodeSpec>(name.as_str()).await?;
-    let node = node.ok_or_else(|| SessionError::NotAdmitted(format!("there is no node {name}; join again")))?;
-    match &node.status.identity {
-        Some(identity) if identity.spki == spki => Ok(node),
-        _ => Err(SessionError::NotAdmitted(format!("this key does not speak for node {name}; join again"))),
-    }
+/// Drawn anew for each session, whoever restarts.
+fn nonce(hub: &Hub, turn: &Turn) -> String {
+    let purpose = format!("nonce of session {} at {}", turn.number(), hub.env().wall.now());
+    HEXLOWER.encode(&hub.env().seed.bytes::<NONCE_BYTES>(&purpose))
 }
 
 /// Takes the control stream and its first message.
@@ -177,12 +202,13 @@ async fn control(
     }
 }
 
-fn welcome(hub: &Hub) -> Welcome {
+fn welcome(hub: &Hub, nonce: &str) -> Welcome {
     Welcome {
         hub_version: proto::VERSION.into(),
         fleet: hub.config().fleet.clone(),
         clock: hub.env().wall.now(),
         heartbeat_ms: u64::try_from(hub.config().heartbeat.get().as_millis()).unwrap_or(u64::MAX),
+        nonce: Some(nonce.to_owned()),
     }
 }
 
@@ -192,6 +218,7 @@ async fn listen(
     connection: &quinn::Connection,
     through: &Through,
     turn: &Turn,
+    notary: &mut Notary,
     mut recv: quinn::RecvStream,
 ) -> Result<(), SessionError> {
     loop {
@@ -201,7 +228,15 @@ async fn listen(
             AgentMessage::Hello(_) => return Err(SessionError::Protocol("a second Hello".into())),
             AgentMessage::Report(report) => {
                 turn.heard(None);
-                take(hub, name, connection, turn, *report, None).await?;
+                let signed = match notary.check(&report, hub.env().wall.now()) {
+                    Ok(signed) => signed,
+                    Err(why) => {
+                        let (kind, warning, reason) = ("Node", EventType::Warning, "AttestationWrong");
+                        events::record(hub.store(), hub.env(), kind, name.as_str(), warning, reason, &why, "hub").await;
+                        return Err(SessionError::Protocol(why));
+                    }
+                };
+                take(hub, name, connection, turn, (*report, signed), None).await?;
             }
             AgentMessage::Heartbeat(beat) => {
                 turn.heard(Some(beat.usage));
@@ -232,7 +267,7 @@ async fn take(
     name: &Name,
     connection: &quinn::Connection,
     turn: &Turn,
-    mut report: Report,
+    (mut report, signed): (Report, Option<Attested>),
     info: Option<proto::object::NodeInfo>,
 ) -> Result<(), SessionError> {
     let over = || SessionError::Over("a newer session took over".into());
@@ -249,6 +284,7 @@ async fn take(
     let kept = Arc::clone(&adopted);
     let change = move |node: &mut Node| {
         let message = report::apply(node, &report, info.as_ref(), &remote, now);
+        report::attest(node, signed.as_ref());
         *kept.lock().unwrap_or_else(PoisonError::into_inner) = message;
     };
     let node = hub.store().modify(name.as_str(), change).await?.ok_or_else(over)?;

@@ -35,6 +35,8 @@ const MAX_TOLD: usize = 256;
 const MAX_TOLD_PER: u32 = 30;
 /// See there.
 const TOLD_PER: Duration = Duration::from_secs(60);
+/// Between two reminders of a node that does not renew its certificate.
+const RENEW_AGAIN: Duration = Duration::from_secs(3600);
 
 /// The sessions of the hub. Cheap to clone.
 #[derive(Clone)]
@@ -64,6 +66,8 @@ struct Entry {
     usage: Option<Usage>,
     /// When the present minute of happenings began, and how many were told in it. Outlives a session.
     told: Option<(Instant, u32)>,
+    /// When it was last sent to renew its certificate. Outlives a session.
+    sent_to_renew: Option<Instant>,
 }
 
 struct Live {
@@ -143,8 +147,8 @@ impl Sessions {
         let entry = nodes.entry(node.name().to_owned()).or_default();
         entry.phase = node.status.phase;
         let Some(live) = &entry.live else { return };
-        if node.status.identity.as_ref().map(|i| i.spki) != Some(live.spki) {
-            close(&live.connection, CloseCode::NotAdmitted, "another key speaks for this node now");
+        if !node.status.identity.as_ref().is_some_and(|i| i.admits(live.spki)) {
+            close(&live.connection, CloseCode::NotAdmitted, "this key is not let in any more");
             return;
         }
         let next = assignment_of(node);
@@ -293,6 +297,17 @@ impl Turn {
         let is_left = told.1 < MAX_TOLD_PER;
         told.1 += u32::from(is_left);
         is_left
+    }
+
+    /// Whether to send it to renew its certificate now: one that cannot is served all the same, and asked again later.
+    pub(crate) fn may_be_sent_to_renew(&self) -> bool {
+        let mut nodes = self.sessions.nodes();
+        let Some(entry) = nodes.get_mut(self.name.as_str()) else { return false };
+        let may = entry.sent_to_renew.is_none_or(|at| at.elapsed() >= RENEW_AGAIN);
+        if may {
+            entry.sent_to_renew = Some(Instant::now());
+        }
+        may
     }
 
     /// Takes note of what the agent says of itself.

@@ -160,7 +160,7 @@ async fn tokens_need_a_release_repository_and_bounds() {
     let fixture = Fixture::start().await;
     let create = |uses, secs| {
         let ttl = Duration::from_secs(secs);
-        fixture.hub.create_token(name("s1"), None, uses, ttl, BTreeMap::new())
+        fixture.hub.create_token(name("s1"), None, uses, ttl, BTreeMap::new(), false)
     };
     assert!(matches!(create(0, 60).await, Err(HubError::TokenBounds)));
     assert!(matches!(create(1, 0).await, Err(HubError::TokenBounds)));
@@ -169,7 +169,8 @@ async fn tokens_need_a_release_repository_and_bounds() {
     config.data_dir = fixture.folder.path().join("empty");
     crate::ca::Ca::create(&config.data_dir, &config.fleet, &env).unwrap();
     let empty = Hub::open(config, env).await.unwrap();
-    let error = empty.create_token(name("s1"), None, 1, Duration::from_secs(60), BTreeMap::new()).await.unwrap_err();
+    let error =
+        empty.create_token(name("s1"), None, 1, Duration::from_secs(60), BTreeMap::new(), false).await.unwrap_err();
     assert!(error.to_string().contains("crossdock release publish"), "{error}");
 }
 

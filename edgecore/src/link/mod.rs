@@ -5,6 +5,7 @@
 //! | `carriers` | UDP and MQTT, and the connection that moves between them |
 //! | [`quic`] | endpoint and TLS of one connection |
 //! | [`session`] | one session: control stream, reports, heartbeats, logs |
+//! | `renew` | a new certificate in place of the one that ends |
 //! | [`source`] | metadata and blobs over the current connection |
 //! | [`assignment`] | the newest assignment, on disk before anybody acts on it |
 //! | [`problem`] | why there is no session |
@@ -15,6 +16,7 @@ pub mod assignment;
 pub(crate) mod carriers;
 pub mod problem;
 pub(crate) mod quic;
+pub(crate) mod renew;
 mod session;
 pub mod source;
 
@@ -27,7 +29,9 @@ use jiff::Timestamp;
 use proto::{
     backoff::Backoff,
     env::{Env, Seed},
-    link::{ALPN, CloseCode, message::Report},
+    link::{ALPN, ALPN_RENEW, CloseCode, message::Report},
+    name::Name,
+    tuf::SecretKey,
     watch,
 };
 use quinn::{Connection, Endpoint};
@@ -94,6 +98,7 @@ impl Live {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub env: Env,
+    pub node: Name,
     pub paths: Paths,
     pub facts: Facts,
     pub driver: Arc<dyn Driver>,
@@ -104,6 +109,22 @@ pub(crate) struct Shared {
     /// Where there are brokers.
     pub carriers: Option<Arc<Carriers>>,
 }
+
+/// What a connection is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Session,
+    Renewal,
+}
+
+impl Purpose {
+    fn of(renew: bool) -> Purpose {
+        if renew { Purpose::Renewal } else { Purpose::Session }
+    }
+}
+
+/// Reason of an attempt that renewed the certificate.
+const RENEWED: &str = "Renewed";
 
 /// The link.
 #[derive(Debug)]
@@ -148,11 +169,19 @@ impl Link {
         let started = self.shared.env.wall.now();
         let seed = self.shared.env.seed.child(&format!("link at {started}"));
         let mut rng = seed.stream("reconnect");
+        let mut renew = false;
         for attempt in 0.. {
-            let (problem, lived) = self.attempt(attempt, &seed.child(&format!("connection {attempt}"))).await;
+            let own = seed.child(&format!("connection {attempt}"));
+            let (problem, lived) = self.attempt(attempt, &own, Purpose::of(renew)).await;
+            // Whatever came of renewing: the next attempt is for a session, which the hub may end so again.
+            renew = !renew && problem.reason == problem::RENEW;
             self.live.send_replace(None);
             self.online.send_replace(false);
             backoff.ended(lived);
+            if renew || problem.reason == RENEWED {
+                tracing::info!("{}", problem.message);
+                continue;
+            }
             let wait = backoff.failed(&mut rng);
             tracing::info!(reason = %problem.reason, ?wait, "no session: {}", problem.message);
             let now = self.shared.env.wall.now();
@@ -168,7 +197,7 @@ impl Link {
     }
 
     /// One attempt and the session that follows; why it ended and how long the session lived.
-    async fn attempt(&self, attempt: usize, seed: &Seed) -> (Problem, Duration) {
+    async fn attempt(&self, attempt: usize, seed: &Seed, purpose: Purpose) -> (Problem, Duration) {
         // Read anew: joining again replaces identity and addresses under a running agent.
         let config = AgentConfig::load(self.shared.paths.data_dir());
         let prepared = config.and_then(|config| Ok((config, Identity::load(&self.shared.paths)?)));
@@ -182,7 +211,7 @@ impl Link {
             return (Problem::new("Local", message), Duration::ZERO);
         };
         self.state.send_modify(|state| state.hub.clone_from(hub));
-        let tls = match tls(&self.shared.env, identity) {
+        let tls = match tls(&self.shared.env, &identity, purpose) {
             Ok(tls) => tls,
             Err(error) => return (Problem::new("Local", error.to_string()), Duration::ZERO),
         };
@@ -201,13 +230,44 @@ impl Link {
         tokio::select! {
             biased;
             never = moves => never,
-            ended = self.hold(hub, endpoint, connection) => ended,
+            ended = self.talk(hub, endpoint, connection, &identity, purpose) => ended,
         }
     }
 
+    /// What a connection is for.
+    async fn talk(
+        &self,
+        hub: &str,
+        endpoint: Endpoint,
+        connection: Connection,
+        identity: &Identity,
+        purpose: Purpose,
+    ) -> (Problem, Duration) {
+        if purpose == Purpose::Session {
+            return self.hold(hub, endpoint, connection, identity.signer.clone()).await;
+        }
+        let renewed = renew::renew(&self.shared.env, &self.shared.paths, identity, &connection).await;
+        timeout(FAREWELL, endpoint.wait_idle()).await.ok(); // late is no harm
+        let problem = match renewed {
+            Ok(()) => Problem::new(RENEWED, "this node's certificate was renewed"),
+            Err(error) => {
+                let message =
+                    format!("this node's certificate was not renewed by {hub}: {error}; it is asked for again");
+                Problem::new("NotRenewed", message)
+            }
+        };
+        (problem, Duration::ZERO)
+    }
+
     /// The session on a connection; why it ended and how long it lived.
-    async fn hold(&self, hub: &str, endpoint: Endpoint, connection: Connection) -> (Problem, Duration) {
-        let session = match Session::begin(self.shared.clone(), hub, connection.clone()).await {
+    async fn hold(
+        &self,
+        hub: &str,
+        endpoint: Endpoint,
+        connection: Connection,
+        signer: SecretKey,
+    ) -> (Problem, Duration) {
+        let session = match Session::begin(self.shared.clone(), hub, connection.clone(), signer).await {
             Ok(session) => session,
             Err(problem) => return (problem, Duration::ZERO),
         };
@@ -243,13 +303,16 @@ async fn keep_moving<T>(path: Option<&Path>, endpoint: &Endpoint, connection: &C
 }
 
 /// Mutual TLS: the hub by the fleet's CA, the node by its certificate.
-fn tls(env: &Env, identity: Identity) -> Result<rustls::ClientConfig, rustls::Error> {
+fn tls(env: &Env, identity: &Identity, purpose: Purpose) -> Result<rustls::ClientConfig, rustls::Error> {
     let mut roots = rustls::RootCertStore::empty();
     if let Some(ca) = identity.chain.last() {
         roots.add(ca.clone())?;
     }
     let builder = quic::tls(env)?.with_root_certificates(roots);
-    let mut config = builder.with_client_auth_cert(identity.chain, identity.key)?;
-    config.alpn_protocols = ALPN.iter().map(|name| name.to_vec()).collect();
+    let mut config = builder.with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())?;
+    config.alpn_protocols = match purpose {
+        Purpose::Session => ALPN.iter().map(|name| name.to_vec()).collect(),
+        Purpose::Renewal => vec![ALPN_RENEW.to_vec()],
+    };
     Ok(config)
 }

@@ -8,11 +8,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// One word for programs: `Unreachable`, `WrongCa`, `WrongProtocol`, `NotAdmitted`, `ClockWrong`,
-    /// `Replaced`, `GoingAway`, `Lost`, `Refused`, `Local`.
+    /// `Replaced`, `GoingAway`, `Renew`, `Lost`, `Refused`, `Local`.
     pub reason: String,
     /// For people, with what to do.
     pub message: String,
 }
+
+/// Reason of a session that ended so that the certificate is renewed.
+pub(crate) const RENEW: &str = "Renew";
 
 /// QUIC carries TLS alerts as `0x100 + alert` (RFC 9001, section 4.8).
 const CRYPTO: u64 = 0x100;
@@ -55,7 +58,8 @@ impl Problem {
             CloseCode::NotAdmitted => Problem::new(
                 "NotAdmitted",
                 format!(
-                    "hub {hub} does not admit this node: its key is not, or no longer, on the hub's list. \
+                    "hub {hub} does not admit this node: its key is not, or no longer, on the hub's list, \
+                     or waits for approval (crossdock node approve). \
                      If that is unexpected, run `edgecore join HUB --token TOKEN` with a token for this node"
                 ),
             ),
@@ -72,6 +76,10 @@ impl Problem {
                     "hub {hub} did not understand this agent (version {}); upgrade the older of the two",
                     proto::VERSION
                 ),
+            ),
+            CloseCode::Renew => Problem::new(
+                RENEW,
+                format!("hub {hub} wants this node's certificate to be renewed; it is asked for now"),
             ),
             CloseCode::Done => Problem::new("Lost", format!("hub {hub} ended the session; trying again")),
         }

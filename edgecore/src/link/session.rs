@@ -3,14 +3,19 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use proto::link::{
-    CloseCode,
-    frame::{self, MAX_CONTROL_BYTES, MAX_REQUEST_BYTES},
-    message::{
-        AgentMessage, Assignment, Heartbeat, Hello, HubMessage, HubRequest, LogsHeader, LogsRequest, MetadataReply,
-        Report, Welcome,
+use proto::{
+    attestation::Attestation,
+    link::{
+        CloseCode,
+        frame::{self, MAX_CONTROL_BYTES, MAX_REQUEST_BYTES},
+        message::{
+            AgentMessage, Assignment, Heartbeat, Hello, HubMessage, HubRequest, LogsHeader, LogsRequest, MetadataReply,
+            Report, Welcome,
+        },
+        priority,
     },
-    priority,
+    name::Name,
+    tuf::SecretKey,
 };
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::{
@@ -31,6 +36,28 @@ const HEARTBEAT_MS: std::ops::RangeInclusive<u64> = 1_000..=60_000;
 /// Messages of the hub that wait to be handled.
 const INBOX: usize = 4;
 
+/// Signs what the node says it runs, see [`proto::attestation`].
+#[derive(Debug)]
+struct Signer {
+    key: SecretKey,
+    /// Of this session; hubs of before it have none.
+    nonce: Option<String>,
+    counter: u64,
+}
+
+impl Signer {
+    /// Whether nothing was signed in this session yet.
+    fn owes(&self) -> bool {
+        self.counter == 0 && self.nonce.is_some()
+    }
+
+    fn sign(&mut self, node: &Name, report: &Report) -> Option<Attestation> {
+        let nonce = self.nonce.as_ref()?;
+        self.counter += 1;
+        Some(Attestation::sign(&self.key, node, nonce, self.counter, report))
+    }
+}
+
 /// What the hub wants of this node.
 #[derive(Debug, Clone)]
 enum Order {
@@ -49,6 +76,8 @@ pub(super) struct Session {
     inbox: mpsc::Receiver<HubMessage>,
     heartbeat: Duration,
     sent: Report,
+    /// Signs reports.
+    signer: Signer,
     /// What directives of this session must echo.
     nonce: String,
     /// What the hub wants, and could not be written yet.
@@ -58,8 +87,13 @@ pub(super) struct Session {
 
 impl Session {
     /// Opens the control stream, says hello and waits for the welcome.
-    pub async fn begin(shared: Arc<Shared>, hub: &str, connection: Connection) -> Result<Session, Problem> {
-        let begun = timeout(PATIENCE, Session::greet(shared, hub, &connection)).await;
+    pub async fn begin(
+        shared: Arc<Shared>,
+        hub: &str,
+        connection: Connection,
+        key: SecretKey,
+    ) -> Result<Session, Problem> {
+        let begun = timeout(PATIENCE, Session::greet(shared, hub, &connection, key)).await;
         match begun {
             Ok(Ok(session)) => Ok(session),
             Ok(Err(error)) => Err(why(&connection, hub, &error.to_string())),
@@ -67,7 +101,12 @@ impl Session {
         }
     }
 
-    async fn greet(shared: Arc<Shared>, hub: &str, connection: &Connection) -> Result<Session, frame::FrameError> {
+    async fn greet(
+        shared: Arc<Shared>,
+        hub: &str,
+        connection: &Connection,
+        key: SecretKey,
+    ) -> Result<Session, frame::FrameError> {
         let io = |e: quinn::ConnectionError| frame::FrameError::Io(e.into());
         let (mut send, mut receive) = connection.open_bi().await.map_err(io)?;
         // It fails only when the stream is gone, which the write below tells.
@@ -97,6 +136,7 @@ impl Session {
         let (inbound, inbox) = mpsc::channel(INBOX);
         let mut tasks = JoinSet::new();
         tasks.spawn(read(receive, inbound));
+        let signer = Signer { key, nonce: welcome.nonce.clone(), counter: 0 };
         let mut session = Session {
             shared,
             hub: hub.to_owned(),
@@ -105,6 +145,7 @@ impl Session {
             inbox,
             heartbeat,
             sent,
+            signer,
             nonce,
             unwritten: None,
             tasks,
@@ -124,7 +165,8 @@ impl Session {
         let mut heartbeat = interval_at(Instant::now() + self.heartbeat, self.heartbeat);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut report_at = Instant::now() + REPORT_EVERY;
-        let mut changed = *board.borrow_and_update() != self.sent;
+        // The report that came with the greeting could not be signed yet.
+        let mut changed = *board.borrow_and_update() != self.sent || self.signer.nonce.is_some();
         let connection = self.connection.clone();
         let mut closed = pin!(connection.closed());
         loop {
@@ -200,10 +242,12 @@ impl Session {
     }
 
     async fn report(&mut self, report: Report) -> Result<(), String> {
-        if report == self.sent {
+        if report == self.sent && !self.signer.owes() {
             return Ok(());
         }
-        self.write(&AgentMessage::Report(Box::new(report.clone()))).await?;
+        let mut signed = report.clone();
+        signed.attestation = self.signer.sign(&self.shared.node, &report);
+        self.write(&AgentMessage::Report(Box::new(signed))).await?;
         self.sent = report;
         Ok(())
     }

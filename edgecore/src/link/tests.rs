@@ -185,7 +185,8 @@ async fn talk(connection: &Connection, manner: Manner, sender: mpsc::Sender<Agen
     let hello: AgentMessage = frame::read(&mut receive, MAX_CONTROL_BYTES).await.unwrap();
     sender.send(hello).await.unwrap();
     let clock = env().wall.now();
-    let welcome = Welcome { hub_version: "1".into(), fleet: "f1".parse().unwrap(), clock, heartbeat_ms: 1_000 };
+    let welcome =
+        Welcome { hub_version: "1".into(), fleet: "f1".parse().unwrap(), clock, heartbeat_ms: 1_000, nonce: None };
     let assignment = Assignment { generation: 7, ..Assignment::default() };
     for message in [HubMessage::Welcome(welcome), HubMessage::Assignment(assignment)] {
         frame::write(&mut send, &message, MAX_CONTROL_BYTES).await.unwrap();

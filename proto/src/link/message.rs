@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    attestation::Attestation,
     digest::Digest,
     name::Name,
     object::{AppOrder, CarrierStatus, Condition, NodeInfo, RebootStatus, ReleaseRef, Usage, WorkloadStatus},
@@ -73,6 +74,9 @@ pub struct Report {
     /// How each carrier of the link stands, where there are several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub carriers: Vec<CarrierStatus>,
+    /// The node's signature. Absent in the first report of a session, which comes before the nonce.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attestation: Option<Attestation>,
     /// How far the restart of the node is that it was told last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reboot: Option<RebootStatus>,
@@ -115,6 +119,9 @@ pub struct Welcome {
     pub clock: Timestamp,
     /// Milliseconds between heartbeats that the hub asks for.
     pub heartbeat_ms: u64,
+    /// What signed reports of the session must have. Hubs of before them ask for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<String>,
 }
 
 /// All that a node should run.
@@ -266,6 +273,30 @@ pub enum LogsHeader {
     /// There is no such app on the node.
     NotFound {
         /// For people.
+        message: String,
+    },
+}
+
+/// A node asks for a new certificate, on a connection that shows the one of before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RenewRequest {
+    /// PKCS#10 request (RFC 2986), DER in base64: proves the new key; all else in it is ignored.
+    pub csr: String,
+}
+
+/// Answer to [`RenewRequest`]. Who is not admitted is closed instead.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "camelCase")]
+pub enum RenewReply {
+    /// The new key is admitted, beside the old one until it is used.
+    Renewed {
+        /// The new certificate and the CA's, PEM.
+        certificates: String,
+    },
+    /// It is not.
+    Refused {
+        /// For people, with what to do.
         message: String,
     },
 }

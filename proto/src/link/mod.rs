@@ -16,7 +16,8 @@
 //! ```
 //!
 //! Joining is a connection of its own with ALPN "crossdock-join/1" and no client certificate: the one
-//! thing that a stranger may ask for. `JoinRequest` ---> `JoinReply`.
+//! thing that a stranger may ask for. `JoinRequest` ---> `JoinReply`. Renewing a certificate is one, too, with ALPN
+//! "crossdock-renew/1" and the certificate of before, which may have expired: `RenewRequest` ---> `RenewReply`.
 //!
 //! State is levelled: an `Assignment` is the whole of what a node should run, a `Report` the whole of
 //! what is. Losing any number of them costs nothing but time.
@@ -31,6 +32,9 @@ pub mod message;
 pub const ALPN: &[&[u8]] = &[b"crossdock/1"];
 /// ALPN of joining.
 pub const ALPN_JOIN: &[u8] = b"crossdock-join/1";
+
+/// ALPN of renewing a node's certificate.
+pub const ALPN_RENEW: &[u8] = b"crossdock-renew/1";
 
 /// UDP port of the hub unless configured otherwise.
 pub const DEFAULT_PORT: u16 = 7443;
@@ -68,6 +72,8 @@ pub enum CloseCode {
     GoingAway = 4,
     /// The peer was too slow or asked for too much.
     Overload = 5,
+    /// The node's certificate is to be renewed first, see [`ALPN_RENEW`].
+    Renew = 6,
 }
 
 impl CloseCode {
@@ -88,6 +94,7 @@ impl CloseCode {
             CloseCode::ProtocolError,
             CloseCode::GoingAway,
             CloseCode::Overload,
+            CloseCode::Renew,
         ];
         all.into_iter().find(|c| c.code() == close.error_code)
     }

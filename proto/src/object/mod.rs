@@ -36,8 +36,9 @@ use crate::name::ObjectName;
 pub use self::{
     event::{Event, EventSpec, EventStatus, EventType},
     node::{
-        AppOrder, AssignedApp, CarrierStatus, Condition, ConditionStatus, DiskUsage, Node, NodeAddress, NodeIdentity,
-        NodeInfo, NodePhase, NodeSpec, NodeStatus, RebootStatus, Usage, condition, feature,
+        Admission, AppOrder, AssignedApp, Attested, CarrierStatus, Condition, ConditionStatus, DiskUsage,
+        NextCertificate, Node, NodeAddress, NodeIdentity, NodeInfo, NodePhase, NodeSpec, NodeStatus, RebootStatus,
+        Usage, condition, feature,
     },
     release::{Release, ReleaseSpec, ReleaseStatus},
     rollout::{Rollout, RolloutCounts, RolloutNode, RolloutPhase, RolloutSpec, RolloutStatus},

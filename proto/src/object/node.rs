@@ -88,6 +88,9 @@ data! {
         /// How each carrier of its link stands, where it has several.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pub carriers: Vec<CarrierStatus>,
+        /// What it last signed of what it runs.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub attested: Option<Attested>,
         /// Who it is.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub identity: Option<NodeIdentity>,
@@ -158,6 +161,45 @@ data! {
         /// When its certificate expires.
         #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
         pub not_after: Timestamp,
+        /// Whether that key is let in.
+        #[serde(default, skip_serializing_if = "Admission::is_admitted")]
+        pub admission: Admission,
+        /// When `admission` last changed by hand.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = DateTime))]
+        pub admission_since: Option<Timestamp>,
+        /// A renewed certificate that was not shown yet: its key speaks for the node, too.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub next: Option<NextCertificate>,
+    }
+
+    /// A certificate that takes the place of another when it is first shown.
+    pub struct NextCertificate {
+        /// SHA-256 of its public key (SubjectPublicKeyInfo).
+        pub spki: Digest,
+        /// When it expires.
+        #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
+        pub not_after: Timestamp,
+    }
+
+    /// What a node signed of what it runs: see [`crate::attestation`].
+    pub struct Attested {
+        /// By the hub's clock.
+        #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
+        pub at: Timestamp,
+        /// SHA-256 of the public key that signed (SubjectPublicKeyInfo).
+        pub spki: Digest,
+        /// The session's nonce.
+        pub nonce: String,
+        /// Report of that session.
+        pub counter: u64,
+        /// Generation of the assignment that it works towards.
+        pub observed_generation: u64,
+        /// Digests of the manifests of what runs, by app.
+        #[serde(default)]
+        pub running: BTreeMap<Name, Digest>,
+        /// Signature over the canonical form of the above, in hex.
+        pub signature: String,
     }
 
     /// Facts that stay while a node is up.
@@ -261,8 +303,12 @@ pub mod feature {
     pub const ORDERS: &str = "orders";
     /// [`NodeSpec::reboot`](super::NodeSpec::reboot).
     pub const REBOOT: &str = "reboot";
+    /// [`CloseCode::Renew`](crate::link::CloseCode::Renew).
+    pub const RENEW: &str = "renew";
+    /// [`Attestation`](crate::attestation::Attestation) on every report after the first of a session.
+    pub const ATTEST: &str = "attest";
     /// All that this version knows.
-    pub const ALL: [&str; 2] = [ORDERS, REBOOT];
+    pub const ALL: [&str; 4] = [ORDERS, REBOOT, RENEW, ATTEST];
 }
 
 impl NodeSpec {
@@ -281,7 +327,42 @@ impl AssignedApp {
     }
 }
 
+impl Admission {
+    /// Whether the key is let in.
+    #[must_use]
+    pub fn is_admitted(&self) -> bool {
+        *self == Admission::Admitted
+    }
+}
+
+impl NodeIdentity {
+    /// Whether a key speaks for the node, and is let in.
+    #[must_use]
+    pub fn admits(&self, spki: Digest) -> bool {
+        self.admission.is_admitted() && self.is_of(spki)
+    }
+
+    /// Whether a key is the node's, or is about to be.
+    #[must_use]
+    pub fn is_of(&self, spki: Digest) -> bool {
+        self.spki == spki || self.next.as_ref().is_some_and(|next| next.spki == spki)
+    }
+}
+
 words! {
+    /// Whether a node's key is let in.
+    #[derive(Default)]
+    pub enum Admission {
+        /// It is.
+        #[default]
+        Admitted,
+        /// It joined, and somebody has to approve it first.
+        Pending,
+        /// It was, and is not any more.
+        #[serde(other)]
+        Revoked,
+    }
+
     /// Whether a node is heard from.
     #[derive(Default)]
     pub enum NodePhase {

@@ -43,6 +43,9 @@ data! {
         pub expires_at: Timestamp,
         /// SHA-256 of the secret ([`crate::token::Token::secret_hash`]).
         pub secret_hash: Digest,
+        /// Nodes that join with it are let in when somebody approved them.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        pub approve: bool,
         /// Labels for the nodes that join with it.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         pub labels: BTreeMap<String, String>,

@@ -37,9 +37,15 @@ pub struct KeyValue {
 
 impl PublicKey {
     fn of(key: &VerifyingKey) -> PublicKey {
+        PublicKey::from_bytes(key.as_bytes())
+    }
+
+    /// The key of its 32 bytes; whether it exists on the curve shows when it verifies.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8; 32]) -> PublicKey {
         PublicKey {
             keytype: "ed25519".into(),
-            keyval: KeyValue { public: HEXLOWER_PERMISSIVE.encode(key.as_bytes()) },
+            keyval: KeyValue { public: HEXLOWER_PERMISSIVE.encode(bytes) },
             scheme: "ed25519".into(),
         }
     }
@@ -118,6 +124,14 @@ impl SecretKey {
     pub fn from_pem(pem: &str) -> Result<SecretKey, KeyError> {
         let key = SigningKey::from_pkcs8_pem(pem.trim_start()).map_err(|e| KeyError(e.to_string()))?;
         Ok(SecretKey(key))
+    }
+
+    /// Reads PKCS#8 DER, version 1 or 2.
+    ///
+    /// # Errors
+    /// When it is anything else.
+    pub fn from_der(der: &[u8]) -> Result<SecretKey, KeyError> {
+        SigningKey::from_pkcs8_der(der).map(SecretKey).map_err(|e| KeyError(e.to_string()))
     }
 
     /// As PKCS#8 version 1 PEM.

@@ -164,7 +164,7 @@ impl EdgeBox {
     async fn join(&self, hub: &Hub) -> anyhow::Result<()> {
         self.write_settings()?;
         let node = Some(self.name.clone());
-        let (_, token) = hub.create_token(self.site.clone(), node, 1, TOKEN, self.labels.clone()).await?;
+        let (_, token) = hub.create_token(self.site.clone(), node, 1, TOKEN, self.labels.clone(), false).await?;
         self.host.starts();
         let env = self.host.env(&self.net);
         let options = JoinOptions {

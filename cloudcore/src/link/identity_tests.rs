@@ -1,0 +1,266 @@
+//! A node's identity over its life: renewed, renewed after long absence, revoked, approved; what it signs.
+
+use std::time::Duration;
+
+use data_encoding::BASE64;
+use proto::{
+    attestation::Attestation,
+    digest::Digest,
+    link::{
+        ALPN_RENEW, CloseCode,
+        frame::{self, MAX_CONTROL_BYTES, MAX_METADATA_BYTES, MAX_REQUEST_BYTES},
+        message::{AgentMessage, HubMessage, JoinReply, RenewReply, RenewRequest, Report},
+    },
+    name::Name,
+    object::{
+        Admission, EventSpec, Node, NodeSpec, ReleaseRef, RunState, Running, UpdatePhase, WorkloadStatus, feature,
+    },
+    tuf::SecretKey,
+};
+use quinn::Connection;
+use rcgen::{CertificateParams, KeyPair, PKCS_ED25519};
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
+
+use crate::{
+    ca::NODE_LIFETIME,
+    hub::fixture::{Fixture, Machine, hello, name},
+};
+
+async fn node(fixture: &Fixture, name: &str) -> Node {
+    fixture.hub.store().get::<NodeSpec>(name).await.unwrap().unwrap()
+}
+
+async fn why(connection: &Connection) -> Option<CloseCode> {
+    CloseCode::of(&connection.closed().await)
+}
+
+/// What a session is while nobody drops it.
+struct Greeted {
+    send: quinn::SendStream,
+    _recv: quinn::RecvStream,
+    nonce: String,
+}
+
+/// Says Hello with what the agent can do; the connection, its stream, and the nonce if it was welcome.
+async fn greet(
+    machine: &Machine,
+    fixture: &Fixture,
+    features: &[&str],
+) -> (Connection, Option<Greeted>) {
+    let connection = machine.connect(&fixture.hub).await;
+    let mut hello = hello(&fixture.hub, Report::default());
+    hello.info.features = features.iter().map(|f| (*f).to_owned()).collect();
+    let talk = async {
+        let (mut send, mut recv) = connection.open_bi().await.ok()?;
+        frame::write(&mut send, &AgentMessage::Hello(Box::new(hello)), MAX_CONTROL_BYTES).await.ok()?;
+        match frame::read::<HubMessage>(&mut recv, MAX_CONTROL_BYTES).await.ok()? {
+            HubMessage::Welcome(welcome) => Some(Greeted { send, _recv: recv, nonce: welcome.nonce? }),
+            _ => None,
+        }
+    };
+    let welcome = talk.await;
+    (connection, welcome)
+}
+
+/// Renews with a new key; the machine as it is afterwards.
+async fn renew(machine: &Machine, fixture: &Fixture) -> Result<Machine, String> {
+    let connection = machine.connect_as(&fixture.hub, &[ALPN_RENEW.to_vec()], true).await.map_err(|e| e.to_string())?;
+    let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+    let csr = CertificateParams::default().serialize_request(&key).unwrap();
+    let talk = async {
+        let (mut send, mut recv) = connection.open_bi().await.map_err(|e| e.to_string())?;
+        let request = RenewRequest { csr: BASE64.encode(csr.der()) };
+        frame::write(&mut send, &request, MAX_REQUEST_BYTES).await.map_err(|e| e.to_string())?;
+        frame::read::<RenewReply>(&mut recv, MAX_METADATA_BYTES).await.map_err(|e| e.to_string())
+    };
+    match talk.await {
+        Ok(RenewReply::Renewed { certificates }) => {
+            let chain = CertificateDer::pem_slice_iter(certificates.as_bytes()).map(Result::unwrap).collect();
+            Ok(Machine { id: machine.id.clone(), key, chain, endpoint: machine.endpoint.clone() })
+        }
+        Ok(RenewReply::Refused { message }) => Err(message),
+        Err(error) => Err(format!("{error} {:?}", connection.close_reason())),
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_at_half_of_its_life_and_the_old_key_ends_with_the_new_ones_first_use() {
+    let fixture = Fixture::start().await;
+    let old = fixture.member("n1").await;
+    let (young, welcome) = greet(&old, &fixture, &[feature::RENEW]).await;
+    assert!(welcome.is_some(), "{:?}", young.close_reason());
+
+    fixture.shift(NODE_LIFETIME / 2 + Duration::from_secs(3600));
+    let (due, _welcome) = greet(&old, &fixture, &[feature::RENEW]).await;
+    assert_eq!(why(&due).await, Some(CloseCode::Renew));
+    // One that could not renew is served all the same, and asked again later; one that cannot is let be.
+    let (_served, welcome) = greet(&old, &fixture, &[feature::RENEW]).await;
+    assert!(welcome.is_some());
+    let (_older, welcome) = greet(&old, &fixture, &[]).await;
+    assert!(welcome.is_some());
+
+    let new = renew(&old, &fixture).await.unwrap();
+    let identity = node(&fixture, "n1").await.status.identity.unwrap();
+    assert!(identity.next.is_some(), "both keys are let in: the answer may have been lost");
+    let (_still, welcome) = greet(&old, &fixture, &[]).await;
+    assert!(welcome.is_some());
+    let again = renew(&old, &fixture).await.unwrap();
+    let (_unused, welcome) = greet(&again, &fixture, &[feature::RENEW]).await;
+    assert!(welcome.is_some());
+    for gone in [&old, &new] {
+        let connection = gone.connect(&fixture.hub).await;
+        assert_eq!(why(&connection).await, Some(CloseCode::NotAdmitted));
+    }
+    assert!(node(&fixture, "n1").await.status.identity.unwrap().next.is_none());
+}
+
+#[tokio::test]
+async fn a_node_that_was_away_past_the_end_of_its_certificate_renews_it_by_its_old_key() {
+    let fixture = Fixture::start().await;
+    let old = fixture.member("n1").await;
+    fixture.shift(NODE_LIFETIME + Duration::from_secs(30 * 86_400));
+    let expired = old.connect(&fixture.hub).await;
+    assert_eq!(why(&expired).await, Some(CloseCode::Renew), "for nothing else is it let in");
+    let new = renew(&old, &fixture).await.unwrap();
+    let (_back, welcome) = greet(&new, &fixture, &[feature::RENEW]).await;
+    assert!(welcome.is_some());
+
+    // Not so a key that is on no list.
+    let other = Fixture::start().await;
+    let stranger = other.member("n1").await;
+    assert!(renew(&stranger, &fixture).await.is_err(), "another fleet's");
+    let deleted = fixture.member("n2").await;
+    fixture.hub.store().delete::<NodeSpec>("n2").await.unwrap();
+    let error = renew(&deleted, &fixture).await.err().unwrap();
+    assert!(error.contains("no node n2"), "{error}");
+    // Nor with another node's key.
+    let third = fixture.member("n3").await;
+    let csr = CertificateParams::default().serialize_request(&new.key).unwrap();
+    let connection = third.connect_as(&fixture.hub, &[ALPN_RENEW.to_vec()], true).await.unwrap();
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    frame::write(&mut send, &RenewRequest { csr: BASE64.encode(csr.der()) }, MAX_REQUEST_BYTES).await.unwrap();
+    let reply: RenewReply = frame::read(&mut recv, MAX_METADATA_BYTES).await.unwrap();
+    assert!(matches!(reply, RenewReply::Refused { message } if message.contains("another node")));
+}
+
+#[tokio::test]
+async fn a_lost_box_is_out_within_a_second_and_neither_key_nor_token_brings_it_back() {
+    let fixture = Fixture::start().await;
+    let token = fixture.token(Some("n1"), 9).await;
+    let mut lost = Machine::new("m1");
+    assert!(matches!(lost.join(&fixture.hub, &token, "n1").await, JoinReply::Accepted { .. }));
+    let (open, welcome) = greet(&lost, &fixture, &[feature::RENEW]).await;
+    assert!(welcome.is_some());
+
+    let n1: Name = name("n1");
+    fixture.hub.set_admission(&n1, Admission::Revoked).await.unwrap().unwrap();
+    let closed = tokio::time::timeout(Duration::from_secs(1), why(&open)).await;
+    assert_eq!(closed.unwrap(), Some(CloseCode::NotAdmitted));
+    assert_eq!(why(&lost.connect(&fixture.hub).await).await, Some(CloseCode::NotAdmitted));
+    assert!(renew(&lost, &fixture).await.is_err());
+    let again = lost.join(&fixture.hub, &token, "n1").await;
+    assert!(matches!(&again, JoinReply::Refused { code, .. } if code == "Revoked"), "{again:?}");
+    let wiped = Machine::new("m1").join(&fixture.hub, &token, "n1").await;
+    assert!(matches!(&wiped, JoinReply::Refused { code, .. } if code == "Revoked"), "{wiped:?}");
+    let free = fixture.token(None, 1).await;
+    let free = Machine::new("m1").join(&fixture.hub, &free, "n1").await;
+    assert!(matches!(&free, JoinReply::Refused { code, .. } if code == "Revoked"), "not its token: {free:?}");
+
+    // A box in its place comes with a token that was made for it since.
+    let replaced = fixture.token(Some("n1"), 1).await;
+    let mut new = Machine::new("m2");
+    assert!(matches!(new.join(&fixture.hub, &replaced, "n1").await, JoinReply::Accepted { .. }));
+    let (_in, welcome) = greet(&new, &fixture, &[]).await;
+    assert!(welcome.is_some());
+    assert_eq!(why(&lost.connect(&fixture.hub).await).await, Some(CloseCode::NotAdmitted));
+}
+
+#[tokio::test]
+async fn a_node_that_needs_approval_waits_for_it() {
+    let fixture = Fixture::start().await;
+    let hour = Duration::from_secs(3600);
+    let token = fixture.hub.create_token(name("s1"), None, 2, hour, Default::default(), true).await.unwrap().1;
+    let mut machine = Machine::new("m1");
+    assert!(matches!(machine.join(&fixture.hub, &token, "n1").await, JoinReply::Accepted { .. }));
+    assert_eq!(why(&machine.connect(&fixture.hub).await).await, Some(CloseCode::NotAdmitted));
+    assert_eq!(node(&fixture, "n1").await.status.identity.unwrap().admission, Admission::Pending);
+    fixture.hub.set_admission(&name("n1"), Admission::Admitted).await.unwrap().unwrap();
+    let (_in, welcome) = greet(&machine, &fixture, &[]).await;
+    assert!(welcome.is_some());
+    // Its answer was lost: what was decided stands. Another box is another decision.
+    assert!(matches!(machine.join(&fixture.hub, &token, "n1").await, JoinReply::Accepted { .. }));
+    assert_eq!(node(&fixture, "n1").await.status.identity.unwrap().admission, Admission::Admitted);
+    let mut reinstalled = Machine::new("m1");
+    assert!(matches!(reinstalled.join(&fixture.hub, &token, "n1").await, JoinReply::Accepted { .. }));
+    assert_eq!(node(&fixture, "n1").await.status.identity.unwrap().admission, Admission::Pending);
+    assert!(fixture.hub.set_admission(&name("none"), Admission::Admitted).await.unwrap().is_none());
+}
+
+fn report(content: &[u8]) -> Report {
+    let running = Running {
+        release: ReleaseRef { version: "1".parse().unwrap(), digest: Digest::of(content) },
+        state: RunState::Running,
+        ready: true,
+        restarts: 0,
+        started_at: None,
+        last_exit: None,
+    };
+    let status = WorkloadStatus {
+        target: None,
+        phase: UpdatePhase::Succeeded,
+        reason: String::new(),
+        message: String::new(),
+        since: jiff::Timestamp::UNIX_EPOCH,
+        progress: None,
+        restarted: None,
+        restart_failed: None,
+        retried: None,
+        running: Some(running),
+    };
+    Report { workloads: [(name("web"), status)].into(), ..Report::default() }
+}
+
+#[tokio::test]
+async fn what_a_node_signed_of_what_it_runs_is_kept_and_a_wrong_signature_ends_the_session() {
+    let fixture = Fixture::start().await;
+    let machine = fixture.member("n1").await;
+    let key = SecretKey::from_der(&machine.key.serialize_der()).unwrap();
+    let n1 = name("n1");
+    let say = async |send: &mut quinn::SendStream, report: Report, signed: Option<Attestation>| {
+        let message = AgentMessage::Report(Box::new(Report { attestation: signed, ..report }));
+        frame::write(send, &message, MAX_CONTROL_BYTES).await.unwrap();
+    };
+    let (connection, welcome) = greet(&machine, &fixture, &[feature::ATTEST]).await;
+    let Greeted { mut send, nonce, _recv } = welcome.unwrap();
+    let mut watch = fixture.hub.store().watch::<NodeSpec>(None).unwrap();
+    say(&mut send, report(b"1"), Some(Attestation::sign(&key, &n1, &nonce, 1, &report(b"1")))).await;
+    let attested = loop {
+        if let Some(attested) = node(&fixture, "n1").await.status.attested {
+            break attested;
+        }
+        watch.next().await;
+    };
+    assert_eq!(attested.running, [(n1.clone(), Digest::of(b"1"))].map(|(_, d)| (name("web"), d)).into());
+    // Whoever has the object and the key can check it.
+    let again = Attestation { nonce: attested.nonce, counter: attested.counter, signature: attested.signature };
+    assert!(again.verifies(&key.public(), &n1, &report(b"1")));
+    // The same report once more.
+    say(&mut send, report(b"1"), Some(again)).await;
+    assert_eq!(why(&connection).await, Some(CloseCode::ProtocolError));
+
+    let other = SecretKey::from_seed(&[1; 32]);
+    for wrong in 0..4 {
+        let (connection, welcome) = greet(&machine, &fixture, &[feature::ATTEST]).await;
+        let Greeted { mut send, nonce, _recv } = welcome.unwrap();
+        let signed = match wrong {
+            0 => Some(Attestation::sign(&other, &n1, &nonce, 1, &report(b"1"))),
+            1 => Some(Attestation::sign(&key, &n1, "another", 1, &report(b"1"))),
+            2 => Some(Attestation::sign(&key, &n1, &nonce, 1, &report(b"2"))),
+            _ => None,
+        };
+        say(&mut send, report(b"1"), signed).await;
+        assert_eq!(why(&connection).await, Some(CloseCode::ProtocolError), "{wrong}");
+    }
+    let events = fixture.hub.store().list::<EventSpec>(None).await.unwrap().items;
+    assert!(events.iter().any(|event| event.spec.reason == "AttestationWrong"));
+}
