@@ -42,11 +42,7 @@ struct Greeted {
 }
 
 /// Says Hello with what the agent can do; the connection, its stream, and the nonce if it was welcome.
-async fn greet(
-    machine: &Machine,
-    fixture: &Fixture,
-    features: &[&str],
-) -> (Connection, Option<Greeted>) {
+async fn greet(machine: &Machine, fixture: &Fixture, features: &[&str]) -> (Connection, Option<Greeted>) {
     let connection = machine.connect(&fixture.hub).await;
     let mut hello = hello(&fixture.hub, Report::default());
     hello.info.features = features.iter().map(|f| (*f).to_owned()).collect();

@@ -283,10 +283,6 @@ impl Assignments {
             .map_err(DirectorError::from)
             .and_then(|set| Ok((director::admit(&set, &self.place.node, nonce, self.generation())?, set)));
         let (directive, set) = taken.map_err(|e| self.refused(e))?;
-        if let Some(root) = first {
-            let path = self.place.first_root.clone();
-            self.kept(self.env.blocking.run(move || durable::write(&path, root.as_bytes(), 0o600)).await)?;
-        }
         let targets = |set: &TrustedSet| set.targets_meta().map(|meta| meta.targets.clone());
         let as_before = self.current.borrow().as_ref() == Some(&directive.assignment)
             && base.versions().root == set.versions().root
@@ -294,6 +290,11 @@ impl Assignments {
         if !as_before {
             let (record, shared) = (self.place.record.clone(), set.clone());
             self.kept(self.env.blocking.run(move || store(&record, &shared)).await)?;
+        }
+        if !self.place.first_root.exists() {
+            // After the record: with it alone the box would have lost something.
+            let (path, root) = (self.place.first_root.clone(), first.unwrap_or_else(|| set.documents().root));
+            self.kept(self.env.blocking.run(move || durable::write(&path, root.as_bytes(), 0o600)).await)?;
         }
         *self.known() = Known::Director(set.clone());
         let assignment = directive.assignment.clone();

@@ -65,6 +65,20 @@ impl Disk {
         journal::with(self.number, |state| state.frozen = frozen);
     }
 
+    /// Freezes by itself after so many more changes and syncs: a machine that goes out in the middle of something.
+    pub fn freeze_after(&self, calls: u64) {
+        journal::with(self.number, |state| state.calls_left = Some(calls));
+    }
+
+    /// Whether it froze by itself; it takes writes again.
+    pub fn thaw(&self) -> bool {
+        journal::with(self.number, |state| {
+            state.calls_left = None;
+            std::mem::take(&mut state.frozen)
+        })
+        .unwrap_or_default()
+    }
+
     /// Takes all room but `left` bytes, or gives it back. Whoever frees some may use it. Who has taken room
     /// already has what it took.
     pub fn set_room(&self, taker: Taker, left: Option<u64>) {

@@ -56,6 +56,8 @@ pub(super) struct State {
     pub keep: Vec<u8>,
     pub kept: u64,
     pub frozen: bool,
+    /// Changes and syncs that still are taken before it freezes by itself.
+    pub calls_left: Option<u64>,
     pub room: BTreeMap<Taker, u64>,
     pub refuses: Option<Vec<u8>>,
     pub refused_full: u64,
@@ -68,7 +70,12 @@ pub(super) struct State {
 }
 
 impl State {
-    pub fn alive(&self) -> Result<(), Refused> {
+    /// Asked once by each call that changes or syncs.
+    pub fn alive(&mut self) -> Result<(), Refused> {
+        if let Some(left) = &mut self.calls_left {
+            self.frozen |= *left == 0;
+            *left = left.saturating_sub(1);
+        }
         if self.frozen { Err(Refused(libc::EIO)) } else { Ok(()) }
     }
 
