@@ -56,6 +56,8 @@ enum Bench {
     World(bench::world::WorldArgs),
     /// Many real agents: a release in waves, and one whose canary crashes
     Waves(bench::waves::WavesArgs),
+    /// Verifying, signing and handshakes, and the bare cryptography beside them.
+    Trust(bench::trust::TrustArgs),
     /// One pass of the planner over 10,000 nodes with 50 rollouts
     Plan(bench::plan::PlanArgs),
 }
@@ -90,6 +92,7 @@ async fn run_bench(bench: Bench) -> anyhow::Result<()> {
             Bench::Agent(args) => bench::agent::run(args).await,
             Bench::Carrier(args) => bench::carrier::run(args).await,
             Bench::Fleet(args) => bench::fleet::run(args).await,
+            Bench::Trust(args) => bench::trust::run(&args).await,
             Bench::Waves(args) => bench::waves::run(args).await,
             Bench::Streams(args) => bench::streams::run(args).await,
             // Virtual time has a runtime of its own.

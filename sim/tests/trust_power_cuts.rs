@@ -74,11 +74,11 @@ fn publication(version: u64) -> MetadataReply {
     };
     let target = Target { length: 1, digest: Digest::of(version.to_string().as_bytes()), custom };
     let targets = [(format!("web/{version}.json"), target.to_file().unwrap())].into();
-    let targets = meta!(TargetsMeta, "targets", version, targets: targets);
+    let targets = meta!(TargetsMeta, "targets", version, targets);
     let meta = [("targets.json".to_owned(), MetaFile::of(version, &targets))].into();
-    let snapshot = meta!(SnapshotMeta, "snapshot", version, meta: meta);
+    let snapshot = meta!(SnapshotMeta, "snapshot", version, meta);
     let meta = [("snapshot.json".to_owned(), MetaFile::of(version, &snapshot))].into();
-    let timestamp = meta!(TimestampMeta, "timestamp", version, meta: meta);
+    let timestamp = meta!(TimestampMeta, "timestamp", version, meta);
     let roots = (1..=version).map(release_root).collect();
     MetadataReply { roots, timestamp: Some(timestamp), snapshot: Some(snapshot), targets: Some(targets) }
 }

@@ -105,7 +105,10 @@ pub(crate) fn bind(
 }
 
 /// What new connections get. Made anew now and then, so that the hub's certificate is renewed in time.
-pub(crate) fn server_config(config: &HubConfig, env: &Env, ca: &Ca) -> Result<quinn::ServerConfig, HubError> {
+///
+/// # Errors
+/// When certificates or keys cannot be read or written.
+pub fn server_config(config: &HubConfig, env: &Env, ca: &Ca) -> Result<quinn::ServerConfig, HubError> {
     let keys = Keys::load(config, env)?;
     let tls_error = |e: rustls::Error| HubError::Tls(e.to_string());
     let identity = ca.server_identity("link", &[HUB_DNS_NAME.to_owned()])?;

@@ -1,6 +1,6 @@
 //! Measurements of the shipped binaries over real sockets, and of the simulator: `sim bench NAME`.
 //!
-//! Each bench but `plan` and `world` starts `cloudcore`, `crossdock` and `edgecore` from the folder that `sim` lies in, works
+//! Each bench but `plan`, `trust` and `world` starts `cloudcore`, `crossdock` and `edgecore` from the folder that `sim` lies in, works
 //! in a temporary folder on loopback, and stops what it started. It prints a table for a person and,
 //! with `--json`, one JSON object on the last line.
 //!
@@ -11,6 +11,7 @@
 //! | [`fleet`] | many agents: connecting, a rollout, the hub's cost, and plain TLS beside it |
 //! | [`plan`] | one pass of the hub's planner over a large fleet |
 //! | [`streams`] | stream records: throughput, losses, a backlog, and Mosquitto and NATS JetStream beside it |
+//! | [`trust`] | verifying, signing, handshakes, and the bare cryptography beside them |
 //! | [`waves`] | many agents: a release in waves, and one that crashes in the first |
 //! | [`world`] | the simulator itself: a day, a thousand boxes, ten thousand that reconnect |
 //! | [`fixture`] | what every bench begins with: a hub, a release to roll out |
@@ -26,6 +27,7 @@ pub mod fleet;
 pub mod plan;
 pub mod process;
 pub mod streams;
+pub mod trust;
 pub mod waves;
 pub mod world;
 pub mod yardstick;
