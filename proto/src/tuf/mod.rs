@@ -31,6 +31,7 @@ pub use self::{
     error::TufError,
     key::{PublicKey, SecretKey},
     schema::{RoleName, Target, TargetCustom},
+    sign::{Signer, SignerError},
     trusted::TrustedSet,
 };
 
