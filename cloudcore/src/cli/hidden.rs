@@ -42,7 +42,10 @@ pub fn ask(question: &str) -> io::Result<Zeroizing<String>> {
             KILL => line.clear(),
             byte if line.len() < MAX_BYTES => line.push(byte),
             _ => {
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is longer than {MAX_BYTES} bytes")));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("it is longer than {MAX_BYTES} bytes"),
+                ));
             }
         }
     }
