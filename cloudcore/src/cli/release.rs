@@ -401,6 +401,10 @@ fn verify_all(repo: &Path, path: Option<&Path>, now: Timestamp) -> Result<(), Re
     for (name, target) in &verified.releases {
         println!("  {name} counter {} manifest {}", target.custom.release_counter, target.digest.short());
     }
+    for (name, lines) in &verified.evidence {
+        println!("origin of {name}");
+        lines.iter().for_each(|line| println!("  {line}"));
+    }
     println!("content: {} files, {} bytes, every digest agrees", verified.files, verified.bytes);
     show_staged(&repository)?;
     ceremony::show_quorums(&repository)?;

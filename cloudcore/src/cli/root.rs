@@ -129,7 +129,7 @@ fn rotate(repo: &Path, args: &RotateArgs, now: Timestamp) -> anyhow::Result<()> 
     let old = |text: &str| resolve(&before, text, &args.passphrase).map_err(failed);
     let new = |text: &str| -> anyhow::Result<PublicKey> {
         let key: KeyRef = text.parse()?;
-        Ok(key.public(&mut args.passphrase.source()?).map_err(failed)?)
+        key.public(&mut args.passphrase.source()?).map_err(failed)
     };
     let mut changes = vec![];
     // clap gives the words of all uses in one list, each use whole.

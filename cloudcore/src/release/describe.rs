@@ -15,6 +15,7 @@ use proto::{
 };
 
 use super::{
+    provenance,
     repository::Repository,
     rotate::{Duty, label},
     staging::readable,
@@ -97,6 +98,7 @@ fn content(repository: &Repository, before: &BTreeMap<&str, Target>, target: &Ta
         return vec!["         its manifest is not in this copy of the repository: do not sign blindly".into()];
     };
     let mut lines = vec![format!("         {} files, {} bytes; {}", new.files.len(), new.total_bytes(), command(&new))];
+    lines.extend(provenance::describe(repository, &new).into_iter().map(|line| format!("         {line}")));
     let same_app = before.values().filter(|old| old.custom.app == target.custom.app);
     let newest = same_app.max_by_key(|old| old.custom.release_counter);
     let Some((version, old)) =

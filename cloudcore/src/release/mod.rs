@@ -19,6 +19,7 @@
 //! | [`describe`] | what a staged change adds and removes, in words |
 //! | [`keys`], [`sealed`] | key files, and their encryption |
 //! | [`signer`] | keys by reference, wherever their secret half is |
+//! | [`provenance`] | who built a release and from what, and what is in it: read, and compared with its files |
 //! | [`publish`] | to a hub, through its API |
 //! | [`promote`] | from one hub to another: what that takes, decided without either |
 //! | [`staging`] | staged changes, which collect signatures |
@@ -35,6 +36,7 @@ pub mod describe;
 pub mod drill;
 pub mod keys;
 pub mod promote;
+pub mod provenance;
 pub mod publish;
 pub mod repository;
 pub mod rotate;

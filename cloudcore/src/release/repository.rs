@@ -352,7 +352,7 @@ impl Repository {
         for target in set.targets().values() {
             let manifest = self.manifest(target)?;
             blobs.insert(target.digest, self.manifest_path(&manifest.name(), &target.digest));
-            blobs.extend(manifest.files.iter().map(|file| (file.digest, self.blob_path(&file.digest))));
+            blobs.extend(manifest.content().map(|(digest, _)| (digest, self.blob_path(&digest))));
         }
         Ok(Publication { reply, blobs })
     }

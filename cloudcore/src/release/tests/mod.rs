@@ -2,10 +2,11 @@
 //!
 //! Here is the desk that all of them work at; `input` is about folders, `release.yaml` and keys, `publishing` about
 //! the repository, `upload` about the way to the hub, `rotation` about keys that change, `ceremony` about several
-//! signers with a copy each.
+//! signers with a copy each, `origin` about provenance and bills of materials.
 
 mod ceremony;
 mod input;
+mod origin;
 mod publishing;
 mod rotation;
 mod upload;
