@@ -114,7 +114,8 @@ enum ReleaseCommand {
 
 #[derive(Debug, Args)]
 struct SignArgs {
-    /// Secret key to sign with: a file, or agent:WHICH (fingerprint, comment or key ID at the ssh-agent); repeatable.
+    /// Secret key to sign with: a file, agent:WHICH (fingerprint, comment or key ID at the ssh-agent), or
+    /// pkcs11:token=NAME;object=LABEL (its library: $CROSSDOCK_PKCS11_MODULE); repeatable.
     /// Default: the keys that the repository holds itself.
     #[arg(long = "key", value_name = "KEY")]
     keys: Vec<KeyRef>,

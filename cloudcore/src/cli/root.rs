@@ -128,7 +128,7 @@ fn rotate(repo: &Path, args: &RotateArgs, now: Timestamp) -> anyhow::Result<()> 
     let duty = |text: &str| text.parse::<Duty>().map_err(usage);
     let old = |text: &str| resolve(&before, text, &args.passphrase).map_err(failed);
     let new = |text: &str| -> anyhow::Result<PublicKey> {
-        let key: KeyRef = text.parse()?;
+        let key: KeyRef = text.parse().map_err(usage)?;
         key.public(&mut args.passphrase.source()?).map_err(failed)
     };
     let mut changes = vec![];

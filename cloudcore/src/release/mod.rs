@@ -184,6 +184,14 @@ pub enum ReleaseError {
         /// What is wrong and how to mend it.
         problem: String,
     },
+    /// A token is of no use.
+    #[error("could not use the key {}: {problem}", key.escape_debug())]
+    Token {
+        /// Its URI.
+        key: String,
+        /// What is wrong and how to mend it.
+        problem: String,
+    },
     /// What holds a key did not sign.
     #[error(transparent)]
     Signer(#[from] SignerError),

@@ -21,7 +21,7 @@ fn start(desk: &mut Desk) -> anyhow::Result<Agent> {
     let mut command = desk.command("ssh-agent");
     let mut process = command.arg("-D").arg("-a").arg(&socket).stdout(Stdio::piped()).spawn().context("ssh-agent")?;
     std::io::Read::read_exact(process.stdout.as_mut().context("its output")?, &mut [0; 16])?;
-    desk.socket = Some(socket);
+    desk.variables.push(("SSH_AUTH_SOCK", socket.display().to_string()));
     Ok(Agent(process))
 }
 

@@ -4,8 +4,9 @@
 mod agent;
 mod drills;
 mod files;
+mod token;
 
-use std::{path::PathBuf, process::Command};
+use std::process::Command;
 
 use anyhow::{Context as _, bail};
 use cloudcore::stage::{self, Stage};
@@ -13,12 +14,13 @@ use cloudcore::stage::{self, Stage};
 /// A folder to work in, and the program.
 struct Desk {
     stage: Stage,
-    socket: Option<PathBuf>,
+    /// What the environment of every command has besides.
+    variables: Vec<(&'static str, String)>,
 }
 
 impl Desk {
     async fn open() -> anyhow::Result<Desk> {
-        Ok(Desk { stage: Stage::open(None, stage::programs().await?, false)?, socket: None })
+        Ok(Desk { stage: Stage::open(None, stage::programs().await?, false)?, variables: vec![] })
     }
 
     fn command(&self, program: &str) -> Command {
@@ -28,9 +30,7 @@ impl Desk {
         for name in ["CROSSDOCK_REPO", "CROSSDOCK_PASSPHRASE", "CROSSDOCK_PASSPHRASE_FILE", "SSH_AUTH_SOCK"] {
             command.env_remove(name);
         }
-        if let Some(socket) = &self.socket {
-            command.env("SSH_AUTH_SOCK", socket);
-        }
+        command.env_remove("CROSSDOCK_PKCS11_MODULE").envs(self.variables.iter().cloned());
         command
     }
 

@@ -165,7 +165,7 @@ fn place(key: &KeyRef) -> String {
             Ok(true) => format!("{} (encrypted)", path.display()),
             _ => path.display().to_string(),
         },
-        agent @ KeyRef::Agent(_) => agent.to_string(),
+        held => held.to_string(),
     }
 }
 
@@ -249,7 +249,7 @@ pub(super) fn resolve(root: &RootMeta, text: &str, passphrase: &PassphraseArgs) 
     let by_root = rotate::find(root, text);
     match (by_root, text.parse::<KeyRef>()) {
         (Ok(id), _) => Ok(id),
-        (Err(_), Ok(agent @ KeyRef::Agent(_))) => Ok(agent.public(&mut passphrase.source()?)?.id()),
+        (Err(_), Ok(held @ (KeyRef::Agent(_) | KeyRef::Token(_)))) => Ok(held.public(&mut passphrase.source()?)?.id()),
         (Err(_), Ok(KeyRef::File(path))) if path.is_file() => {
             Ok(keys::read_public(&path, &mut passphrase.source()?)?.id())
         }

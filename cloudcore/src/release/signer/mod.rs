@@ -1,14 +1,16 @@
-//! Keys by reference: `FILE`, or `agent:WHICH`. The secret half stays where it is; what signs is a
+//! Keys by reference: `FILE`, `agent:WHICH` or `pkcs11:WHICH`. The secret half stays where it is; what signs is a
 //! [`Signer`]. Called by the command line.
 //!
 //! | reference | secret half |
 //! |---|---|
 //! | a path | in the file, which may be encrypted: [`super::keys`] |
 //! | `agent`, `agent:WHICH` | at the ssh-agent behind `SSH_AUTH_SOCK`: [`agent`] |
+//! | `pkcs11:token=NAME;object=LABEL` | on a token, behind its maker's library: [`pkcs11`] |
 
 pub mod agent;
+pub mod pkcs11;
 
-use std::{convert::Infallible, fmt, path::PathBuf, str::FromStr};
+use std::{fmt, path::PathBuf, str::FromStr};
 
 use proto::tuf::{PublicKey, Signer};
 
@@ -24,11 +26,16 @@ pub enum KeyRef {
     File(PathBuf),
     /// At the ssh-agent: fingerprint, comment or key ID; empty for the only one that it holds.
     Agent(String),
+    /// On a token.
+    Token(pkcs11::TokenRef),
 }
 
 impl FromStr for KeyRef {
-    type Err = Infallible;
-    fn from_str(text: &str) -> Result<KeyRef, Infallible> {
+    type Err = String;
+    fn from_str(text: &str) -> Result<KeyRef, String> {
+        if let Some(rest) = text.strip_prefix("pkcs11:") {
+            return pkcs11::TokenRef::parse(rest).map(KeyRef::Token);
+        }
         Ok(match text.strip_prefix("agent") {
             Some("") => KeyRef::Agent(String::new()),
             Some(rest) if rest.starts_with(':') => KeyRef::Agent(rest.chars().skip(1).collect()),
@@ -43,6 +50,7 @@ impl fmt::Display for KeyRef {
             KeyRef::File(path) => path.display().fmt(f),
             KeyRef::Agent(which) if which.is_empty() => f.write_str("agent"),
             KeyRef::Agent(which) => write!(f, "agent:{which}"),
+            KeyRef::Token(token) => token.fmt(f),
         }
     }
 }
@@ -56,6 +64,7 @@ impl KeyRef {
         Ok(match self {
             KeyRef::File(path) => Box::new(keys::read_secret(path, ask)?),
             KeyRef::Agent(which) => Box::new(agent::Agent::from_env()?.find(which)?),
+            KeyRef::Token(token) => Box::new(token.signer(ask)?),
         })
     }
 
@@ -71,6 +80,7 @@ impl KeyRef {
                 let key = agent::Agent::from_env()?.find(which)?;
                 Ok(key.public_key().named(key.comment()))
             }
+            KeyRef::Token(token) => token.public(),
         }
     }
 }
@@ -87,7 +97,8 @@ mod tests {
         for file in ["agent.pem", "./agent", "a/agent:x", ""] {
             assert_eq!(read(file), KeyRef::File(file.into()));
         }
-        for text in ["agent", "agent:SHA256:abc", "keys/root.pem"] {
+        assert!("pkcs11:token=a".parse::<KeyRef>().is_err());
+        for text in ["agent", "agent:SHA256:abc", "keys/root.pem", "pkcs11:token=a;object=b"] {
             assert_eq!(read(text).to_string(), text);
         }
     }
