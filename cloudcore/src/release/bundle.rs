@@ -21,7 +21,7 @@ use proto::{
     name::ReleaseName,
     release::{MAX_MANIFEST_BYTES, Manifest},
     tuf::{
-        Target, TrustedSet,
+        RoleName, Target, TrustedSet,
         schema::{Offered, Role, RootMeta, TargetsMeta},
         sign::Document,
     },
@@ -205,17 +205,19 @@ impl Repository {
             return self.refuse("the file was made before the newest root was published here; export it anew");
         }
         let before = if ours.timestamp.is_some() { Some(self.verified(&ours, Timestamp::MIN)?) } else { None };
-        let set = follow(before.as_ref(), theirs)?;
-        let (Some(set), false) = (set, ours.timestamp == theirs.timestamp && ours.roots.len() == theirs.roots.len())
-        else {
-            // Roots alone, or the very state that is here.
-            return if theirs.timestamp.is_none() { self.take_roots(&ours.roots, bundle) } else { Ok(false) };
+        if before.as_ref().is_some_and(|before| is_behind(theirs, before)) {
+            return Ok(false); // only signatures can be of use, or what is staged on top of what is published here
+        }
+        let Some(set) = follow(before.as_ref(), theirs)? else {
+            // A file of roots alone says nothing new to who has releases.
+            return if before.is_some() { Ok(false) } else { self.take_roots(&ours.roots, bundle) };
         };
         if before.is_some_and(|before| before.versions() == set.versions()) {
             return Ok(false);
         }
-        self.not_overtaken(bundle)?;
-        self.write_published(&set, theirs)?;
+        let ended = self.ended_by(bundle)?;
+        self.write_metadata(&set, theirs)?;
+        ended.into_iter().try_for_each(|role| self.unstage(role))?;
         Ok(true)
     }
 
@@ -225,38 +227,54 @@ impl Repository {
         if ours.len() == theirs.len() {
             return Ok(false);
         }
-        self.not_overtaken(bundle)?;
+        let ended = self.ended_by(bundle)?;
         for (i, text) in theirs.iter().enumerate().skip(ours.len()) {
             let path = self.path("metadata").join(format!("{}.root.json", i + 1));
             durable::write(&path, text.as_bytes(), 0o644)?;
         }
-        let staged = self.staged_path(RootMeta::NAME);
-        if staged.exists() {
-            durable::remove(&staged)?
-        }
+        ended.into_iter().try_for_each(|role| self.unstage(role))?;
         Ok(true)
     }
 
-    /// What is staged here must not get lost when the published state goes on: it is that state, or staged there too.
-    fn not_overtaken(&self, bundle: &Bundle) -> Result<(), ReleaseError> {
+    /// What is staged here and published there, and so is done. What is neither that nor staged there too must not get
+    /// lost when the published state goes on.
+    fn ended_by(&self, bundle: &Bundle) -> Result<Vec<RoleName>, ReleaseError> {
         let staged = self.staged()?;
-        let is = |ours: &[u8], text: Option<&String>, read: fn(&str) -> Result<Vec<u8>, ReleaseError>| {
-            text.map(|text| read(text)).transpose().map(|theirs| theirs.as_deref() == Some(ours))
-        };
+        let published = &bundle.published;
+        let mut ended = vec![];
         let mut lost = false;
+        let mut look = |role, done: bool, there: bool| {
+            if done { ended.push(role) } else { lost |= !there }
+        };
         if let Some(root) = &staged.root {
-            let published =
-                bundle.published.roots.iter().any(|text| content::<RootMeta>(text).is_ok_and(|c| c == root.canonical));
-            lost |= !published && !is(&root.canonical, bundle.root.as_ref(), content::<RootMeta>)?;
+            let done = published.roots.iter().any(|text| holds(Some(text), root));
+            look(RoleName::Root, done, holds(bundle.root.as_ref(), root));
         }
         if let Some(targets) = &staged.targets {
-            lost |= !is(&targets.canonical, bundle.published.targets.as_ref(), content::<TargetsMeta>)?
-                && !is(&targets.canonical, bundle.targets.as_ref(), content::<TargetsMeta>)?;
+            let done = holds(published.targets.as_ref(), targets);
+            look(RoleName::Targets, done, holds(bundle.targets.as_ref(), targets));
         }
         if lost {
             return self.refuse(
                 "what is staged here was made before something else was published; delete staged/ to give it up, then import again",
             );
+        }
+        Ok(ended)
+    }
+
+    /// A document can be staged only on top of what is published here.
+    fn on_top<T: Role>(&self, theirs: &Offered<T>) -> Result<(), ReleaseError> {
+        let set = self.published()?;
+        let newest = match T::NAME {
+            RoleName::Root => self.newest_root()?.map_or(0, |root| root.version),
+            _ => set.as_ref().and_then(TrustedSet::targets_meta).map_or(0, |targets| targets.version),
+        };
+        if theirs.signed.version() != newest + 1 {
+            return self.refuse(format!(
+                "the file stages {} version {}, and version {newest} is published here; export it anew from a copy that is up to date",
+                T::NAME,
+                theirs.signed.version()
+            ));
         }
         Ok(())
     }
@@ -271,7 +289,10 @@ impl Repository {
         };
         let mut document = Document::parse::<T>(theirs).map_err(trust_error("read the file"))?;
         match ours {
-            None => imported.staged += 1,
+            None => {
+                self.on_top(&document.offered::<T>().map_err(failed())?)?;
+                imported.staged += 1;
+            }
             Some(ours) => {
                 let ours = Offered::<T>::parse(&ours).map_err(failed())?;
                 if ours.canonical != content::<T>(theirs)? {
@@ -331,6 +352,21 @@ impl Repository {
         }
         Ok(())
     }
+}
+
+/// Whether what a file says is published is older than what is published here, and not another line of it: that the
+/// roots agree was seen before.
+fn is_behind(theirs: &MetadataReply, ours: &TrustedSet) -> bool {
+    let set = theirs.roots.first().and_then(|first| TrustedSet::new(first).ok()?.update(theirs, Timestamp::MIN).ok());
+    set.is_some_and(|set| {
+        let (theirs, ours) = (set.versions(), ours.versions());
+        theirs.root == ours.root && theirs.timestamp < ours.timestamp && theirs.targets <= ours.targets
+    })
+}
+
+/// Whether a text is that document, whoever signed it.
+fn holds<T: Role>(text: Option<&String>, document: &Offered<T>) -> bool {
+    text.is_some_and(|text| content::<T>(text).is_ok_and(|content| content == document.canonical))
 }
 
 /// Verifies what a file says is published, from what is trusted already. `None` for roots alone.

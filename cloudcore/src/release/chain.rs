@@ -4,8 +4,6 @@
 //! publication; a folder with nothing else holds the root of somebody who signs online, as the hub does, and its root
 //! is finished by [`Repository::finish_root`].
 
-use std::fs;
-
 use jiff::Timestamp;
 use proto::{
     durable,
@@ -17,7 +15,7 @@ use proto::{
 };
 
 use super::{
-    ReleaseError, io_error,
+    ReleaseError,
     repository::{ROOT_DAYS, Repository, Setup, later, read_document},
     rotate::{self, Change, Duty, RotateError},
     trust_error,
@@ -134,9 +132,7 @@ impl Repository {
         let root = verify_chain(&roots, now)?;
         let path = self.path("metadata").join(format!("{}.root.json", root.version));
         durable::write(&path, staged.text.as_bytes(), 0o644)?;
-        let staged = self.staged_path(RoleName::Root);
-        fs::remove_file(&staged).map_err(io_error("remove", &staged))?;
-        durable::sync_parent(&staged)?;
+        self.unstage(RoleName::Root)?;
         Ok(root)
     }
 }

@@ -311,8 +311,24 @@ impl Repository {
         Ok(publication)
     }
 
-    /// Writes what was verified. The timestamp comes last: before it nothing of the rest counts.
-    pub(super) fn write_published(&self, set: &TrustedSet, reply: &MetadataReply) -> Result<(), ReleaseError> {
+    /// Writes what was verified, and ends what was staged for it.
+    fn write_published(&self, set: &TrustedSet, reply: &MetadataReply) -> Result<(), ReleaseError> {
+        self.write_metadata(set, reply)?;
+        [RoleName::Root, RoleName::Targets].into_iter().try_for_each(|role| self.unstage(role))
+    }
+
+    /// Removes a staged document, if there is one.
+    pub(super) fn unstage(&self, role: RoleName) -> Result<(), ReleaseError> {
+        let path = self.staged_path(role);
+        if path.exists() {
+            fs::remove_file(&path).map_err(io_error("remove", &path))?;
+            durable::sync_parent(&path)?;
+        }
+        Ok(())
+    }
+
+    /// Writes verified metadata. The timestamp comes last: before it nothing of the rest counts.
+    pub(super) fn write_metadata(&self, set: &TrustedSet, reply: &MetadataReply) -> Result<(), ReleaseError> {
         let (metadata, versions) = (self.path("metadata"), set.versions());
         for (i, root) in reply.roots.iter().enumerate() {
             durable::write(&metadata.join(format!("{}.root.json", i + 1)), root.as_bytes(), 0o644)?;
@@ -324,13 +340,6 @@ impl Repository {
         ];
         for (name, text) in files {
             durable::write(&metadata.join(name), text.as_deref().unwrap_or_default().as_bytes(), 0o644)?;
-        }
-        for role in [RoleName::Root, RoleName::Targets] {
-            let path = self.staged_path(role);
-            if path.exists() {
-                fs::remove_file(&path).map_err(io_error("remove", &path))?;
-                durable::sync_parent(&path)?;
-            }
         }
         Ok(())
     }

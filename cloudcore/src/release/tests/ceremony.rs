@@ -111,6 +111,39 @@ fn only_signatures_of_the_same_content_by_listed_keys_are_taken() {
 }
 
 #[test]
+fn signatures_stay_when_the_published_state_goes_on_between_copies() {
+    let desk = Desk::new();
+    let here = desk.published();
+    // The pipeline's copy renews the timestamp, while a change is staged and half signed elsewhere.
+    desk.yaml("1.1.0", "command: bin/run");
+    here.add(&desk.build().unwrap(), now()).unwrap();
+    here.sign(&[key(4)]).unwrap();
+    let old = carried(&desk, &here);
+    let (there, _) = Repository::begin(&desk.path("there"), &old).unwrap();
+    fs::remove_file(desk.path("there/staged/targets.json")).unwrap();
+    for folder in ["blobs"] {
+        for entry in fs::read_dir(desk.path("repo").join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, desk.path("there").join(folder).join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    there.finish(&key(7), now()).unwrap();
+    let ahead = there.published().unwrap().unwrap().versions().timestamp;
+    // The copy that is ahead takes the older file's change, and back: nobody loses a signature.
+    assert_eq!(there.import(&old).unwrap(), Imported { staged: 1, signatures: 1, ..Imported::default() });
+    there.sign(&[key(5)]).unwrap();
+    here.sign(&[key(6)]).unwrap();
+    let taken = here.import(&carried(&desk, &there)).unwrap();
+    assert_eq!((taken.caught_up, taken.staged, taken.signatures), (true, 0, 1));
+    assert_eq!(here.progress().unwrap()[0].tally.valid, 3);
+    assert_eq!(here.published().unwrap().unwrap().versions().timestamp, ahead);
+    // Once it is published, the old file is of no use.
+    here.finish(&key(7), now()).unwrap();
+    let error = chain(&here.import(&old).unwrap_err());
+    assert!(error.contains("targets version 2, and version 2 is published"), "{error}");
+}
+
+#[test]
 fn roots_alone_travel_too() {
     let desk = Desk::new();
     let setup = Setup {
