@@ -165,8 +165,10 @@ impl Stage {
         let mut command = Command::new(self.programs.path(program));
         command.args(args).current_dir(&self.folder).stdin(Stdio::null());
         command.env("CROSSDOCK_CONFIG", self.folder.join("contexts.yaml"));
-        for name in ["CROSSDOCK_SERVER", "CROSSDOCK_TOKEN", "CROSSDOCK_CA", "CROSSDOCK_CONTEXT"] {
-            command.env_remove(name); // a user's own hub is none of the demo's business
+        let of_hub = ["CROSSDOCK_SERVER", "CROSSDOCK_TOKEN", "CROSSDOCK_CA", "CROSSDOCK_CONTEXT"];
+        let of_keys = ["CROSSDOCK_REPO", "CROSSDOCK_PASSPHRASE", "CROSSDOCK_PASSPHRASE_FILE"];
+        for name in of_hub.iter().chain(&of_keys) {
+            command.env_remove(name); // a user's own hub and keys are none of the demo's business
         }
         command
     }

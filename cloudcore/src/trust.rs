@@ -291,9 +291,9 @@ impl Trust {
     async fn check_whole(&self, name: &ReleaseName, manifest: &Manifest) -> Result<(), TrustError> {
         let mut wanted: BTreeMap<Digest, u64> = BTreeMap::new();
         let mut missing: BTreeSet<Digest> = BTreeSet::new();
-        for file in &manifest.files {
-            if *wanted.entry(file.digest).or_insert(file.size) != file.size {
-                let problem = format!("{} is given two sizes", file.digest);
+        for (digest, size) in manifest.content() {
+            if *wanted.entry(digest).or_insert(size) != size {
+                let problem = format!("{digest} is given two sizes");
                 return Err(TrustError::Manifest { release: name.clone(), problem });
             }
         }

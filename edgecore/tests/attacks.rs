@@ -109,7 +109,7 @@ fn signed<T: Role>(content: &T, keys: &[u8]) -> String {
 }
 
 fn role(keys: &[u8], threshold: u32) -> RoleKeys {
-    RoleKeys { keyids: keys.iter().map(|n| key(*n).id()).collect(), threshold }
+    RoleKeys { keyids: keys.iter().map(|n| key(*n).id()).collect(), threshold, other: BTreeMap::new() }
 }
 
 fn root_of(version: u64, roles: [(&[u8], u32); 4]) -> RootMeta {

@@ -128,9 +128,13 @@ pub struct Disagreement {
 #[must_use]
 pub fn root(keys: &[PublicKey], threshold: u32, online: &PublicKey, expires: Timestamp) -> RootMeta {
     let ids = |keys: &[PublicKey]| keys.iter().map(PublicKey::id).collect::<Vec<_>>();
-    let online_role = || RoleKeys { keyids: vec![online.id()], threshold: 1 };
+    let online_role = || RoleKeys { keyids: vec![online.id()], threshold: 1, other: BTreeMap::new() };
     let roles = RoleName::ALL.map(|role| {
-        let keys = if role == RoleName::Root { RoleKeys { keyids: ids(keys), threshold } } else { online_role() };
+        let keys = if role == RoleName::Root {
+            RoleKeys { keyids: ids(keys), threshold, other: BTreeMap::new() }
+        } else {
+            online_role()
+        };
         (role.as_str().to_owned(), keys)
     });
     RootMeta {

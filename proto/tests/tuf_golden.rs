@@ -31,7 +31,7 @@ fn signed<T: Role>(content: &T, signers: &[u8]) -> String {
 }
 
 fn role(keys: &[u8], threshold: u32) -> RoleKeys {
-    RoleKeys { keyids: keys.iter().map(|n| key(*n).id()).collect(), threshold }
+    RoleKeys::new(keys.iter().map(|n| key(*n).id()).collect(), threshold)
 }
 
 fn root(version: u64, root_keys: &[u8]) -> RootMeta {

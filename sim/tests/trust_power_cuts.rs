@@ -56,7 +56,7 @@ macro_rules! meta {
 }
 
 fn release_root(version: u64) -> String {
-    let role = || RoleKeys { keyids: vec![key(1).id()], threshold: 1 };
+    let role = || RoleKeys { keyids: vec![key(1).id()], threshold: 1, other: Default::default() };
     meta!(RootMeta, "root", version,
         consistent_snapshot: true,
         keys: [(key(1).id(), key(1).public())].into(),

@@ -19,15 +19,18 @@ pub mod describe;
 pub mod director;
 pub mod exit;
 pub mod get;
+mod hidden;
 pub mod keys;
 pub mod kinds;
 pub mod logs;
 pub mod node;
 pub mod nodes;
 pub mod output;
+pub mod passphrase;
 pub mod promote;
 pub mod release;
 pub mod rollout;
+pub mod root;
 pub mod streams;
 #[cfg(test)]
 mod tests;
@@ -75,8 +78,11 @@ enum Command {
     /// Admit boxes to the fleet
     #[command(subcommand)]
     Token(token::TokenCommand),
-    /// Make signing keys
+    /// Make, show and list signing keys; what to do when one is lost or stolen
+    #[command(visible_alias = "key")]
     Keys(keys::KeysArgs),
+    /// Change which keys speak for what
+    Root(root::RootArgs),
     /// Build, sign, publish and verify releases
     Release(release::ReleaseArgs),
     /// Take releases to nodes
@@ -168,6 +174,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Context(command) => contexts::run(command),
         Command::Token(command) => token::run(command, &context).await,
         Command::Keys(args) => keys::run(args, &context).await,
+        Command::Root(args) => root::run(args),
         Command::Release(args) => release::run(args, &context).await,
         Command::Rollout(command) => rollout::run(command, &context).await,
         Command::Restart(args) => nodes::restart(args, &context).await,

@@ -135,7 +135,7 @@ async fn copy(needed: &BTreeMap<ReleaseName, Target>, from: &Client, to: &Client
     for (release, target) in needed {
         let manifest = manifest(from, release, target).await?;
         wanted.insert(target.digest, (target.length, release));
-        wanted.extend(manifest.files.iter().map(|file| (file.digest, (file.size, release))));
+        wanted.extend(manifest.content().map(|(digest, size)| (digest, (size, release))));
     }
     let all: u64 = wanted.values().map(|(size, _)| *size).fold(0, u64::saturating_add);
     let progress = Progress::new(wanted.len() as u64, all);

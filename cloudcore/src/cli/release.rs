@@ -18,21 +18,26 @@ use proto::{
     env::{Seed, SystemClock, WallClock as _},
     link::message::{MetadataReply, MetadataRequest},
     name::ReleaseName,
-    tuf::{RoleName, SecretKey, key::short},
+    tuf::{RoleName, SecretKey},
 };
 
 use super::{
     Context,
     client::Client,
     exit::{CliError, Exit},
+    passphrase::{PassphraseArgs, person_is_here},
     promote::{self, PromoteArgs},
 };
 use crate::release::{
     ReleaseError, Repository, Setup, build, describe, keys,
     publish::{self, Destination},
-    staging::{Added, Progress, Staged},
+    signer::KeyRef,
+    staging::{Added, Staged},
     verify,
 };
+
+mod ceremony;
+pub(super) use ceremony::show_next;
 
 /// Arguments of `crossdock release`.
 #[derive(Debug, Args)]
@@ -55,16 +60,28 @@ enum ReleaseCommand {
         path: PathBuf,
     },
     /// Show what is staged in words, and append signatures to it
-    Sign {
-        /// Secret key to sign with; repeatable. Default: the keys that the repository holds itself.
-        #[arg(long = "key", value_name = "FILE")]
-        keys: Vec<PathBuf>,
+    ///
+    /// At a terminal it asks before it signs; where no person is, it signs what is there, as a pipeline means it.
+    Sign(SignArgs),
+    /// Write what is staged into one file, to be carried to another signer, or back
+    Export {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Take up what another copy staged, or its signatures; makes the folder if there is none
+    ///
+    /// Signatures are joined only where the signed content is the same. Nothing is signed or published.
+    Import {
+        /// A file of `crossdock release export`.
+        file: PathBuf,
     },
     /// Sign snapshot and timestamp, and take content and metadata to the hub; also renews the timestamp
     Publish {
-        /// The pipeline's secret key. Default: the one that the repository holds itself.
-        #[arg(long = "key", value_name = "FILE")]
-        key: Option<PathBuf>,
+        /// The pipeline's secret key, as a file or agent:WHICH. Default: the one that the repository holds itself.
+        #[arg(long = "key", value_name = "KEY")]
+        key: Option<KeyRef>,
+        #[command(flatten)]
+        passphrase: PassphraseArgs,
         /// Finish the publication in the folder only, without a hub.
         #[arg(long)]
         offline: bool,
@@ -96,25 +113,44 @@ enum ReleaseCommand {
 }
 
 #[derive(Debug, Args)]
+struct SignArgs {
+    /// Secret key to sign with: a file, agent:WHICH (fingerprint, comment or key ID at the ssh-agent), or
+    /// pkcs11:token=NAME;object=LABEL (its library: $CROSSDOCK_PKCS11_MODULE); repeatable.
+    /// Default: the keys that the repository holds itself.
+    #[arg(long = "key", value_name = "KEY")]
+    keys: Vec<KeyRef>,
+    /// Do not ask before signing.
+    #[arg(long, short = 'y')]
+    yes: bool,
+    #[command(flatten)]
+    passphrase: PassphraseArgs,
+}
+
+#[derive(Debug, Args)]
 struct InitArgs {
     /// Folder of the repository. Default: that of --repo.
     dir: Option<PathBuf>,
-    /// Key that may change the keys (public or secret file); repeatable. With no key given at all, keys
-    /// for a small team are made in the repository.
-    #[arg(long = "root-key", value_name = "FILE")]
-    root_keys: Vec<PathBuf>,
+    /// Key that may change the keys (public or secret file, or agent:WHICH); repeatable. With no key given at all,
+    /// keys for a small team are made in the repository.
+    #[arg(long = "root-key", value_name = "KEY")]
+    root_keys: Vec<KeyRef>,
     /// How many root keys must sign.
     #[arg(long, value_name = "N", default_value_t = 1)]
     root_threshold: u32,
     /// Key that may add releases; repeatable.
-    #[arg(long = "targets-key", value_name = "FILE")]
-    targets_keys: Vec<PathBuf>,
+    #[arg(long = "targets-key", value_name = "KEY")]
+    targets_keys: Vec<KeyRef>,
     /// How many targets keys must sign.
     #[arg(long, value_name = "N", default_value_t = 1)]
     targets_threshold: u32,
     /// Key of the pipeline, for snapshot and timestamp.
-    #[arg(long, value_name = "FILE")]
-    pipeline_key: Option<PathBuf>,
+    #[arg(long, value_name = "KEY")]
+    pipeline_key: Option<KeyRef>,
+    /// Do not encrypt the keys of a small team. Where no person is and no passphrase is given, they are not.
+    #[arg(long)]
+    no_passphrase: bool,
+    #[command(flatten)]
+    passphrase: PassphraseArgs,
     /// Only write a commented release.yaml into the current folder, to start from.
     #[arg(long)]
     sample: bool,
@@ -128,13 +164,15 @@ pub async fn run(args: ReleaseArgs, context: &Context) -> anyhow::Result<()> {
     let now = SystemClock.now();
     let repo = args.repo;
     match args.command {
-        ReleaseCommand::Publish { key, offline } => {
-            return publish(&repo, key.as_deref(), offline, now, context).await;
+        ReleaseCommand::Publish { key, offline, passphrase } => {
+            return publish(&repo, key, &passphrase, offline, now, context).await;
         }
         ReleaseCommand::Promote(args) => return promote::run(args, now).await,
         ReleaseCommand::Init(init_args) => init(&repo, &init_args, now)?,
         ReleaseCommand::Build { path } => build_and_stage(&repo, &path, now).map_err(failed)?,
-        ReleaseCommand::Sign { keys } => sign(&repo, &keys).map_err(failed)?,
+        ReleaseCommand::Sign(args) => ceremony::sign(&repo, &args)?,
+        ReleaseCommand::Export { file } => ceremony::export(&repo, &file).map_err(failed)?,
+        ReleaseCommand::Import { file } => ceremony::import(&repo, &file).map_err(failed)?,
         ReleaseCommand::Verify { path } => verify_all(&repo, path.as_deref(), now).map_err(failed)?,
         ReleaseCommand::Remove { release } => {
             Repository::open(&repo).and_then(|repo| repo.remove(&release, now)).map_err(failed)?;
@@ -154,9 +192,9 @@ pub async fn run(args: ReleaseArgs, context: &Context) -> anyhow::Result<()> {
 }
 
 /// Refusals have an exit code of their own, so that a pipeline can tell them from a full disk.
-fn failed(error: ReleaseError) -> anyhow::Error {
-    use ReleaseError::{Forked, Immutable, Trust};
-    let refused = matches!(error, Trust { .. } | Immutable { .. } | Forked { .. });
+pub(super) fn failed(error: ReleaseError) -> anyhow::Error {
+    use ReleaseError::{Forked, Immutable, Rotate, Trust};
+    let refused = matches!(error, Trust { .. } | Immutable { .. } | Forked { .. } | Rotate { .. });
     let error = anyhow::Error::new(error);
     if refused { CliError::new(Exit::Refused, format!("{error:#}")).into() } else { error }
 }
@@ -168,36 +206,45 @@ fn init(repo: &Path, args: &InitArgs, now: Timestamp) -> anyhow::Result<()> {
     let dir = args.dir.as_deref().unwrap_or(repo);
     let given = !args.root_keys.is_empty() || !args.targets_keys.is_empty() || args.pipeline_key.is_some();
     if !given {
-        return init_small_team(dir, now);
+        return init_small_team(dir, args, now);
     }
     let (false, false, Some(pipeline)) = (args.root_keys.is_empty(), args.targets_keys.is_empty(), &args.pipeline_key)
     else {
         let message = "give --root-key, --targets-key and --pipeline-key, or none of them for a small team's set";
         return Err(CliError::new(Exit::Usage, message).into());
     };
-    let read = |paths: &[PathBuf]| paths.iter().map(|path| keys::read_public(path)).collect::<Result<Vec<_>, _>>();
+    let mut ask = args.passphrase.source()?;
+    let mut read = |refs: &[KeyRef]| refs.iter().map(|key| key.public(&mut ask)).collect::<Result<Vec<_>, _>>();
     let setup = Setup {
         root: read(&args.root_keys)?,
         root_threshold: args.root_threshold,
         targets: read(&args.targets_keys)?,
         targets_threshold: args.targets_threshold,
-        pipeline: keys::read_public(pipeline)?,
+        pipeline: pipeline.public(&mut args.passphrase.source()?)?,
     };
     let repository = Repository::create(dir, &setup, now).map_err(failed)?;
     println!("made the release repository {}", dir.display());
     show_staged(&repository)?;
-    println!("next: the holders of its root and targets keys run `crossdock release sign --key FILE`");
+    ceremony::show_next(&repository)?;
     Ok(())
 }
 
-fn init_small_team(dir: &Path, now: Timestamp) -> anyhow::Result<()> {
+fn init_small_team(dir: &Path, args: &InitArgs, now: Timestamp) -> anyhow::Result<()> {
+    // What people keep is encrypted when a person is here. A trial or a test runs without one, and stays as it was.
+    let asked = person_is_here() || args.passphrase.is_given();
+    let passphrase = args.passphrase.for_new(args.no_passphrase || !asked, "root.pem and targets.pem")?;
     let seed = Seed::from_os()?;
     let [root, targets, pipeline] =
         ["root", "targets", "pipeline"].map(|name| SecretKey::from_seed(&seed.bytes(&format!("{name} key"))));
     let repository = Repository::create(dir, &Setup::small_team(&root, &targets, &pipeline), now).map_err(failed)?;
     let folder = repository.keys_dir();
-    for (name, key) in [("root", &root), ("targets", &targets), ("pipeline", &pipeline)] {
-        keys::write(&folder, name, key)?;
+    // The pipeline signs without a person: its key stays open, wherever it is taken.
+    for (name, key, passphrase) in [
+        ("root", &root, passphrase.as_ref()),
+        ("targets", &targets, passphrase.as_ref()),
+        ("pipeline", &pipeline, None),
+    ] {
+        keys::write(&folder, name, key, passphrase)?;
     }
     durable::write(&folder.join(".gitignore"), b"*.pem\n", 0o644)?;
     repository.sign(&[root, targets]).map_err(failed)?;
@@ -206,6 +253,12 @@ fn init_small_team(dir: &Path, now: Timestamp) -> anyhow::Result<()> {
         dir.display()
     );
     println!("the secret keys are in {}: move root.pem to a safe place, it is needed rarely", folder.display());
+    if passphrase.is_none() {
+        println!(
+            "they are not encrypted; for anything but a trial: crossdock keys passphrase {}/root.pem",
+            folder.display()
+        );
+    }
     println!("next: crossdock release publish, then crossdock release build PATH/release.yaml");
     Ok(())
 }
@@ -246,11 +299,11 @@ fn build_and_stage(repo: &Path, path: &Path, now: Timestamp) -> Result<(), Relea
 }
 
 /// Shows what is staged, and yields what it showed.
-fn show_staged(repository: &Repository) -> Result<Staged, ReleaseError> {
+pub(super) fn show_staged(repository: &Repository) -> Result<Staged, ReleaseError> {
     let (staged, published) = (repository.staged()?, repository.published()?);
     if let Some(root) = &staged.root {
         println!("staged: root version {}", root.signed.version);
-        let lines = describe::root(published.as_ref().map(|set| set.root()), &root.signed);
+        let lines = describe::root(repository.newest_root()?.as_ref(), &root.signed);
         lines.iter().for_each(|line| println!("  {line}"));
     }
     if let Some(targets) = &staged.targets {
@@ -262,36 +315,10 @@ fn show_staged(repository: &Repository) -> Result<Staged, ReleaseError> {
     Ok(staged)
 }
 
-fn show_progress(progress: &[Progress]) {
-    for document in progress {
-        let (role, tally) = (document.role, &document.tally);
-        println!("{role} version {}: {} of {} signatures", document.version, tally.valid, tally.needed);
-        for (ids, what) in [(&tally.unknown, "unknown key"), (&tally.bad, "WRONG SIGNATURE of key")] {
-            ids.iter().for_each(|id| println!("  {what} {}", short(id)));
-        }
-    }
-}
-
-fn sign(repo: &Path, files: &[PathBuf]) -> Result<(), ReleaseError> {
-    let repository = Repository::open(repo)?;
-    let shown = show_staged(&repository)?;
-    let keys = match files {
-        [] => keys::own(&repository)?,
-        files => files.iter().map(|file| keys::read_secret(file)).collect::<Result<Vec<_>, _>>()?,
-    };
-    let progress = repository.sign_shown(&shown, &keys)?;
-    show_progress(&progress);
-    if progress.iter().all(|document| document.tally.is_enough()) {
-        println!("next: crossdock release publish");
-    } else {
-        println!("next: the other key holders run `crossdock release sign --key FILE`");
-    }
-    Ok(())
-}
-
 async fn publish(
     repo: &Path,
-    key: Option<&Path>,
+    key: Option<KeyRef>,
+    passphrase: &PassphraseArgs,
     offline: bool,
     now: Timestamp,
     context: &Context,
@@ -302,8 +329,9 @@ async fn publish(
     if let Some(client) = &client {
         repository.follows(&Destination::metadata(client).await?).map_err(failed)?;
     }
-    let own = repository.keys_dir().join("pipeline.pem");
-    let key = keys::read_secret(key.unwrap_or(&own))
+    let key = key.unwrap_or_else(|| KeyRef::File(repository.keys_dir().join("pipeline.pem")));
+    let key = key
+        .signer(&mut passphrase.source()?)
         .context("the pipeline's key is needed to sign snapshot and timestamp; name it with --key FILE")?;
     let publication = repository.finish(&key, now).map_err(failed)?;
     let Some(client) = client else {
@@ -374,8 +402,12 @@ fn verify_all(repo: &Path, path: Option<&Path>, now: Timestamp) -> Result<(), Re
     for (name, target) in &verified.releases {
         println!("  {name} counter {} manifest {}", target.custom.release_counter, target.digest.short());
     }
+    for (name, lines) in &verified.evidence {
+        println!("origin of {name}");
+        lines.iter().for_each(|line| println!("  {line}"));
+    }
     println!("content: {} files, {} bytes, every digest agrees", verified.files, verified.bytes);
     show_staged(&repository)?;
-    show_progress(&verified.staged);
+    ceremony::show_quorums(&repository)?;
     Ok(())
 }

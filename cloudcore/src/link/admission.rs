@@ -47,7 +47,7 @@ pub(crate) fn caller(connection: &quinn::Connection) -> Result<Caller, String> {
     Ok(Caller {
         name: identity::node_name(leaf).map_err(text)?,
         spki: identity::spki_digest(leaf).map_err(text)?,
-        key: PublicKey::from_bytes(&identity::public_key(leaf).map_err(text)?),
+        key: PublicKey::from_bytes(&identity::public_key(leaf).map_err(text)?).map_err(|e| e.to_string())?,
         not_after: Timestamp::from_second(not_after).map_err(|e| e.to_string())?,
     })
 }

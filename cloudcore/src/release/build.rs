@@ -11,12 +11,13 @@ use proto::{
     digest::Digest,
     name::ReleaseName,
     release::{
-        ArtifactYaml, ExecProbe, FileEntry, Hook, Hooks, HttpProbe, Limits, MAX_MANIFEST_BYTES, MAX_RELEASE_YAML_BYTES,
-        Manifest, ManifestError, Port, Probe, Probes, ReleaseYaml, TcpProbe, Workload,
+        ArtifactYaml, Attachment, ExecProbe, FileEntry, Hook, Hooks, HttpProbe, Limits, MAX_ATTACHMENT_BYTES,
+        MAX_MANIFEST_BYTES, MAX_RELEASE_YAML_BYTES, Manifest, ManifestError, Port, Probe, Probes, ReleaseYaml,
+        TcpProbe, Workload,
     },
 };
 
-use super::{ReleaseError, io_error, read_text, tree};
+use super::{ReleaseError, io_error, provenance, read_text, tree};
 use crate::unknown::{self, fields_of};
 
 /// A release as built: nothing is signed or copied yet.
@@ -87,6 +88,16 @@ pub fn build(path: &Path) -> Result<Built, ReleaseError> {
         files.push(FileEntry { path: file.path, digest, size, executable: file.executable });
         blobs.insert(digest, file.source);
     }
+    let (provenance, sbom) = (attach(base, yaml.provenance.as_deref())?, attach(base, yaml.sbom.as_deref())?);
+    if let Some((path, text, attachment)) = &provenance {
+        let subjects = provenance::Statement::parse(text).and_then(|statement| statement.check(&files));
+        subjects.map_err(|problem| ReleaseError::Tree { path: path.clone(), problem })?;
+        blobs.insert(attachment.digest, path.clone());
+    }
+    if let Some((path, text, attachment)) = &sbom {
+        provenance::Bill::parse(text).map_err(|problem| ReleaseError::Tree { path: path.clone(), problem })?;
+        blobs.insert(attachment.digest, path.clone());
+    }
     let manifest = Manifest {
         api_version: API_VERSION.into(),
         app: yaml.app,
@@ -96,8 +107,18 @@ pub fn build(path: &Path) -> Result<Built, ReleaseError> {
         files,
         workload: yaml.workload,
         hooks: yaml.hooks,
+        provenance: provenance.map(|(_, _, attachment)| attachment),
+        sbom: sbom.map(|(_, _, attachment)| attachment),
     };
     Ok(Built { warnings, ..Built::new(manifest, blobs)? })
+}
+
+/// A document beside the tree, as the manifest names it.
+fn attach(base: &Path, file: Option<&str>) -> Result<Option<(PathBuf, String, Attachment)>, ReleaseError> {
+    let Some(path) = file.map(|file| base.join(file)) else { return Ok(None) };
+    let text = read_text(&path, MAX_ATTACHMENT_BYTES)?;
+    let attachment = Attachment { digest: Digest::of(text.as_bytes()), size: text.len() as u64 };
+    Ok(Some((path, text, attachment)))
 }
 
 /// Names of all fields that may stand in a `release.yaml`.

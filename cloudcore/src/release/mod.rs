@@ -10,9 +10,16 @@
 //! |---|---|
 //! | [`build`] | `release.yaml` and a folder become a manifest and blobs |
 //! | [`tree`] | walks the files, refusing what a release must not hold |
+//! | [`rotate`] | the next root, decided: keys added, taken away, revoked; thresholds |
+//! | [`chain`] | roots in a folder, staged and finished; with releases beside them or without |
+//! | [`ceremony`] | who still must sign |
+//! | [`bundle`] | a staged change as one file, and signatures that come back |
+//! | [`drill`] | what to do when a key is lost or stolen, step by step |
 //! | [`repository`] | the folder with metadata, staged changes and blobs |
 //! | [`describe`] | what a staged change adds and removes, in words |
-//! | [`keys`] | key files |
+//! | [`keys`], [`sealed`] | key files, and their encryption |
+//! | [`signer`] | keys by reference, wherever their secret half is |
+//! | [`provenance`] | who built a release and from what, and what is in it: read, and compared with its files |
 //! | [`publish`] | to a hub, through its API |
 //! | [`promote`] | from one hub to another: what that takes, decided without either |
 //! | [`staging`] | staged changes, which collect signatures |
@@ -22,11 +29,19 @@
 //! use them alike.
 
 pub mod build;
+pub mod bundle;
+pub mod ceremony;
+pub mod chain;
 pub mod describe;
+pub mod drill;
 pub mod keys;
 pub mod promote;
+pub mod provenance;
 pub mod publish;
 pub mod repository;
+pub mod rotate;
+pub mod sealed;
+pub mod signer;
 pub mod staging;
 pub mod tree;
 pub mod verify;
@@ -40,8 +55,10 @@ use proto::{
     durable::DurableError,
     name::ReleaseName,
     release::ManifestError,
-    tuf::{TufError, key::KeyError},
+    tuf::{SignerError, TufError, key::KeyError},
 };
+use rotate::RotateError;
+use sealed::SealError;
 
 pub use self::{
     build::{Built, build},
@@ -126,6 +143,9 @@ pub enum ReleaseError {
         /// How that differs from here.
         problem: &'static str,
     },
+    /// The keys cannot change in this way.
+    #[error("the root cannot change in this way")]
+    Rotate(#[from] RotateError),
     /// Metadata is not sound.
     #[error("could not {attempt}")]
     Trust {
@@ -142,9 +162,39 @@ pub enum ReleaseError {
         /// What is wrong and how to mend it.
         problem: String,
     },
+    /// A key file is encrypted, and its passphrase was not given, or was another one.
+    #[error("could not open the key file {}: {problem}", path.display())]
+    Passphrase {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and how to mend it.
+        problem: String,
+    },
     /// A key could not be written.
     #[error(transparent)]
     KeyForm(#[from] KeyError),
+    /// A key could not be encrypted.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// The ssh-agent is of no use.
+    #[error("ssh-agent: could not {attempt}: {problem}")]
+    Agent {
+        /// What was attempted.
+        attempt: &'static str,
+        /// What is wrong and how to mend it.
+        problem: String,
+    },
+    /// A token is of no use.
+    #[error("could not use the key {}: {problem}", key.escape_debug())]
+    Token {
+        /// Its URI.
+        key: String,
+        /// What is wrong and how to mend it.
+        problem: String,
+    },
+    /// What holds a key did not sign.
+    #[error(transparent)]
+    Signer(#[from] SignerError),
 }
 
 fn io_error(attempt: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> ReleaseError {

@@ -25,7 +25,7 @@ use proto::{
     name::ReleaseName,
     release::{MAX_MANIFEST_BYTES, Manifest},
     tuf::{
-        Documents, PublicKey, RoleName, SecretKey, Target, TrustedSet,
+        Documents, PublicKey, RoleName, SecretKey, Signer, Target, TrustedSet,
         schema::{MetaFile, Offered, Role, RoleKeys, RootMeta, SPEC_VERSION, SnapshotMeta, TargetsMeta, TimestampMeta},
         sign::{Document, whole_seconds},
     },
@@ -41,6 +41,9 @@ pub const TARGETS_DAYS: i64 = 180;
 pub const SNAPSHOT_DAYS: i64 = 90;
 /// How long a timestamp is good for, in days.
 pub const TIMESTAMP_DAYS: i64 = 30;
+
+/// Folders of a repository with releases.
+pub(super) const FOLDERS: [&str; 4] = ["metadata", "targets", "blobs", "staged"];
 
 /// A repository's folder, locked for this process.
 #[derive(Debug)]
@@ -85,15 +88,7 @@ impl Repository {
     /// When one is there already, a threshold cannot be met, or the folder cannot be written.
     pub fn create(dir: &Path, setup: &Setup, now: Timestamp) -> Result<Repository, ReleaseError> {
         let root = setup.root_meta(dir, now)?;
-        durable::create_dir_all(dir)?;
-        let repository = Repository::lock(dir)?;
-        if repository.path("metadata").exists() || repository.path("staged").exists() {
-            return repository
-                .refuse("there is a repository already; remove the folder to start over, or name another");
-        }
-        for folder in ["metadata", "targets", "blobs", "staged"] {
-            durable::create_dir_all(&repository.path(folder))?;
-        }
+        let repository = Repository::make(dir, &FOLDERS)?;
         repository.stage(&root)?;
         repository.stage(&TargetsMeta {
             kind: "targets".into(),
@@ -103,6 +98,20 @@ impl Repository {
             targets: BTreeMap::new(),
             other: BTreeMap::new(),
         })?;
+        Ok(repository)
+    }
+
+    /// Makes its folders.
+    pub(super) fn make(dir: &Path, folders: &[&str]) -> Result<Repository, ReleaseError> {
+        durable::create_dir_all(dir)?;
+        let repository = Repository::lock(dir)?;
+        if repository.path("metadata").exists() || repository.path("staged").exists() {
+            return repository
+                .refuse("there is a repository already; remove the folder to start over, or name another");
+        }
+        for folder in folders {
+            durable::create_dir_all(&repository.path(folder))?;
+        }
         Ok(repository)
     }
 
@@ -164,13 +173,18 @@ impl Repository {
         self.path("targets").join(release.app.as_str()).join(file)
     }
 
+    pub(super) fn manifest_file(&self, target: &Target) -> PathBuf {
+        let release = ReleaseName { app: target.custom.app.clone(), version: target.custom.version.clone() };
+        self.manifest_path(&release, &target.digest)
+    }
+
     /// A manifest that is kept here, checked against its target.
     ///
     /// # Errors
     /// When it is gone or was changed.
     pub fn manifest(&self, target: &Target) -> Result<Manifest, ReleaseError> {
         let release = ReleaseName { app: target.custom.app.clone(), version: target.custom.version.clone() };
-        let path = self.manifest_path(&release, &target.digest);
+        let path = self.manifest_file(target);
         let text = read_text(&path, MAX_MANIFEST_BYTES)?;
         if Digest::of(text.as_bytes()) != target.digest || text.len() as u64 != target.length {
             let problem = "its content is not what was signed; restore it from another copy of the repository".into();
@@ -269,8 +283,8 @@ impl Repository {
     /// written unless all of it verifies.
     ///
     /// # Errors
-    /// When signatures are missing or wrong, or something is expired.
-    pub fn finish(&self, pipeline: &SecretKey, now: Timestamp) -> Result<Publication, ReleaseError> {
+    /// When signatures are missing or wrong, something is expired, or the pipeline's key does not sign.
+    pub fn finish(&self, pipeline: &(impl Signer + ?Sized), now: Timestamp) -> Result<Publication, ReleaseError> {
         let before = self.published()?;
         let documents = before.as_ref().map(TrustedSet::documents);
         let staged = self.staged()?;
@@ -297,8 +311,24 @@ impl Repository {
         Ok(publication)
     }
 
-    /// Writes what was verified. The timestamp comes last: before it nothing of the rest counts.
+    /// Writes what was verified, and ends what was staged for it.
     fn write_published(&self, set: &TrustedSet, reply: &MetadataReply) -> Result<(), ReleaseError> {
+        self.write_metadata(set, reply)?;
+        [RoleName::Root, RoleName::Targets].into_iter().try_for_each(|role| self.unstage(role))
+    }
+
+    /// Removes a staged document, if there is one.
+    pub(super) fn unstage(&self, role: RoleName) -> Result<(), ReleaseError> {
+        let path = self.staged_path(role);
+        if path.exists() {
+            fs::remove_file(&path).map_err(io_error("remove", &path))?;
+            durable::sync_parent(&path)?;
+        }
+        Ok(())
+    }
+
+    /// Writes verified metadata. The timestamp comes last: before it nothing of the rest counts.
+    pub(super) fn write_metadata(&self, set: &TrustedSet, reply: &MetadataReply) -> Result<(), ReleaseError> {
         let (metadata, versions) = (self.path("metadata"), set.versions());
         for (i, root) in reply.roots.iter().enumerate() {
             durable::write(&metadata.join(format!("{}.root.json", i + 1)), root.as_bytes(), 0o644)?;
@@ -310,13 +340,6 @@ impl Repository {
         ];
         for (name, text) in files {
             durable::write(&metadata.join(name), text.as_deref().unwrap_or_default().as_bytes(), 0o644)?;
-        }
-        for role in [RoleName::Root, RoleName::Targets] {
-            let path = self.staged_path(role);
-            if path.exists() {
-                fs::remove_file(&path).map_err(io_error("remove", &path))?;
-                durable::sync_parent(&path)?;
-            }
         }
         Ok(())
     }
@@ -338,7 +361,7 @@ impl Repository {
         for target in set.targets().values() {
             let manifest = self.manifest(target)?;
             blobs.insert(target.digest, self.manifest_path(&manifest.name(), &target.digest));
-            blobs.extend(manifest.files.iter().map(|file| (file.digest, self.blob_path(&file.digest))));
+            blobs.extend(manifest.content().map(|(digest, _)| (digest, self.blob_path(&digest))));
         }
         Ok(Publication { reply, blobs })
     }
@@ -357,7 +380,7 @@ fn next_snapshot(
     before: Option<&Documents>,
     targets: &str,
     root_changed: bool,
-    pipeline: &SecretKey,
+    pipeline: &(impl Signer + ?Sized),
     now: Timestamp,
 ) -> Result<String, ReleaseError> {
     let failed = || trust_error("make the snapshot");
@@ -380,14 +403,14 @@ fn next_snapshot(
         other: BTreeMap::new(),
     })
     .map_err(failed())?;
-    document.sign(pipeline);
+    document.sign_with(pipeline)?;
     Ok(document.text())
 }
 
 fn next_timestamp(
     before: Option<&Documents>,
     snapshot: &str,
-    pipeline: &SecretKey,
+    pipeline: &(impl Signer + ?Sized),
     now: Timestamp,
 ) -> Result<String, ReleaseError> {
     let failed = || trust_error("make the timestamp");
@@ -403,7 +426,7 @@ fn next_timestamp(
         other: BTreeMap::new(),
     })
     .map_err(failed())?;
-    document.sign(pipeline);
+    document.sign_with(pipeline)?;
     Ok(document.text())
 }
 
@@ -420,7 +443,7 @@ impl Setup {
         }
     }
 
-    fn root_meta(&self, dir: &Path, now: Timestamp) -> Result<RootMeta, ReleaseError> {
+    pub(super) fn root_meta(&self, dir: &Path, now: Timestamp) -> Result<RootMeta, ReleaseError> {
         let mut root = RootMeta {
             kind: "root".into(),
             spec_version: SPEC_VERSION.into(),
@@ -448,7 +471,7 @@ impl Setup {
                 return Err(ReleaseError::Repository { dir: dir.to_owned(), problem });
             }
             let keyids = by_id.keys().cloned().collect();
-            root.roles.insert(role.as_str().into(), RoleKeys { keyids, threshold });
+            root.roles.insert(role.as_str().into(), RoleKeys::new(keyids, threshold));
             root.keys.extend(by_id);
         }
         Ok(root)

@@ -15,7 +15,7 @@ use proto::{
     durable,
     name::{Name, ReleaseName},
     tuf::{
-        RoleName, SecretKey, Target, TargetCustom,
+        RoleName, Signer, Target, TargetCustom,
         key::short,
         schema::{Offered, Role, RootMeta, Tally, TargetsMeta},
         sign::{Document, whole_seconds},
@@ -108,7 +108,7 @@ impl Repository {
     }
 
     /// The targets document to change: the staged one, or a successor of the published one.
-    fn next_targets(&self, now: Timestamp) -> Result<(TargetsMeta, usize), ReleaseError> {
+    pub(super) fn next_targets(&self, now: Timestamp) -> Result<(TargetsMeta, usize), ReleaseError> {
         let (mut meta, signatures) = match (self.staged_document::<TargetsMeta>()?, self.published()?) {
             (Some(staged), _) => (staged.signed, staged.signatures.len()),
             (None, Some(published)) => match published.targets_meta() {
@@ -252,8 +252,8 @@ impl Repository {
     /// Appends signatures to whatever is staged and lists the key, and tells how far each document is.
     ///
     /// # Errors
-    /// When nothing is staged, or a key is listed for none of it.
-    pub fn sign(&self, keys: &[SecretKey]) -> Result<Vec<Progress>, ReleaseError> {
+    /// When nothing is staged, a key is listed for none of it, or does not sign.
+    pub fn sign<S: Signer>(&self, keys: &[S]) -> Result<Vec<Progress>, ReleaseError> {
         self.sign_shown(&self.staged()?, keys)
     }
 
@@ -261,7 +261,7 @@ impl Repository {
     ///
     /// # Errors
     /// As there, and when what is staged is not that any more.
-    pub fn sign_shown(&self, staged: &Staged, keys: &[SecretKey]) -> Result<Vec<Progress>, ReleaseError> {
+    pub fn sign_shown<S: Signer>(&self, staged: &Staged, keys: &[S]) -> Result<Vec<Progress>, ReleaseError> {
         if staged.root.is_none() && staged.targets.is_none() {
             return self.refuse("nothing is staged, so there is nothing to sign; run `crossdock release build` first");
         }
@@ -272,18 +272,18 @@ impl Repository {
             signers.push(Offered::<RootMeta>::parse(text).map_err(trust_error("read the root"))?.signed);
         }
         for key in keys {
-            let mut used = false;
+            let (mut used, id) = (false, key.public_key().id());
             if let Some(offered) = &staged.root {
-                used |= listed(&signers, RoleName::Root, key) && self.append::<RootMeta>(offered, key)?;
+                used |= listed(&signers, RoleName::Root, &id) && self.append::<RootMeta>(offered, key)?;
             }
             if let Some(offered) = &staged.targets {
-                used |= listed(signers.get(..1).unwrap_or_default(), RoleName::Targets, key)
+                used |= listed(signers.get(..1).unwrap_or_default(), RoleName::Targets, &id)
                     && self.append::<TargetsMeta>(offered, key)?;
             }
             if !used {
                 return self.refuse(format!(
                     "unknown key {}: the root lists it for nothing that is staged; sign with a listed key (`crossdock release verify` names them)",
-                    short(&key.id())
+                    short(&id)
                 ));
             }
         }
@@ -291,7 +291,7 @@ impl Repository {
     }
 
     /// Adds one signature. Reads the file again, for another key may have signed meanwhile.
-    fn append<T: Role>(&self, offered: &Offered<T>, key: &SecretKey) -> Result<bool, ReleaseError> {
+    fn append<T: Role>(&self, offered: &Offered<T>, key: &impl Signer) -> Result<bool, ReleaseError> {
         let path = self.staged_path(T::NAME);
         let text = read_document::<T>(&path)?.unwrap_or_else(|| offered.text.clone());
         let is_shown = Offered::<T>::parse(&text).is_ok_and(|now| now.canonical == offered.canonical);
@@ -302,7 +302,7 @@ impl Repository {
             ));
         }
         let mut document = Document::parse::<T>(&text).map_err(trust_error("sign what is staged"))?;
-        document.sign(key);
+        document.sign_with(key)?;
         durable::write(&path, document.text().as_bytes(), 0o644)?;
         Ok(true)
     }
@@ -334,9 +334,8 @@ impl Repository {
     }
 }
 
-fn listed(roots: &[RootMeta], role: RoleName, key: &SecretKey) -> bool {
-    let id = key.id();
-    roots.iter().any(|root| root.roles.get(role.as_str()).is_some_and(|keys| keys.keyids.contains(&id)))
+fn listed(roots: &[RootMeta], role: RoleName, id: &String) -> bool {
+    roots.iter().any(|root| root.roles.get(role.as_str()).is_some_and(|keys| keys.keyids.contains(id)))
 }
 
 /// One more than any counter that the app ever had: a node's floor never falls, and a withdrawal must

@@ -15,7 +15,7 @@ use proto::{
     tuf::{RoleName, Target, TrustedSet},
 };
 
-use super::{Built, ReleaseError, io_error, repository::Repository, staging::Progress, staging::readable};
+use super::{Built, ReleaseError, io_error, provenance, repository::Repository, staging::Progress, staging::readable};
 
 /// What was found to be sound.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub struct Verified {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// What is said of releases' origin and content, and whether it fits, for people.
+    pub evidence: BTreeMap<ReleaseName, Vec<String>>,
     /// What is staged, and how far its signatures are.
     pub staged: Vec<Progress>,
 }
@@ -45,6 +47,7 @@ pub fn repository(repository: &Repository, now: Timestamp) -> Result<Verified, R
         releases: BTreeMap::new(),
         files: 0,
         bytes: 0,
+        evidence: BTreeMap::new(),
         staged: repository.progress()?,
     };
     let mut seen = BTreeSet::new();
@@ -77,12 +80,15 @@ fn content(
     verified: &mut Verified,
 ) -> Result<ReleaseName, ReleaseError> {
     let manifest = repository.manifest(target)?;
-    for file in &manifest.files {
-        if !seen.insert(file.digest) {
+    let attached = [("provenance", manifest.provenance), ("sbom", manifest.sbom)];
+    let attached = attached.iter().filter_map(|(name, attachment)| Some((*name, (*attachment)?)));
+    let files = manifest.files.iter().map(|file| (file.path.as_str(), file.digest, file.size));
+    for (name, digest, size) in files.chain(attached.map(|(name, a)| (name, a.digest, a.size))) {
+        if !seen.insert(digest) {
             continue;
         }
-        let path = repository.blob_path(&file.digest);
-        let of = format!("{} of {}; run `crossdock release build` for it again", file.path.as_str(), manifest.name());
+        let path = repository.blob_path(&digest);
+        let of = format!("{name} of {}; run `crossdock release build` for it again", manifest.name());
         let opened = match File::open(&path) {
             Ok(opened) => opened,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -90,12 +96,16 @@ fn content(
             }
             Err(e) => return Err(io_error("open", &path)(e)),
         };
-        let (digest, size) = Digest::of_reader(opened).map_err(io_error("read", &path))?;
-        if digest != file.digest || size != file.size {
+        let found = Digest::of_reader(opened).map_err(io_error("read", &path))?;
+        if found != (digest, size) {
             return Err(ReleaseError::Tree { path, problem: format!("its content is not that of {of}") });
         }
         verified.files += 1;
         verified.bytes += size;
+    }
+    let lines = provenance::describe(repository, &manifest);
+    if !lines.is_empty() {
+        verified.evidence.insert(manifest.name(), lines);
     }
     Ok(manifest.name())
 }

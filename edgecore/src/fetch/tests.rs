@@ -172,6 +172,8 @@ pub(crate) fn publish(source: &MemorySource, name: &str, files: &[(&str, &[u8])]
         files: files.iter().map(entry).collect(),
         workload,
         hooks,
+        provenance: None,
+        sbom: None,
     };
     let json = serde_json::to_vec(&manifest).unwrap();
     (source.add(&json), json.len() as u64)

@@ -72,7 +72,7 @@ macro_rules! meta {
 
 pub(crate) fn root() -> String {
     let key = SecretKey::from_seed(&[1; 32]);
-    let role = || RoleKeys { keyids: vec![key.id()], threshold: 1 };
+    let role = || RoleKeys::new(vec![key.id()], 1);
     let roles = [RoleName::Root, RoleName::Targets, RoleName::Snapshot, RoleName::Timestamp];
     signed(&meta!(RootMeta, "root", 1, EXPIRES,
         consistent_snapshot: true,

@@ -143,7 +143,9 @@ fn a_key_of_both_repositories_is_found_under_whatever_id() {
         let id = key(pipeline).id();
         release.keys.insert(id.clone(), key(pipeline).public());
         for role in ["snapshot", "timestamp"] {
-            release.roles.insert(role.into(), RoleKeys { keyids: vec![id.clone()], threshold: 1 });
+            release
+                .roles
+                .insert(role.into(), RoleKeys { keyids: vec![id.clone()], threshold: 1, other: BTreeMap::new() });
         }
         release
     };

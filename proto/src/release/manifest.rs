@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Hooks, MAX_FILES, MAX_PATH_BYTES, Workload};
+use super::{Hooks, MAX_ATTACHMENT_BYTES, MAX_FILES, MAX_PATH_BYTES, Workload};
 use crate::{
     digest::Digest,
     name::{Name, ReleaseName, Version},
@@ -36,6 +36,22 @@ pub struct Manifest {
     /// Commands around the update.
     #[serde(default, skip_serializing_if = "Hooks::is_empty")]
     pub hooks: Hooks,
+    /// Who built it and from what: an in-toto Statement v1 with SLSA provenance v1. Kept by the hub for people and
+    /// their tools; no agent fetches it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provenance: Option<Attachment>,
+    /// What is in it: a bill of materials in SPDX or CycloneDX, kept likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sbom: Option<Attachment>,
+}
+
+/// A document beside the tree, signed for through the manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// SHA-256 of the document.
+    pub digest: Digest,
+    /// Bytes.
+    pub size: u64,
 }
 
 /// One file of the tree. Folders follow from paths; links and devices do not exist.
@@ -86,6 +102,11 @@ pub enum ManifestError {
     /// Neither a workload nor a file.
     #[error("it has neither a workload nor files; add one of them")]
     Nothing,
+    /// Provenance or bill of materials is too large.
+    #[error(
+        "its provenance or sbom has {0} bytes, more than the {MAX_ATTACHMENT_BYTES} allowed; leave out what is not about this release"
+    )]
+    Attachment(u64),
     /// A hook cannot work.
     #[error("hooks: {0}")]
     Hooks(String),
@@ -204,12 +225,26 @@ impl Manifest {
                 return Err(ManifestError::AgentTooOld { needs: needs.clone() });
             }
         }
+        if let Some(large) = self.attachments().find(|attachment| attachment.size > MAX_ATTACHMENT_BYTES) {
+            return Err(ManifestError::Attachment(large.size));
+        }
         self.hooks.check()?;
         match &self.workload {
             Some(workload) => workload.check(),
             None if self.files.is_empty() => Err(ManifestError::Nothing),
             None => Ok(()),
         }
+    }
+
+    /// What stands beside the tree: at the hub, never on a node.
+    pub fn attachments(&self) -> impl Iterator<Item = &Attachment> {
+        self.provenance.iter().chain(&self.sbom)
+    }
+
+    /// Everything that a hub keeps for the release: digests with their sizes, the same one more than once.
+    pub fn content(&self) -> impl Iterator<Item = (Digest, u64)> {
+        let files = self.files.iter().map(|file| (file.digest, file.size));
+        files.chain(self.attachments().map(|attachment| (attachment.digest, attachment.size)))
     }
 
     /// `app@version`.
@@ -247,6 +282,8 @@ mod tests {
             files,
             workload: Some(workload),
             hooks: Hooks::default(),
+            provenance: None,
+            sbom: None,
         };
         m.check().map(|()| m)
     }

@@ -22,7 +22,7 @@ use crate::name::{Name, Version};
 
 pub use self::{
     hooks::{Hook, Hooks, MAX_HOOK_TIMEOUT, PUT_OFF},
-    manifest::{FileEntry, Manifest, ManifestError, TreePath},
+    manifest::{Attachment, FileEntry, Manifest, ManifestError, TreePath},
     workload::{ExecProbe, HttpProbe, Limits, Port, Probe, Probes, RestartPolicy, TcpProbe, Workload},
 };
 
@@ -32,6 +32,8 @@ pub const MAX_FILES: usize = 100_000;
 pub const MAX_PATH_BYTES: usize = 512;
 /// Largest manifest, in bytes.
 pub const MAX_MANIFEST_BYTES: u64 = 32 << 20;
+/// Largest provenance statement, and largest bill of materials, in bytes.
+pub const MAX_ATTACHMENT_BYTES: u64 = 16 << 20;
 /// Largest `release.yaml`, in bytes.
 pub const MAX_RELEASE_YAML_BYTES: u64 = 1 << 20;
 
@@ -62,6 +64,12 @@ pub struct ReleaseYaml {
     /// Commands around the update.
     #[serde(default)]
     pub hooks: Hooks,
+    /// File that says who built it and from what: an in-toto Statement with SLSA provenance, or its DSSE envelope.
+    #[serde(default)]
+    pub provenance: Option<String>,
+    /// File that says what is in it: SPDX or CycloneDX, as JSON.
+    #[serde(default)]
+    pub sbom: Option<String>,
 }
 
 /// A file or folder to pack.

@@ -1,9 +1,10 @@
 //! Keys: ed25519 (RFC 8032), secret ones as PKCS#8 version 1 in PEM, which OpenSSL reads too.
 //!
 //! The public form and its ID are those of the other TUF writers: the ID is the SHA-256 of the
-//! canonical JSON of `{keytype, keyval, scheme}`.
+//! canonical JSON of `{keytype, keyval, scheme}`. What else stands beside these three, such as the name that we
+//! write, is kept and signed, and is no part of the ID.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use data_encoding::HEXLOWER_PERMISSIVE;
 use ed25519_dalek::{
@@ -26,6 +27,9 @@ pub struct PublicKey {
     pub keyval: KeyValue,
     /// `ed25519`.
     pub scheme: String,
+    /// What other writers added, and the name that we do.
+    #[serde(flatten)]
+    pub other: BTreeMap<String, Json>,
 }
 
 /// Value of a public key.
@@ -33,20 +37,52 @@ pub struct PublicKey {
 pub struct KeyValue {
     /// 64 hex digits for ed25519.
     pub public: String,
+    /// What other writers added.
+    #[serde(flatten)]
+    pub other: BTreeMap<String, Json>,
 }
+
+/// Field of a key that holds its name for people.
+const NAME_FIELD: &str = "x-crossdock-name";
+/// Longest name of a key, in characters.
+const MAX_NAME_CHARS: usize = 64;
 
 impl PublicKey {
     fn of(key: &VerifyingKey) -> PublicKey {
-        PublicKey::from_bytes(key.as_bytes())
-    }
-
-    /// The key of its 32 bytes; whether it exists on the curve shows when it verifies.
-    #[must_use]
-    pub fn from_bytes(bytes: &[u8; 32]) -> PublicKey {
         PublicKey {
             keytype: "ed25519".into(),
-            keyval: KeyValue { public: HEXLOWER_PERMISSIVE.encode(bytes) },
+            keyval: KeyValue { public: HEXLOWER_PERMISSIVE.encode(key.as_bytes()), other: BTreeMap::new() },
             scheme: "ed25519".into(),
+            other: BTreeMap::new(),
+        }
+    }
+
+    /// The key of 32 bytes, as ssh-agent, tokens and certificates give it.
+    ///
+    /// # Errors
+    /// When no such key exists on the curve.
+    pub fn from_bytes(bytes: &[u8; 32]) -> Result<PublicKey, KeyError> {
+        VerifyingKey::from_bytes(bytes).map(|key| PublicKey::of(&key)).map_err(|e| KeyError(e.to_string()))
+    }
+
+    /// The same key with a name for people: at most 64 characters, none of them a control character.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> PublicKey {
+        let name: String = name.trim().chars().filter(|c| !c.is_control()).take(MAX_NAME_CHARS).collect();
+        if name.is_empty() {
+            self.other.remove(NAME_FIELD);
+        } else {
+            self.other.insert(NAME_FIELD.into(), Json::Text(name));
+        }
+        self
+    }
+
+    /// Its name, if whoever listed it gave one. Signed with the document that holds it, like any of its fields.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        match self.other.get(NAME_FIELD) {
+            Some(Json::Text(name)) if name.len() <= 4 * MAX_NAME_CHARS => Some(name),
+            _ => None,
         }
     }
 
@@ -63,7 +99,8 @@ impl PublicKey {
     /// Its ID: 64 hex digits.
     #[must_use]
     pub fn id(&self) -> String {
-        let canonical = Json::of(self).map(|json| json.canonical()).unwrap_or_default();
+        let bare = PublicKey { other: BTreeMap::new(), ..self.clone() };
+        let canonical = Json::of(&bare).map(|json| json.canonical()).unwrap_or_default();
         Digest::of(&canonical).hex()
     }
 
@@ -79,6 +116,15 @@ impl PublicKey {
         self.verifying().map(|key| key.to_bytes())
     }
 
+    /// What tells keys apart, whatever their IDs. `None` for keys that never count.
+    pub(super) fn identity(&self) -> Option<[u8; 32]> {
+        #[cfg(feature = "conformance")]
+        if !self.is_ours() {
+            return Some(*Digest::of(self.keyval.public.as_bytes()).as_bytes());
+        }
+        self.bytes()
+    }
+
     fn verifying(&self) -> Option<VerifyingKey> {
         if !self.is_ours() {
             return None;
@@ -90,6 +136,10 @@ impl PublicKey {
     /// Whether `signature` (128 hex digits) is this key's over `message`.
     #[must_use]
     pub fn verifies(&self, message: &[u8], signature: &str) -> bool {
+        #[cfg(feature = "conformance")]
+        if !self.is_ours() {
+            return super::foreign::verifies(self, message, signature);
+        }
         let check = || {
             let raw = HEXLOWER_PERMISSIVE.decode(signature.as_bytes()).ok()?;
             let signature = Ed25519Signature::from_slice(&raw).ok()?;
@@ -186,6 +236,21 @@ mod tests {
         assert_eq!(key.public().keyval.public, public);
         // As securesystemslib 1.6 computes it.
         assert_eq!(key.id(), "4cc3f338069d638e761ed397f5c53df4129a276face46a446c202617331ca1b3");
+    }
+
+    #[test]
+    fn a_name_and_unknown_fields_are_kept_and_are_no_part_of_the_id() {
+        let key = SecretKey::from_seed(&[0; 32]).public();
+        let named = key.clone().named(" Ann\u{e9} \"A\"\n ");
+        assert_eq!((named.name(), named.id()), (Some("Ann\u{e9} \"A\""), key.id()));
+        assert_eq!(named.clone().named(""), key);
+        assert_eq!(key.clone().named(&"x".repeat(1000)).name().map(str::len), Some(64));
+        let mut json = serde_json::to_value(&named).unwrap();
+        json["x-other"] = serde_json::json!({"a": [1]});
+        let read: PublicKey = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!((serde_json::to_value(&read).unwrap(), read.id()), (json, key.id()));
+        assert_eq!(PublicKey::from_bytes(&key.bytes().unwrap()).unwrap(), key);
+        assert!((0..=255).any(|n| PublicKey::from_bytes(&[n; 32]).is_err()));
     }
 
     #[test]

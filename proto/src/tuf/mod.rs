@@ -16,6 +16,8 @@
 //! Absent on purpose: delegations, RSA and ECDSA keys (listed ones are tolerated and never count), mirrors.
 
 pub mod error;
+#[cfg(feature = "conformance")]
+mod foreign;
 pub mod json;
 pub mod key;
 pub mod schema;
@@ -31,6 +33,7 @@ pub use self::{
     error::TufError,
     key::{PublicKey, SecretKey},
     schema::{RoleName, Target, TargetCustom},
+    sign::{Signer, SignerError},
     trusted::TrustedSet,
 };
 

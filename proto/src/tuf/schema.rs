@@ -187,6 +187,17 @@ pub struct RoleKeys {
     pub keyids: Vec<String>,
     /// How many of them must.
     pub threshold: u32,
+    /// What newer writers added.
+    #[serde(flatten)]
+    pub other: BTreeMap<String, Json>,
+}
+
+impl RoleKeys {
+    /// So many of these keys.
+    #[must_use]
+    pub fn new(keyids: Vec<String>, threshold: u32) -> RoleKeys {
+        RoleKeys { keyids, threshold, other: BTreeMap::new() }
+    }
 }
 
 /// What one document says of another.
@@ -371,7 +382,7 @@ impl<T: Role> Offered<T> {
             let listed = keys.is_some_and(|keys| keys.keyids.contains(&signature.keyid));
             match root.keys.get(&signature.keyid).filter(|_| listed) {
                 None => tally.unknown.push(signature.keyid.clone()),
-                Some(key) if key.verifies(&self.canonical, &signature.sig) => good.extend(key.bytes()),
+                Some(key) if key.verifies(&self.canonical, &signature.sig) => good.extend(key.identity()),
                 Some(_) => tally.bad.push(signature.keyid.clone()),
             }
         }

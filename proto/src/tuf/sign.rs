@@ -9,9 +9,48 @@ use serde::Serialize;
 use super::{
     error::TufError,
     json::Json,
-    key::SecretKey,
+    key::{PublicKey, SecretKey, short},
     schema::{Offered, Role, Signature},
 };
+
+/// What signs for a key, wherever its secret half is: a file, an agent, a token.
+pub trait Signer {
+    /// The public half.
+    fn public_key(&self) -> PublicKey;
+    /// Signs: 128 hex digits.
+    ///
+    /// # Errors
+    /// When whoever holds the secret half refuses, is gone, or answers something else.
+    fn try_sign(&self, message: &[u8]) -> Result<String, SignerError>;
+}
+
+/// A key did not sign.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("key {key} did not sign: {problem}")]
+pub struct SignerError {
+    /// The key, shortened.
+    pub key: String,
+    /// What is wrong, and how to mend it.
+    pub problem: String,
+}
+
+impl Signer for SecretKey {
+    fn public_key(&self) -> PublicKey {
+        self.public()
+    }
+    fn try_sign(&self, message: &[u8]) -> Result<String, SignerError> {
+        Ok(self.sign(message))
+    }
+}
+
+impl<S: Signer + ?Sized> Signer for Box<S> {
+    fn public_key(&self) -> PublicKey {
+        (**self).public_key()
+    }
+    fn try_sign(&self, message: &[u8]) -> Result<String, SignerError> {
+        (**self).try_sign(message)
+    }
+}
 
 /// A document that can be signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,10 +91,35 @@ impl Document {
 
     /// Adds the signature of a key, in place of an earlier one of the same key.
     pub fn sign(&mut self, key: &SecretKey) {
-        let id = key.id();
-        self.signatures.retain(|signature| signature.keyid != id);
-        self.signatures.push(Signature { keyid: id, sig: key.sign(&self.signed.canonical()) });
+        self.append(Signature { keyid: key.id(), sig: key.sign(&self.signed.canonical()) });
+    }
+
+    /// As [`Document::sign`], by whatever holds the key. What comes back is verified before it is taken.
+    ///
+    /// # Errors
+    /// When it does not sign, or signs something else.
+    pub fn sign_with(&mut self, signer: &(impl Signer + ?Sized)) -> Result<(), SignerError> {
+        let (key, message) = (signer.public_key(), self.signed.canonical());
+        let sig = signer.try_sign(&message)?;
+        if !key.verifies(&message, &sig) {
+            let problem = "its signature does not verify; what holds its secret half signs with another key, or another form of signature";
+            return Err(SignerError { key: short(&key.id()), problem: problem.into() });
+        }
+        self.append(Signature { keyid: key.id(), sig });
+        Ok(())
+    }
+
+    /// Adds a signature, in place of an earlier one of the same key. Whether it is good is for the reader to see.
+    pub fn append(&mut self, signature: Signature) {
+        self.signatures.retain(|old| old.keyid != signature.keyid);
+        self.signatures.push(signature);
         self.signatures.sort_by(|a, b| a.keyid.cmp(&b.keyid));
+    }
+
+    /// The same content without signatures.
+    #[must_use]
+    pub fn unsigned(&self) -> Document {
+        Document { signatures: vec![], signed: self.signed.clone() }
     }
 
     /// The signatures, by key ID.

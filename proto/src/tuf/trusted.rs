@@ -5,6 +5,9 @@
 //! nothing in between. Used by the hub before it serves, by the agent before anything is written
 //! where it could run, and by the release engineer's tool before it publishes.
 
+#[cfg(feature = "conformance")]
+mod steps;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;

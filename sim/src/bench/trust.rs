@@ -167,7 +167,11 @@ macro_rules! meta {
 impl Fleet {
     fn new(args: &TrustArgs, now: Timestamp) -> anyhow::Result<Fleet> {
         let expires = now.checked_add(jiff::SignedDuration::from_hours(24 * 30))?;
-        let role = |keys: &[u8], threshold| RoleKeys { keyids: keys.iter().map(|n| key(*n).id()).collect(), threshold };
+        let role = |keys: &[u8], threshold| RoleKeys {
+            keyids: keys.iter().map(|n| key(*n).id()).collect(),
+            threshold,
+            other: BTreeMap::new(),
+        };
         let roles = RoleName::ALL.map(|name| {
             let keys = match name {
                 RoleName::Root => role(&[1, 2, 3], 2),

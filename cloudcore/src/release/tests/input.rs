@@ -1,6 +1,9 @@
 //! What the engineer hands in: trees, `release.yaml` and key files, and how each bad one is refused.
 
+use proto::tuf::PublicKey;
+
 use super::*;
+use crate::release::{keys::AskPassphrase, sealed::Secret};
 
 #[test]
 fn trees_that_are_not_plain_files_are_refused() {
@@ -126,17 +129,57 @@ fn release_yaml_that_cannot_work_is_refused() {
 #[test]
 fn key_files_are_private_and_never_overwritten() {
     let folder = tempfile::tempdir().unwrap();
-    let files = keys::write(folder.path(), "alice", &key(4)).unwrap();
+    let files = keys::write(folder.path(), "alice", &key(4), None).unwrap();
     assert_eq!(fs::metadata(&files.secret).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(files.id, key(4).id());
-    assert_eq!(keys::read_secret(&files.secret).unwrap().id(), key(4).id());
-    assert_eq!(keys::read_public(&files.public).unwrap(), key(4).public());
-    assert_eq!(keys::read_public(&files.secret).unwrap(), key(4).public());
-    assert!(chain(&keys::write(folder.path(), "alice", &key(5)).unwrap_err()).contains("not overwritten"));
+    assert_eq!(keys::read_secret(&files.secret, &mut keys::Nobody).unwrap().id(), key(4).id());
+    assert_eq!(public(&files.public).unwrap(), key(4).public().named("alice"));
+    assert_eq!(public(&files.secret).unwrap(), key(4).public().named("alice"));
+    assert!(chain(&keys::write(folder.path(), "alice", &key(5), None).unwrap_err()).contains("not overwritten"));
     for bad in ["", "../x", "a/b", ".hidden"] {
-        assert!(keys::write(folder.path(), bad, &key(5)).is_err(), "{bad}");
+        assert!(keys::write(folder.path(), bad, &key(5), None).is_err(), "{bad}");
     }
-    assert!(chain(&keys::read_secret(&files.public).unwrap_err()).contains("alice.pub"));
+    assert!(chain(&keys::read_secret(&files.public, &mut keys::Nobody).unwrap_err()).contains("alice.pub"));
     fs::write(folder.path().join("junk"), "junk").unwrap();
-    assert!(keys::read_public(&folder.path().join("junk")).is_err());
+    assert!(public(&folder.path().join("junk")).is_err());
+}
+
+fn public(path: &Path) -> Result<PublicKey, ReleaseError> {
+    keys::read_public(path, &mut keys::Nobody)
+}
+
+/// Says the given passphrases one after the other, then refuses.
+struct Says(Vec<&'static str>);
+
+impl AskPassphrase for Says {
+    fn ask(&mut self, path: &Path, wrong: bool) -> Result<Secret, ReleaseError> {
+        if self.0.is_empty() { keys::Nobody.ask(path, wrong) } else { Ok(self.0.remove(0).to_owned().into()) }
+    }
+}
+
+#[test]
+fn an_encrypted_key_file_opens_with_its_passphrase_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let passphrase: Secret = "correct horse".to_owned().into();
+    let files = keys::write(folder.path(), "ann", &key(4), Some(&passphrase)).unwrap();
+    let read = |says: &[&'static str]| keys::read_secret(&files.secret, &mut Says(says.to_vec()));
+    assert_eq!(fs::metadata(&files.secret).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(keys::is_encrypted(&files.secret).unwrap());
+    assert_eq!(read(&["wrong", "correct horse"]).unwrap().id(), key(4).id());
+    let error = chain(&read(&["wrong"]).unwrap_err());
+    assert!(error.contains("ann.pem") && error.contains("--passphrase-file"), "{error}");
+    // The public half needs nobody while its file is there.
+    assert_eq!(public(&files.secret).unwrap().id(), key(4).id());
+    fs::remove_file(&files.public).unwrap();
+    assert!(public(&files.secret).is_err());
+
+    keys::change_passphrase(&files.secret, &key(4), None).unwrap();
+    assert_eq!(read(&[]).unwrap().id(), key(4).id());
+    symlink(&files.secret, folder.path().join("link")).unwrap();
+    keys::change_passphrase(&folder.path().join("link"), &key(4), Some(&passphrase)).unwrap();
+    assert_eq!(read(&["correct horse"]).unwrap().id(), key(4).id());
+    let ours = "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n";
+    fs::write(folder.path().join("id_ed25519"), ours).unwrap();
+    let error = chain(&keys::read_secret(&folder.path().join("id_ed25519"), &mut keys::Nobody).unwrap_err());
+    assert!(error.contains("ssh-add"), "{error}");
 }

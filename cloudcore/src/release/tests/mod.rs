@@ -1,10 +1,14 @@
 //! The release engineer's side, from a folder to a verified publication, and every bad input on the way.
 //!
 //! Here is the desk that all of them work at; `input` is about folders, `release.yaml` and keys, `publishing` about
-//! the repository, `upload` about the way to the hub.
+//! the repository, `upload` about the way to the hub, `rotation` about keys that change, `ceremony` about several
+//! signers with a copy each, `origin` about provenance and bills of materials.
 
+mod ceremony;
 mod input;
+mod origin;
 mod publishing;
+mod rotation;
 mod upload;
 
 use std::{

@@ -105,9 +105,24 @@ fn a_changed_root_names_its_keys_in_full() {
     signers.retain(|id| *id != key(4).id());
     signers.push(key(9).id());
     new.keys.insert(key(9).id(), key(9).public());
+    new.keys.insert(key(9).id(), key(9).public().named("Zo\u{eb}"));
+    new.keys.insert(key(5).id(), key(5).public().named("bob"));
+    new.expires = old.expires - jiff::SignedDuration::from_hours(24);
+    new.other.insert("x-new".into(), proto::tuf::json::Json::Null);
+    new.roles.get_mut("targets").unwrap().threshold = 1;
+    new.roles.get_mut("targets").unwrap().keyids.push(key(1).id());
     let lines = describe::root(Some(&old), &new);
-    for line in [format!("adds key {}", key(9).id()), format!("removes key {}", key(4).id())] {
+    for line in [
+        format!("adds key {}, Zo\u{eb}", key(9).id()),
+        format!("removes key {}", key(4).id()),
+        format!("RENAMES  key {}: nobody -> bob", key(5).id()),
+    ] {
         assert_eq!(lines.iter().filter(|l| l.trim() == line).count(), 1, "{lines:?}");
+    }
+    let text = lines.join("\n");
+    for part in ["EARLIER", "field \"x-new\"", "targets: 1 of 4", "was 2 of 3", "root and targets: one theft", "bob ("]
+    {
+        assert!(text.contains(part), "{part}: {text}");
     }
     assert!(describe::root(Some(&old), &old).iter().all(|line| !line.contains(" key ")));
 }

@@ -48,7 +48,7 @@ struct Repo {
 
 fn list(root: &mut RootMeta, role: RoleName, threshold: u32, keys: &[SecretKey]) {
     let keyids = keys.iter().map(SecretKey::id).collect();
-    root.roles.insert(role.as_str().into(), RoleKeys { keyids, threshold });
+    root.roles.insert(role.as_str().into(), RoleKeys::new(keyids, threshold));
     root.keys.extend(keys.iter().map(|key| (key.id(), key.public())));
 }
 
