@@ -10,8 +10,10 @@ use std::{
 };
 
 use data_encoding::HEXLOWER;
-use jiff::Timestamp;
-use proto::tuf::{Documents, MAX_ROOTS, TrustedSet, schema::MetaFile};
+use proto::{
+    env::{SystemClock, WallClock as _},
+    tuf::{Documents, MAX_ROOTS, TrustedSet, schema::MetaFile},
+};
 
 /// Largest answer, in bytes.
 const MAX_BYTES: u64 = 16 << 20;
@@ -67,7 +69,7 @@ fn run() -> Outcome<()> {
 
 /// The client workflow; every step that succeeds is kept.
 fn refresh(args: &Args) -> Outcome<TrustedSet> {
-    let now = Timestamp::now();
+    let now = SystemClock.now();
     let read = |role: &str| fs::read_to_string(args.metadata_dir.join(format!("{role}.json"))).ok();
     let documents = Documents {
         root: read("root").ok_or("there is no root.json; run init")?,

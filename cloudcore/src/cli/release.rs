@@ -327,7 +327,13 @@ async fn publish(
     let client = if offline { None } else { Some(context.client()?) };
     let repository = Repository::open(repo).map_err(failed)?;
     if let Some(client) = &client {
-        repository.follows(&Destination::metadata(client).await?).map_err(failed)?;
+        let served = Destination::metadata(client).await?;
+        repository.follows(&served).map_err(failed)?;
+        if repository.supersedes(&served).map_err(failed)? {
+            eprintln!(
+                "note: the new root takes the keys away that signed what the hub serves; releases that only the hub lists are withdrawn"
+            );
+        }
     }
     let key = key.unwrap_or_else(|| KeyRef::File(repository.keys_dir().join("pipeline.pem")));
     let key = key

@@ -113,6 +113,10 @@ pub fn steps(case: Case, ground: &Ground<'_>) -> Vec<Step> {
         if let Some(last) = steps.last_mut() {
             last.text
                 .push_str(&format!(" To withdraw one: crossdock release remove APP@VERSION --repo {}.", ground.folder));
+            last.text.push_str(
+                " If the hub lists what your repository does not (crossdock get releases), the thief has published: \
+                 revoke the pipeline's key too, in the same root, or clients take yours for a step back.",
+            );
         }
     }
     steps.push(sign(case, ground, &format!("{folder}/{name}.pem")));

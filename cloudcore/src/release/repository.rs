@@ -274,7 +274,22 @@ impl Repository {
             Some(_) => "this copy has that version with other content",
             None => "this copy does not have it",
         };
+        if self.supersedes(hub)? {
+            return Ok(());
+        }
         Err(ReleaseError::Forked { dir: self.dir.clone(), version, problem })
+    }
+
+    /// Whether a root of here, newer than the hub's, takes the keys away that signed what the hub serves: then that is
+    /// no fork but maybe a thief's, and what is published from here stands in its place.
+    ///
+    /// # Errors
+    /// When something cannot be read.
+    pub fn supersedes(&self, hub: &MetadataReply) -> Result<bool, ReleaseError> {
+        let Some(theirs) = &hub.targets else { return Ok(false) };
+        let theirs = Offered::<TargetsMeta>::parse(theirs).map_err(trust_error("compare with the hub"))?;
+        let root = self.next_root()?;
+        Ok(root.version > hub.roots.len() as u64 && theirs.verify(&root).is_err())
     }
 
     /// Finishes a publication: the pipeline signs snapshot and timestamp, and what was staged is published.

@@ -146,6 +146,26 @@ fn a_revoked_targets_key_is_needed_for_nothing_and_signs_nothing() {
 }
 
 #[test]
+fn what_a_thief_published_is_superseded_by_a_root_without_both_keys() {
+    let desk = Desk::new();
+    let setup = Setup::small_team(&key(1), &key(4), &key(7));
+    let repository = Repository::create(&desk.path("repo"), &setup, now()).unwrap();
+    repository.add(&desk.build().unwrap(), now()).unwrap();
+    repository.sign(&[key(1), key(4)]).unwrap();
+    let before = client(&repository.finish(&key(7), now()).unwrap());
+    let served = forged(&repository.roots().unwrap(), &before, &key(4), &key(7), 1000);
+    let fooled = before.update(&served, now()).unwrap();
+    assert!(matches!(repository.follows(&served), Err(ReleaseError::Forked { version: 1001, .. })));
+    repository.revoke(&key(4).id(), Some(&key(5).public()), now()).unwrap();
+    repository.follows(&served).unwrap();
+    repository.revoke(&key(7).id(), Some(&key(8).public()), now()).unwrap();
+    repository.sign(&[key(1), key(5)]).unwrap();
+    let after = fooled.update(&repository.finish(&key(8), now()).unwrap().reply, now()).unwrap();
+    assert_eq!((after.versions().targets, after.targets().len()), (2, 1));
+    repository.follows(&served).unwrap();
+}
+
+#[test]
 fn a_revoked_pipeline_key_cannot_hold_back_and_its_high_versions_are_forgotten() {
     let desk = Desk::new();
     let repository = desk.published();
