@@ -8,24 +8,36 @@
 //! | `GET /api/v1/streams`, `…/{stream}/records`, `…/{stream}/counts`, `GET /api/v1/gaps` | stream records ([`streams`]) |
 //! | `HEAD GET PUT /api/v1/blobs/{digest}`, `GET POST /api/v1/metadata` | releases ([`content`]) |
 //! | `GET /api/v1/webhooks`, `…/{name}/deadletters`, `POST …/{name}/retry` | who is told of events ([`webhooks`]) |
+//! | `GET POST /api/v1/users`, `DELETE …/{name}`, `POST …/{name}/rotate`, `GET /api/v1/self` | users ([`users`]) |
+//! | `GET /api/v1/audit`, `…/head`, `…/verify` | who changed what ([`audit`]) |
 //! | `/healthz`, `/readyz`, `/openapi.json` | open to everybody |
 //!
-//! Routes and their OpenAPI description are made together in [`book`], so neither goes without the other.
+//! Routes and their OpenAPI description are made together in [`book`], so neither goes without the other;
+//! each names what it takes ([`guard`], rules in [`crate::access`]).
 //! Every refusal is a `Status` document ([`error`]). Served by `crate::serve`; used by `crate::cli::client`.
 
+#[cfg(test)]
+pub(crate) mod access_tests;
+mod audit;
+#[cfg(test)]
+mod audit_tests;
 pub mod auth;
 mod book;
 mod content;
 mod door;
 mod error;
+mod guard;
 mod kinds;
+pub mod limits;
 mod objects;
+mod rim;
 mod rollouts;
 mod server;
 mod stream;
 pub(crate) mod streams;
 #[cfg(test)]
 pub(crate) mod tests;
+mod users;
 mod webhooks;
 
 use std::sync::Arc;
@@ -41,12 +53,10 @@ use axum::{
 use proto::{object::SiteSpec, watch};
 use tokio::sync::Semaphore;
 
-pub use self::{
-    auth::{AuthError, Tokens},
-    server::{ApiError as ServeError, serve},
-};
-use self::{book::Book, error::ApiError};
-use crate::{hub::Hub, streams::sink::Sink};
+pub use self::server::{ApiError as ServeError, serve};
+use self::{book::Book, error::ApiError, limits::Limits};
+pub use crate::access::users::{AuthError, Tokens};
+use crate::{access::users::Users, hub::Hub, streams::sink::Sink};
 
 /// Largest body with an object, in bytes.
 const MAX_OBJECT_BYTES: usize = 1 << 20;
@@ -61,12 +71,16 @@ const MAX_PAGES: usize = 64;
 #[derive(Clone)]
 pub(crate) struct Api {
     hub: Hub,
-    tokens: Arc<Tokens>,
+    users: Users,
     /// Becomes true when the hub shuts down: streams end then.
     stop: watch::Receiver<bool>,
     requests: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     pages: Arc<Semaphore>,
+    limits: Arc<Limits>,
+    ids: Arc<rim::Ids>,
+    /// The audit log is read by one at a time.
+    auditing: Arc<tokio::sync::Mutex<()>>,
     /// What keeps stream records.
     sink: Arc<dyn Sink>,
 }
@@ -78,13 +92,18 @@ pub fn router(hub: Hub, tokens: Tokens, stop: watch::Receiver<bool>) -> Router {
 }
 
 fn router_over(hub: Hub, sink: Arc<dyn Sink>, tokens: Tokens, stop: watch::Receiver<bool>) -> Router {
+    let users = Users::new(hub.config(), hub.env(), tokens);
+    let (limits, ids) = (Arc::new(Limits::new(&hub.config().limits)), Arc::new(rim::Ids::new(hub.env())));
     let api = Api {
         hub,
-        tokens: Arc::new(tokens),
+        users,
         stop,
         requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
         streams: Arc::new(Semaphore::new(MAX_STREAMS)),
         pages: Arc::new(Semaphore::new(MAX_PAGES)),
+        limits,
+        ids,
+        auditing: Arc::default(),
         sink,
     };
     let book = whole_book();
@@ -103,11 +122,12 @@ fn router_over(hub: Hub, sink: Arc<dyn Sink>, tokens: Tokens, stop: watch::Recei
                 "this cannot be done here; see /openapi.json",
             )
         })
+        .layer(middleware::from_fn_with_state(api.clone(), rim::around))
         .with_state(api)
 }
 
 fn whole_book() -> Book {
-    webhooks::add(content::add(streams::add(stream::add(kinds::add(Book::new())))))
+    audit::add(users::add(webhooks::add(content::add(streams::add(stream::add(kinds::add(Book::new())))))))
 }
 
 /// The OpenAPI 3.1 description of the API.

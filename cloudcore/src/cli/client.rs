@@ -108,6 +108,14 @@ impl Client {
         )
     }
 
+    /// Who this client is at the hub.
+    ///
+    /// # Errors
+    /// When the hub cannot be reached, or lets nobody in with this token.
+    pub async fn whoami(&self) -> anyhow::Result<Value> {
+        Ok(self.send("log in", self.request(Method::GET, "self")).await?.json().await?)
+    }
+
     /// Lists objects of a kind by its plural.
     ///
     /// # Errors

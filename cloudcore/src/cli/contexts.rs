@@ -123,7 +123,7 @@ pub async fn login(args: LoginArgs) -> anyhow::Result<()> {
     };
     let ca = read(&args.ca)?;
     let client = Client::new(&args.url, &token, ca.as_bytes())?;
-    client.list("sites", None).await.context("try the token")?;
+    let me = client.whoami().await.context("try the token")?;
     let host = client.server().trim_start_matches("https://").to_owned();
     let name = args.name.unwrap_or(host);
     let mut contexts = Contexts::load()?;
@@ -131,7 +131,7 @@ pub async fn login(args: LoginArgs) -> anyhow::Result<()> {
     contexts.contexts.insert(name.clone(), context);
     contexts.current.clone_from(&name);
     contexts.save()?;
-    println!("Logged in to {}; context {name} is in use.", client.server());
+    println!("Logged in to {} as {}; context {name} is in use.", client.server(), super::kinds::text(&me, "/name"));
     Ok(())
 }
 

@@ -11,6 +11,8 @@ macro_rules! println {
 }
 
 pub mod apply;
+pub mod audit;
+pub mod auth;
 pub mod client;
 pub mod contexts;
 pub mod demo;
@@ -30,6 +32,7 @@ pub mod streams;
 #[cfg(test)]
 mod tests;
 pub mod token;
+pub mod user;
 pub mod webhooks;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -67,6 +70,15 @@ enum Command {
     Streams(streams::StreamsCommand),
     /// Log in to a hub and remember it as a context
     Login(contexts::LoginArgs),
+    /// Who I am at the hub, and what I may do
+    #[command(subcommand)]
+    Auth(auth::AuthCommand),
+    /// People and programs that use the hub: roles and tokens
+    #[command(subcommand)]
+    User(user::UserCommand),
+    /// Who changed what at the hub, and whether that record is whole
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Choose among several hubs
     #[command(subcommand)]
     Context(contexts::ContextCommand),
@@ -157,6 +169,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Logs(args) => logs::run(args, &context).await,
         Command::Streams(command) => streams::run(command, &context).await,
         Command::Login(args) => contexts::login(args).await,
+        Command::Auth(command) => auth::run(command, &context).await,
+        Command::Audit(command) => audit::run(command, &context).await,
+        Command::User(command) => user::run(command, &context).await,
         Command::Context(command) => contexts::run(command),
         Command::Token(command) => token::run(command, &context).await,
         Command::Keys(args) => keys::run(args, &context).await,
