@@ -20,8 +20,8 @@ use proto::{
 use serde::{Deserialize, Serialize};
 
 pub use crate::{
-    api::limits::LimitsConfig, planner::strategy::RolloutsConfig, streams::config::StreamsConfig,
-    webhooks::config::WebhookConfig,
+    access::oidc::OidcConfig, api::limits::LimitsConfig, planner::strategy::RolloutsConfig,
+    streams::config::StreamsConfig, webhooks::config::WebhookConfig,
 };
 use crate::{bounded, unknown, webhooks};
 
@@ -77,6 +77,9 @@ pub struct HubConfig {
     /// How rollouts go about it unless they say otherwise.
     #[serde(default)]
     pub rollouts: RolloutsConfig,
+    /// A provider that vouches for users, beside the hub's own tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oidc: Option<OidcConfig>,
     /// How often users may ask, and strangers may fail.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -156,6 +159,7 @@ impl HubConfig {
             bulk_bytes_per_s: None,
             streams: StreamsConfig::default(),
             rollouts: RolloutsConfig::default(),
+            oidc: None,
             limits: LimitsConfig::default(),
             webhooks: vec![],
         }
@@ -184,6 +188,7 @@ impl HubConfig {
                     unknown::fields_of::<HubConfig>(),
                     unknown::fields_of::<WebhookConfig>(),
                     unknown::fields_of::<LimitsConfig>(),
+                    unknown::fields_of::<OidcConfig>(),
                     unknown::fields_of::<Broker>(),
                     unknown::fields_of::<webhooks::config::Selection>(),
                 ],
@@ -231,6 +236,9 @@ impl HubConfig {
         self.streams.contradiction()?;
         self.rollouts.find(&self.rollouts.strategy).map_err(|e| format!("rollouts.strategy: {e}"))?;
         self.limits.contradiction()?;
+        if let Some(oidc) = &self.oidc {
+            oidc.contradiction()?;
+        }
         webhooks::config::contradiction(&self.webhooks)?;
         if self.brokers.len() > MAX_BROKERS {
             return Err(format!("brokers holds {}; at most {MAX_BROKERS} can be used", self.brokers.len()));
@@ -348,6 +356,11 @@ mod tests {
             ("fleet: a\nbrokers: [{url: 'mqtt://h', user: u}]\n", "set passwordFile too"),
             ("fleet: a\nbus: {url: 'mqtts://h'}\n", "bus mqtts://h:8883"),
             ("fleet: a\nlimits: {requestsPerS: 0}\n", "nobody"),
+            ("fleet: a\noidc: {issuer: 'http://id.example', clientId: c}\n", "https://"),
+            (
+                "fleet: a\noidc: {issuer: 'https://i', clientId: c, bindings: [{group: g, role: viewer, sites: []}]}\n",
+                "leave the list out",
+            ),
             ("fleet: [\n", "hub.yaml"),
             ("link: x\n", "fleet"),
         ] {

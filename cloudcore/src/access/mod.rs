@@ -21,9 +21,11 @@
 //! Releases are signed elsewhere: a releaser hands them to the hub, and cannot make one. Reading webhooks takes an
 //! admin because addresses of chat services are secrets.
 //!
-//! [`places`] says which sites and apps an object concerns, `users` keeps who has which token. Asked by `crate::api`
+//! [`places`] says which sites and apps an object concerns, `users` keeps who has which token, [`oidc`] believes
+//! ID tokens of a provider. Asked by `crate::api`
 //! alone: each of its routes names a verb and a kind, or it is not built.
 
+pub mod oidc;
 pub mod places;
 pub mod users;
 

@@ -1,9 +1,13 @@
-//! Who talks to the API: bearer tokens (RFC 6750), looked up in [`crate::access::users`].
+//! Who talks to the API: bearer tokens (RFC 6750), looked up in [`crate::access::users`], or
+//! ID tokens of the provider ([`crate::access::oidc`]).
 //!
 //! Failed logins are counted by source, requests by user ([`super::limits`]). [`admit`] stands before every route of the API and says who it is; what that user may do is asked at the route,
 //! in [`super::guard`].
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::IpAddr,
+    sync::{Arc, PoisonError},
+};
 
 use axum::{
     extract::{Request, State},
@@ -12,17 +16,22 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use jiff::Timestamp;
+use proto::digest::Digest;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{Api, ApiError, guard, limits, rim};
 use crate::{
     access::{
         Binding, Resource, Verb,
+        oidc::{jwt, keys::NotIn},
         places::{self, Places},
         users::{Entry as UserEntry, Known, Users},
     },
     audit::Entry,
 };
+
+/// Logins that are remembered so that each is written down once.
+const MAX_SEEN: usize = 10_000;
 
 /// The user behind a request.
 #[derive(Debug, Clone)]
@@ -41,6 +50,8 @@ pub(crate) struct User {
 enum Shown {
     /// A token of this entry.
     Token(Arc<UserEntry>),
+    /// A token of the provider.
+    Id,
 }
 
 impl User {
@@ -57,6 +68,7 @@ impl User {
     pub(crate) fn via(&self) -> &'static str {
         match self.shown {
             Shown::Token(_) => "token",
+            Shown::Id => "oidc",
         }
     }
 
@@ -66,6 +78,7 @@ impl User {
         !is_over
             && match &self.shown {
                 Shown::Token(entry) => users.all().users().contains(entry),
+                Shown::Id => true,
             }
     }
 
@@ -100,16 +113,37 @@ fn unauthorized(text: impl Into<String>) -> ApiError {
     ApiError::new(StatusCode::UNAUTHORIZED, "Unauthorized", text)
 }
 
-/// Who sends this request.
-fn identify(api: &Api, request: &Request) -> Result<User, ApiError> {
-    let header = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let token = header.and_then(|value| {
-        let (scheme, token) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
-    });
+/// What a request shows.
+fn token_of(request: &Request) -> Option<String> {
+    let header = request.headers().get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = header.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
+}
+
+/// Whose ID token it is.
+async fn vouched(api: &Api, token: &str) -> Result<User, ApiError> {
+    let provider = match &api.oidc {
+        None => return Err(unauthorized("the token is wrong or no longer valid")),
+        Some(Err(error)) => return Err(ApiError::unavailable(format!("OpenID Connect cannot be used: {error}"))),
+        Some(Ok(provider)) => provider,
+    };
+    let claims = provider.verify(token).await.map_err(|error| match error {
+        NotIn::Refused(_) => unauthorized(error.to_string()),
+        NotIn::Unreachable(_) => ApiError::unavailable(error.to_string()),
+    })?;
+    let user = provider.config().user_of(&claims).map_err(|e| unauthorized(format!("the ID token is refused: {e}")))?;
+    let (name, bindings) = user;
+    Ok(User { name: name.into(), bindings: bindings.into(), until: Some(claims.until), shown: Shown::Id })
+}
+
+/// Who sends this.
+async fn identify(api: &Api, token: Option<String>) -> Result<User, ApiError> {
     let token = token.ok_or_else(|| unauthorized("send a token: Authorization: Bearer TOKEN"))?;
+    if jwt::is_one(&token) {
+        return vouched(api, &token).await;
+    }
     let now = api.hub.env().wall.now();
-    match api.users.all().find(token, now) {
+    match api.users.all().find(&token, now) {
         Known::Yes(entry) => Ok(User::of(entry)),
         Known::Expired(entry) => Err(unauthorized(format!(
             "the token of {} ended; an administrator makes another: crossdock user rotate {0}",
@@ -121,7 +155,8 @@ fn identify(api: &Api, request: &Request) -> Result<User, ApiError> {
 
 /// Lets through who has a token, while there is capacity.
 pub(crate) async fn admit(State(api): State<Api>, mut request: Request, next: Next) -> Response {
-    let user = match identify(&api, &request) {
+    let token = token_of(&request);
+    let user = match identify(&api, token).await {
         Ok(user) => user,
         Err(error) => {
             let stranger = Stranger::of(&request);
@@ -132,13 +167,27 @@ pub(crate) async fn admit(State(api): State<Api>, mut request: Request, next: Ne
         return ApiError::too_many("you send more requests than the hub takes from one user", wait).into_response();
     }
     api.users.note_use(&user.name, api.hub.env().wall.now());
+    request.extensions_mut().insert(user.clone());
+    if is_new(&api, &user, rim::remote(&request).map(limits::source)) {
+        let (verb, kind, outcome) = ("login".to_owned(), "users".to_owned(), "200".to_owned());
+        let entry = Entry { verb, kind, outcome, name: String::new(), ..guard::entry_of(&request) };
+        api.hub.audit().note(entry).await;
+    }
     // Held until the answer starts; streams hold a permit of their own.
     let Ok(_permit): Result<OwnedSemaphorePermit, _> = Arc::clone(&api.requests).try_acquire_owned() else {
         return ApiError::unavailable("the hub is busy with other requests; try again").into_response();
     };
-    request.extensions_mut().insert(user);
     request.extensions_mut().insert(api);
     next.run(request).await
+}
+
+/// Whether this user was not seen from there before, with what it shows; as far as is remembered.
+fn is_new(api: &Api, user: &User, source: Option<IpAddr>) -> bool {
+    let mut seen = api.seen.lock().unwrap_or_else(PoisonError::into_inner);
+    if seen.len() >= MAX_SEEN {
+        seen.clear();
+    }
+    seen.insert(Digest::of(format!("{} {source:?} {:?}", user.name, user.until).as_bytes()))
 }
 
 /// Somebody who did not get in.
@@ -158,7 +207,8 @@ impl Stranger {
 
     /// Answers it. Whoever fails too often waits, and is not written down again and again.
     async fn refuse(self, api: &Api, error: ApiError) -> Response {
-        let Some(source) = self.source.filter(|_| self.tried) else { return error.into_response() };
+        let counts = self.tried && error.is_unauthorized();
+        let Some(source) = self.source.filter(|_| counts) else { return error.into_response() };
         if let Err(wait) = api.limits.logins.take(&source, Instant::now()) {
             return ApiError::too_many("too many logins failed from this address", wait).into_response();
         }

@@ -63,6 +63,11 @@ impl ApiError {
         ApiError { wait: Some(Duration::from_secs(seconds)), ..error }
     }
 
+    /// Whether somebody was not let in.
+    pub(crate) fn is_unauthorized(&self) -> bool {
+        self.code == StatusCode::UNAUTHORIZED
+    }
+
     /// What is wrong, for people.
     pub(crate) fn message(&self) -> &str {
         &self.message

@@ -52,7 +52,7 @@ impl Resource for RolloutSpec {
         Places { sites, apps }
     }
 
-    /// Only the nodes of sites that may be seen.
+    /// Only the nodes of sites that may be seen, and nothing said about the others.
     async fn trim(hub: &Hub, user: &User, mut rollout: Rollout) -> Rollout {
         let nodes = hub.store().list::<NodeSpec>(None).await.map(|list| list.items).unwrap_or_default();
         let mut seen = std::collections::BTreeSet::new();
@@ -61,7 +61,13 @@ impl Resource for RolloutSpec {
                 seen.insert(node.name());
             }
         }
+        let all = rollout.status.nodes.len();
         rollout.status.nodes.retain(|name, _| seen.contains(name.as_str()));
+        if rollout.status.nodes.len() < all {
+            // Sentences for people name nodes.
+            rollout.status.message.clear();
+            rollout.status.waves.iter_mut().for_each(|wave| wave.message.clear());
+        }
         rollout
     }
 

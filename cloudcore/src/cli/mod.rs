@@ -24,6 +24,7 @@ pub mod keys;
 pub mod kinds;
 pub mod logs;
 pub mod nodes;
+pub mod oidc;
 pub mod output;
 pub mod promote;
 pub mod release;
@@ -70,6 +71,11 @@ enum Command {
     Streams(streams::StreamsCommand),
     /// Log in to a hub and remember it as a context
     Login(contexts::LoginArgs),
+    /// Forget a login, also what renews it
+    Logout {
+        /// Its context. Default: the one in use
+        name: Option<String>,
+    },
     /// Who I am at the hub, and what I may do
     #[command(subcommand)]
     Auth(auth::AuthCommand),
@@ -161,6 +167,9 @@ pub async fn main(cli: Cli) -> u8 {
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
     let context = Context { name: cli.context };
+    if !matches!(cli.command, Command::Login(_) | Command::Logout { .. } | Command::Context(_)) {
+        contexts::renew(context.name.as_deref()).await;
+    }
     match cli.command {
         Command::Get(args) => get::run(args, &context).await,
         Command::Describe(args) => describe::run(args, &context).await,
@@ -169,6 +178,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Logs(args) => logs::run(args, &context).await,
         Command::Streams(command) => streams::run(command, &context).await,
         Command::Login(args) => contexts::login(args).await,
+        Command::Logout { name } => contexts::logout(name.or(context.name)).await,
         Command::Auth(command) => auth::run(command, &context).await,
         Command::Audit(command) => audit::run(command, &context).await,
         Command::User(command) => user::run(command, &context).await,
