@@ -6,12 +6,11 @@
 //! touched: what spoke once has no deadline of ours, but for what it does not take of an answer.
 
 use std::{
-    collections::BTreeMap,
     future::Future,
     io,
     net::IpAddr,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -23,6 +22,8 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Sleep,
 };
+
+use super::limits::{self, Seat, Seats};
 
 /// Bytes by which hyper knows which HTTP it is: the length of HTTP/2's preface.
 const PREFACE_BYTES: usize = 24;
@@ -37,42 +38,7 @@ pub(crate) trait Peer {
 
 impl Peer for TcpStream {
     fn address(&self) -> Option<IpAddr> {
-        self.peer_addr().ok().map(super::limits::source)
-    }
-}
-
-/// Connections by source. Never more keys than there are seats.
-type Sources = Arc<Mutex<BTreeMap<IpAddr, usize>>>;
-
-/// A connection of a source, counted as long as it lives.
-#[derive(Debug)]
-struct Counted {
-    source: IpAddr,
-    sources: Sources,
-}
-
-impl Counted {
-    /// `None` when the source has `most` already.
-    fn take(source: IpAddr, sources: &Sources, most: usize) -> Option<Counted> {
-        let mut counts = sources.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(source).or_default();
-        if *count >= most {
-            return None;
-        }
-        *count += 1;
-        Some(Counted { source, sources: Arc::clone(sources) })
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        let mut counts = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.source);
-            }
-        }
+        self.peer_addr().ok().map(limits::source)
     }
 }
 
@@ -81,7 +47,7 @@ impl Drop for Counted {
 pub(crate) struct Door<A> {
     inner: A,
     seats: Arc<Semaphore>,
-    sources: Sources,
+    sources: Seats<IpAddr>,
     of_source: usize,
     silence: Duration,
 }
@@ -90,7 +56,7 @@ impl<A> Door<A> {
     /// At most `connections` at once, `of_source` of them from one address, each of which speaks within `silence` after its handshake.
     pub(crate) fn new(inner: A, connections: usize, of_source: usize, silence: Duration) -> Door<A> {
         let seats = Arc::new(Semaphore::new(connections));
-        Door { inner, seats, sources: Sources::default(), of_source, silence }
+        Door { inner, seats, sources: Seats::default(), of_source, silence }
     }
 }
 
@@ -113,7 +79,7 @@ where
             tracing::debug!("an API connection was refused: all seats are taken");
             return Box::pin(std::future::ready(Err(io::Error::other("too many connections"))));
         };
-        let source = stream.address().map(|source| Counted::take(source, &self.sources, self.of_source));
+        let source = stream.address().map(|source| self.sources.take(source, self.of_source));
         let Some(Some(counted)) = source else {
             tracing::debug!("an API connection was refused: its address has its part of the seats");
             return Box::pin(std::future::ready(Err(io::Error::other("too many connections from this address"))));
@@ -137,7 +103,7 @@ pub(crate) struct Guarded<I> {
     stall: Option<Pin<Box<Sleep>>>,
     read_bytes: usize,
     _seat: OwnedSemaphorePermit,
-    _counted: Counted,
+    _counted: Seat<IpAddr>,
 }
 
 impl<I> Guarded<I> {
@@ -242,7 +208,7 @@ mod tests {
         let error = first.write_all(&[0; 65]).await.unwrap_err();
         assert_eq!((error.kind(), began.elapsed()), (io::ErrorKind::TimedOut, STALL));
         drop(first);
-        assert!(door.sources.lock().unwrap().is_empty());
+        assert!(door.sources.is_empty());
         let (_other, server) = tokio::io::duplex(64);
         assert!(door.accept(server, ()).await.is_ok());
     }

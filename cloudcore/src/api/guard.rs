@@ -24,6 +24,9 @@ use crate::{
 /// Header of an answer to a change: the end of the audit log, for whoever wants to keep it.
 pub(crate) const AUDIT_HEAD: HeaderName = HeaderName::from_static("crossdock-audit-head");
 
+/// Answers of one user that are not over yet: a quarter of all, so that nobody shuts the others out.
+const MAX_OPEN: usize = 256;
+
 /// What a route takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rule {
@@ -145,8 +148,13 @@ fn while_admitted(api: Api, user: User, response: Response) -> Response {
     if response.body().size_hint().exact().is_some() {
         return response;
     }
+    let Some(seat) = api.limits.open.take(user.name.to_string(), MAX_OPEN) else {
+        let text = format!("you have {MAX_OPEN} watches, streams and downloads open; close some");
+        return ApiError::too_many(&text, std::time::Duration::from_secs(5)).into_response();
+    };
     let (parts, body) = response.into_parts();
     let pieces = body.into_data_stream().take_while(move |_| {
+        let _held = &seat; // as long as the answer lives
         let goes_on = user.is_still(&api.users, api.hub.env().wall.now());
         std::future::ready(goes_on)
     });

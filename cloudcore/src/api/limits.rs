@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -92,6 +92,53 @@ impl<K: Ord + Clone> Buckets<K> {
     }
 }
 
+/// How many each key has of something at this moment. There are no more keys than things that are had.
+#[derive(Debug, Clone)]
+pub(crate) struct Seats<K: Ord>(Arc<Mutex<BTreeMap<K, usize>>>);
+
+/// One of them; given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Seat<K: Ord> {
+    key: K,
+    seats: Seats<K>,
+}
+
+impl<K: Ord> Default for Seats<K> {
+    fn default() -> Seats<K> {
+        Seats(Arc::default())
+    }
+}
+
+impl<K: Ord + Clone> Seats<K> {
+    /// `None` when the key has `most` already.
+    pub(crate) fn take(&self, key: K, most: usize) -> Option<Seat<K>> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(key.clone()).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(Seat { key, seats: Seats(Arc::clone(&self.0)) })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.lock().unwrap().is_empty()
+    }
+}
+
+impl<K: Ord> Drop for Seat<K> {
+    fn drop(&mut self) {
+        let mut counts = self.seats.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.key) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                counts.remove(&self.key);
+            }
+        }
+    }
+}
+
 /// All bounds of an API.
 #[derive(Debug)]
 pub(crate) struct Limits {
@@ -99,6 +146,8 @@ pub(crate) struct Limits {
     pub(crate) logins: Buckets<IpAddr>,
     /// Requests, by user.
     pub(crate) requests: Buckets<String>,
+    /// Answers that are not over yet, by user.
+    pub(crate) open: Seats<String>,
 }
 
 impl Limits {
@@ -107,6 +156,7 @@ impl Limits {
         Limits {
             logins: Buckets::new(per_min / 60.0, per_min),
             requests: Buckets::new(f64::from(config.requests_per_s), f64::from(config.request_burst)),
+            open: Seats::default(),
         }
     }
 }
@@ -149,6 +199,18 @@ mod tests {
         (1..2 * MAX_BUCKETS).for_each(|key| buckets.take(&key, now).unwrap());
         assert_eq!(buckets.buckets.lock().unwrap().len(), MAX_BUCKETS);
         assert!(buckets.take(&0, now).is_err(), "who has nothing left is remembered");
+    }
+
+    #[test]
+    fn seats_are_given_back() {
+        let seats = Seats::default();
+        let first = seats.take("a", 2).unwrap();
+        let second = seats.take("a", 2).unwrap();
+        assert!(seats.take("a", 2).is_none() && seats.take("b", 2).is_some());
+        drop(first);
+        assert!(seats.take("a", 2).is_some());
+        drop(second);
+        assert!(seats.is_empty());
     }
 
     #[test]

@@ -290,6 +290,28 @@ mod tests {
         assert_eq!(waiting.await.unwrap(), Ok("a/b".into()));
     }
 
+    #[tokio::test]
+    async fn a_login_is_renewed_with_what_the_provider_gave_last() {
+        let (script, _, issuer) = crate::access::oidc::keys::tests::provider().await;
+        let say = |path: &str, answer: Value| drop(script.answers.lock().unwrap().insert(path.into(), answer));
+        let places = serde_json::json!({"issuer": issuer, "token_endpoint": format!("{issuer}/token"),
+            "revocation_endpoint": format!("{issuer}/revoke")});
+        say("/.well-known/openid-configuration", places);
+        say("/token", serde_json::json!({"id_token": "new", "refresh_token": "second"}));
+        let (client_id, refresh_token) = ("me".to_owned(), Some("first & only".to_owned()));
+        let session = Session { issuer, client_id, client_secret: None, refresh_token, ca: None };
+        let (token, session) = renew(session).await.unwrap();
+        assert_eq!((token.as_str(), session.refresh_token.as_deref()), ("new", Some("second")));
+        let sent = script.sent.lock().unwrap().clone();
+        assert_eq!(sent, "grant_type=refresh_token&refresh_token=first+%26+only&client_id=me");
+        say("/revoke", serde_json::json!({}));
+        revoke(&session).await.unwrap();
+        assert!(script.sent.lock().unwrap().contains("token=second"));
+        say("/token", serde_json::json!({"access_token": "x"}));
+        assert!(renew(session.clone()).await.unwrap_err().contains("log in again"));
+        assert!(renew(Session { refresh_token: None, ..session }).await.unwrap_err().contains("log in again"));
+    }
+
     #[test]
     fn a_token_is_renewed_before_it_ends() {
         let token = |end: i64| format!("e30.{}.", BASE64URL_NOPAD.encode(format!("{{\"exp\":{end}}}").as_bytes()));

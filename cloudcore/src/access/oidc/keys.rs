@@ -220,7 +220,7 @@ impl Provider {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::{
         collections::BTreeMap,
         sync::{
@@ -231,7 +231,7 @@ mod tests {
 
     use serde_json::json;
     use tokio::{
-        io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+        io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
         net::TcpListener,
     };
 
@@ -239,12 +239,14 @@ mod tests {
 
     /// A provider that says what a test tells it to.
     #[derive(Default)]
-    struct Script {
-        answers: Mutex<BTreeMap<String, Value>>,
+    pub(crate) struct Script {
+        pub(crate) answers: Mutex<BTreeMap<String, Value>>,
         asked: AtomicUsize,
+        /// Body of the last question.
+        pub(crate) sent: Mutex<String>,
     }
 
-    async fn provider() -> (Arc<Script>, Provider, String) {
+    pub(crate) async fn provider() -> (Arc<Script>, Provider, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let issuer = format!("http://{}", listener.local_addr().unwrap());
         let script = Arc::new(Script::default());
@@ -252,10 +254,20 @@ mod tests {
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let mut stream = BufReader::new(stream);
-                let mut line = String::new();
+                let (mut line, mut head, mut length) = (String::new(), String::from("\n"), 0);
                 stream.read_line(&mut line).await.unwrap();
+                while !head.trim().is_empty() || head == "\n" {
+                    head.clear();
+                    stream.read_line(&mut head).await.unwrap();
+                    if let Some(bytes) = head.to_ascii_lowercase().strip_prefix("content-length:") {
+                        length = bytes.trim().parse().unwrap();
+                    }
+                }
+                let mut sent = vec![0; length];
+                stream.read_exact(&mut sent).await.unwrap();
                 let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
                 told.asked.fetch_add(1, Ordering::SeqCst);
+                *told.sent.lock().unwrap() = String::from_utf8(sent).unwrap();
                 let body = told.answers.lock().unwrap().get(&path).map(Value::to_string);
                 let (status, body) = body.map_or(("404 Not Found", "{}".to_owned()), |body| ("200 OK", body));
                 let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
