@@ -19,8 +19,11 @@ use proto::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use crate::{
+    access::oidc::OidcConfig, api::limits::LimitsConfig, planner::strategy::RolloutsConfig,
+    streams::config::StreamsConfig, webhooks::config::WebhookConfig,
+};
 use crate::{bounded, unknown, webhooks};
-pub use crate::{planner::strategy::RolloutsConfig, streams::config::StreamsConfig, webhooks::config::WebhookConfig};
 
 /// Largest `hub.yaml` that is read, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -74,6 +77,12 @@ pub struct HubConfig {
     /// How rollouts go about it unless they say otherwise.
     #[serde(default)]
     pub rollouts: RolloutsConfig,
+    /// A provider that vouches for users, beside the hub's own tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oidc: Option<OidcConfig>,
+    /// How often users may ask, and strangers may fail.
+    #[serde(default)]
+    pub limits: LimitsConfig,
     /// Who is told of events.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub webhooks: Vec<WebhookConfig>,
@@ -150,6 +159,8 @@ impl HubConfig {
             bulk_bytes_per_s: None,
             streams: StreamsConfig::default(),
             rollouts: RolloutsConfig::default(),
+            oidc: None,
+            limits: LimitsConfig::default(),
             webhooks: vec![],
         }
     }
@@ -176,6 +187,8 @@ impl HubConfig {
                 &[
                     unknown::fields_of::<HubConfig>(),
                     unknown::fields_of::<WebhookConfig>(),
+                    unknown::fields_of::<LimitsConfig>(),
+                    unknown::fields_of::<OidcConfig>(),
                     unknown::fields_of::<Broker>(),
                     unknown::fields_of::<webhooks::config::Selection>(),
                 ],
@@ -222,6 +235,10 @@ impl HubConfig {
         }
         self.streams.contradiction()?;
         self.rollouts.find(&self.rollouts.strategy).map_err(|e| format!("rollouts.strategy: {e}"))?;
+        self.limits.contradiction()?;
+        if let Some(oidc) = &self.oidc {
+            oidc.contradiction()?;
+        }
         webhooks::config::contradiction(&self.webhooks)?;
         if self.brokers.len() > MAX_BROKERS {
             return Err(format!("brokers holds {}; at most {MAX_BROKERS} can be used", self.brokers.len()));
@@ -257,6 +274,12 @@ impl HubConfig {
     #[must_use]
     pub fn api_tokens(&self) -> PathBuf {
         self.data_dir.join("api-tokens.json")
+    }
+
+    /// Folder of the audit log.
+    #[must_use]
+    pub fn audit(&self) -> PathBuf {
+        self.data_dir.join("audit")
     }
 
     /// Certificate of the authority, which the CLI pins.
@@ -332,6 +355,12 @@ mod tests {
             ("fleet: a\nbrokers: [{url: 'mqtts://h'}]\n", "ca-certificates.crt"),
             ("fleet: a\nbrokers: [{url: 'mqtt://h', user: u}]\n", "set passwordFile too"),
             ("fleet: a\nbus: {url: 'mqtts://h'}\n", "bus mqtts://h:8883"),
+            ("fleet: a\nlimits: {requestsPerS: 0}\n", "nobody"),
+            ("fleet: a\noidc: {issuer: 'http://id.example', clientId: c}\n", "https://"),
+            (
+                "fleet: a\noidc: {issuer: 'https://i', clientId: c, bindings: [{group: g, role: viewer, sites: []}]}\n",
+                "leave the list out",
+            ),
             ("fleet: [\n", "hub.yaml"),
             ("link: x\n", "fleet"),
         ] {

@@ -43,6 +43,7 @@ use rand_chacha::ChaCha12Rng;
 use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
+    audit::Audit,
     blobs::{BlobError, Blobs},
     bus,
     ca::{Ca, CaError},
@@ -138,6 +139,7 @@ struct Inner {
     brokers: Arc<Brokers>,
     streams: Streams,
     webhooks: Webhooks,
+    audit: Audit,
     endpoint: quinn::Endpoint,
     /// What new connections get.
     terms: Mutex<quinn::ServerConfig>,
@@ -172,6 +174,7 @@ impl Hub {
         let streams = Streams::open(&config, &env);
         let webhooks = Webhooks::open(config.webhooks.clone(), &store).await?;
         let tokens = Mutex::new(env.seed.stream(&format!("join tokens since {}", env.wall.now())));
+        let audit = Audit::at(config.audit(), &env);
         let joining = tokio::sync::Mutex::default();
         Ok(Hub(Arc::new(Inner {
             config,
@@ -185,6 +188,7 @@ impl Hub {
             brokers,
             streams,
             webhooks,
+            audit,
             endpoint,
             terms: Mutex::new(terms),
             address,
@@ -292,6 +296,12 @@ impl Hub {
     #[must_use]
     pub fn webhooks(&self) -> &Webhooks {
         &self.0.webhooks
+    }
+
+    /// Who changed what.
+    #[must_use]
+    pub fn audit(&self) -> &Audit {
+        &self.0.audit
     }
 
     pub(crate) fn brokers(&self) -> &Brokers {

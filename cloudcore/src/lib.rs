@@ -7,6 +7,8 @@
 //! | [`init`], [`serve`] | a new data folder; the hub as a process |
 //! | [`store`] | objects in embedded SQLite: resource versions, watch |
 //! | [`api`] | REST under `/api/v1`, OpenAPI, bearer tokens |
+//! | [`audit`] | who changed what: a log that shows tampering |
+//! | [`access`] | who may do what: roles, bindings, users |
 //! | [`ca`] | the fleet's certificate authority |
 //! | [`link`] | QUIC towards the agents: joining, sessions, artifacts |
 //! | [`blobs`] | artifacts by digest, kept in compressed chunks |
@@ -24,7 +26,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod api;
+pub mod audit;
 pub mod blobs;
 mod bounded;
 pub mod bus;

@@ -1,14 +1,18 @@
-//! The hub's program: `cloudcore init`, `cloudcore serve`, `cloudcore token`.
+//! The hub's program: `cloudcore init`, `cloudcore serve`, `cloudcore token`, `cloudcore audit verify`.
 //!
 //! Exit codes: 0 ended as asked, 1 failed, 2 wrong command line, 3 configuration or data folder unusable.
 
 #![forbid(unsafe_code)]
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 use cloudcore::{
     api::{AuthError, Tokens},
+    audit::{self, Head},
     config::HubConfig,
     init::{self, InitArgs},
     serve,
@@ -40,7 +44,8 @@ enum Command {
         #[arg(long, default_value = "/var/lib/cloudcore", value_name = "DIR")]
         data: PathBuf,
     },
-    /// Make an API token for a user, in place of the one before; valid once the hub was started again
+    /// Make an API token for a user, in place of the one before; valid once the hub was started again. A user that is
+    /// new is an administrator; `crossdock user create` makes others
     Token {
         /// Data folder, made by init
         #[arg(long, default_value = "/var/lib/cloudcore", value_name = "DIR")]
@@ -48,6 +53,22 @@ enum Command {
         /// Whom it stands for
         #[arg(default_value = "admin")]
         user: Name,
+    },
+    /// Look at the audit log of a hub, running or not
+    #[command(subcommand)]
+    Audit(AuditCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum AuditCommand {
+    /// Whether it is whole: nothing changed, left out or put in; with --head, nothing cut off either
+    Verify {
+        /// Data folder of the hub, or a copy of its folder audit
+        #[arg(default_value = "/var/lib/cloudcore")]
+        dir: PathBuf,
+        /// An end of the log that was kept elsewhere; may be given several times
+        #[arg(long = "head", value_name = "HASH@SEQUENCE")]
+        heads: Vec<Head>,
     },
 }
 
@@ -73,6 +94,7 @@ async fn main() -> ExitCode {
         Command::Init(args) => make(args).await,
         Command::Serve { data } => run(data).await,
         Command::Token { data, user } => token(data, &user),
+        Command::Audit(AuditCommand::Verify { dir, heads }) => verify(&dir, heads),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -112,6 +134,21 @@ async fn run(data: PathBuf) -> Result<(), Failed> {
     let ready = |addresses: &serve::Addresses| println!("ready link={} api={}", addresses.link, addresses.api);
     let ended = serve::run(config, env, ready, shutdown).await;
     ended.map_err(|e| Failed(if e.is_unusable_folder() { 3 } else { 1 }, e.into()))
+}
+
+fn verify(dir: &Path, heads: Vec<Head>) -> Result<(), Failed> {
+    let within = dir.join("audit");
+    let folder = if within.is_dir() { within.as_path() } else { dir };
+    if !folder.is_dir() {
+        let text = format!("{} is no folder; name the hub's data folder, or a copy of its folder audit", dir.display());
+        return Err(Failed(3, anyhow::anyhow!(text)));
+    }
+    let report = audit::log::verify(folder, heads)??;
+    if report.torn_bytes > 0 {
+        println!("{} bytes at the end are no whole line: the hub mends that with its next line", report.torn_bytes);
+    }
+    println!("whole, lines {} to {}", report.first, report.head);
+    Ok(())
 }
 
 fn token(data: PathBuf, user: &Name) -> Result<(), Failed> {

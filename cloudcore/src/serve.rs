@@ -20,6 +20,7 @@ use rustix::fs::FlockOperation;
 
 use crate::{
     api::{self, AuthError, ServeError, Tokens},
+    audit::Entry,
     config::HubConfig,
     hub::{Hub, HubError},
 };
@@ -109,6 +110,9 @@ pub async fn run(
     let api_address = listener.local_addr().map_err(bind)?;
     let hub = Hub::open(config.clone(), env).await?;
     let addresses = Addresses { link: hub.link_addr(), api: api_address };
+    let [by, verb, kind] = ["hub", "start", "hub"].map(str::to_owned);
+    let detail = format!("version {}", proto::VERSION);
+    hub.audit().note(Entry { user: by.clone(), via: by, verb, kind, detail, ..Entry::default() }).await;
     let (stop, stopped) = watch::channel(false);
     let router = api::router(hub.clone(), tokens, stopped.clone());
 

@@ -2,7 +2,11 @@
 //!
 //! Besides its labels a node answers to the keys `name` and `site`.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +67,18 @@ impl Selector {
     #[must_use]
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         self.matches_with(|key| labels.get(key).map(String::as_str))
+    }
+
+    /// The only values that `key` can have where this matches; `None` when it is not bound to any. None of them: it
+    /// never matches.
+    #[must_use]
+    pub fn values_of(&self, key: &str) -> Option<BTreeSet<&str>> {
+        let mut bounds = self.requirements.iter().filter_map(|requirement| match requirement {
+            Requirement::In(of, values) if of == key => Some(values.iter().map(String::as_str).collect()),
+            _ => None,
+        });
+        let first: BTreeSet<&str> = bounds.next()?;
+        Some(bounds.fold(first, |all, bound: BTreeSet<&str>| all.intersection(&bound).copied().collect()))
     }
 
     /// As [`Selector::matches`], for labels that stand elsewhere.

@@ -6,6 +6,7 @@ use axum::{
     Router,
     handler::Handler,
     http::Method,
+    middleware,
     routing::{MethodFilter, on},
 };
 use serde_json::{Map, Value, json};
@@ -14,11 +15,16 @@ use utoipa::{
     openapi::{RefOr, Schema},
 };
 
-use super::Api;
+use super::{
+    Api,
+    guard::{self, Rule},
+};
 
 /// The router and what it serves, in words for programs.
 pub(crate) struct Book {
     pub(crate) router: Router<Api>,
+    /// Every route, with what it takes.
+    pub(crate) routes: Vec<(Method, String, Rule)>,
     paths: Map<String, Value>,
     schemas: BTreeMap<String, Value>,
 }
@@ -98,17 +104,19 @@ impl Book {
             },
         });
         let schemas = [("Status".to_owned(), status)].into();
-        Book { router: Router::new(), paths: Map::new(), schemas }
+        Book { router: Router::new(), routes: vec![], paths: Map::new(), schemas }
     }
 
-    /// Adds an operation.
-    pub(crate) fn on<H, T>(mut self, method: Method, path: &str, handler: H, page: Page) -> Book
+    /// Adds an operation, and before it what it takes to be let through.
+    pub(crate) fn on<H, T>(mut self, method: Method, path: &str, handler: H, rule: Rule, page: Page) -> Book
     where
         H: Handler<T, Api>,
         T: 'static,
     {
         let Ok(filter) = MethodFilter::try_from(method.clone()) else { return self }; // all of ours have one
-        self.router = self.router.route(path, on(filter, handler));
+        let pass = middleware::from_fn(move |request, next| guard::pass(rule, request, next));
+        self.router = self.router.route(path, on(filter, handler).route_layer(pass));
+        self.routes.push((method.clone(), path.to_owned(), rule));
         let item = self.paths.entry(path).or_insert_with(|| json!({}));
         if let Some(item) = item.as_object_mut() {
             item.insert(method.as_str().to_ascii_lowercase(), page.operation(path));
@@ -138,7 +146,7 @@ impl Book {
             "info": {
                 "title": "Crossdock",
                 "description": "Objects, artifacts and metadata of a Crossdock hub",
-                "version": proto::VERSION,
+                "version": "v1",
                 "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             },
             "paths": self.paths,

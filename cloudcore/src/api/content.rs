@@ -2,6 +2,8 @@
 //!
 //! An upload is believed for its digest alone, metadata for its signatures alone.
 
+use std::collections::BTreeSet;
+
 use axum::{
     Extension, Json,
     body::Body,
@@ -16,19 +18,25 @@ use proto::{
         frame::MAX_METADATA_BYTES,
         message::{MetadataReply, MetadataRequest},
     },
+    name::Name,
     object::EventType,
 };
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio_util::io::StreamReader;
 
 use super::{
     Api, ApiError,
     auth::User,
     book::{Book, Page},
+    guard::{Rule, told},
     objects::{query, read_json},
 };
 use crate::{
+    access::{
+        Resource, Verb,
+        places::{Places, Reach},
+    },
     blobs::{BlobError, MAX_BLOB_BYTES},
     events,
 };
@@ -99,23 +107,52 @@ async fn get_metadata(
     Ok(Json(api.hub.trust().reply(&MetadataRequest { root, timestamp, snapshot, targets })))
 }
 
-async fn publish(
-    State(api): State<Api>,
-    Extension(user): Extension<User>,
-    body: Body,
-) -> Result<Json<Value>, ApiError> {
+/// The apps whose releases differ between two documents of targets, of which neither is believed yet; all of them
+/// when one cannot be read. Their paths are `APP/VERSION.json`, or publishing refuses them.
+fn apps_of(before: Option<&str>, now: &str) -> Reach {
+    let targets = |text: &str| -> Option<Map<String, Value>> {
+        let mut document: Value = serde_json::from_str(text).ok()?;
+        match document.pointer_mut("/signed/targets")?.take() {
+            Value::Object(targets) => Some(targets),
+            _ => None,
+        }
+    };
+    let Some((before, now)) = before.map_or(Some(Map::new()), targets).zip(targets(now)) else { return Reach::Whole };
+    let changed = before.keys().chain(now.keys()).filter(|path| before.get(*path) != now.get(*path));
+    let apps: Option<BTreeSet<Name>> = changed.map(|path| path.split_once('/')?.0.parse().ok()).collect();
+    match apps {
+        Some(apps) if apps.is_empty() => Reach::Any,
+        Some(apps) => Reach::These(apps),
+        None => Reach::Whole,
+    }
+}
+
+async fn publish(State(api): State<Api>, Extension(user): Extension<User>, body: Body) -> Result<Response, ApiError> {
     let reply: MetadataReply = read_json(body, MAX_METADATA_BYTES).await?;
+    let apps = match &reply.targets {
+        Some(targets) => apps_of(api.hub.trust().reply(&MetadataRequest::default()).targets.as_deref(), targets),
+        None => Reach::Any,
+    };
+    user.may(Verb::Create, Resource::Metadata, &Places { sites: Reach::Any, apps: apps.clone() })?;
+    let apps = match apps {
+        Reach::These(apps) => apps.iter().map(Name::as_str).collect::<Vec<_>>().join(", "),
+        Reach::Whole => "all".into(),
+        Reach::Any => "none".into(),
+    };
     let (store, env) = (api.hub.store(), api.hub.env());
     match api.hub.trust().publish(reply).await {
         Ok(()) => {
             let text = "signed release metadata was verified and is served from now on";
-            events::record(store, env, "Repository", "releases", EventType::Normal, "Published", text, &user.0).await;
-            Ok(Json(json!({"apiVersion": proto::API_VERSION, "kind": "Status", "code": 200, "reason": "Published",
-                "message": text})))
+            events::record(store, env, "Repository", "releases", EventType::Normal, "Published", text, &user.name)
+                .await;
+            let answer = json!({"apiVersion": proto::API_VERSION, "kind": "Status", "code": 200, "reason": "Published",
+                "message": text});
+            Ok(told("releases", format!("apps: {apps}"), Json(answer)))
         }
         Err(error) => {
             let text = error.to_string();
-            events::record(store, env, "Repository", "releases", EventType::Warning, "Refused", &text, &user.0).await;
+            events::record(store, env, "Repository", "releases", EventType::Warning, "Refused", &text, &user.name)
+                .await;
             Err(error.into())
         }
     }
@@ -154,9 +191,10 @@ pub(crate) fn add(book: Book) -> Book {
     let publish_page = Page::new("Publish signed release metadata; every artifact that it names must be there")
         .body(json_type, documents)
         .answer(200, "It is served from now on", json_type, super::book::reference("Status"));
-    book.on(Method::HEAD, blob, has_blob, head)
-        .on(Method::GET, blob, get_blob, get)
-        .on(Method::PUT, blob, put_blob, put)
-        .on(Method::GET, metadata, get_metadata, newer)
-        .on(Method::POST, metadata, publish, publish_page)
+    let may = |verb, kind| Rule::May(verb, kind);
+    book.on(Method::HEAD, blob, has_blob, may(Verb::List, Resource::Blobs), head)
+        .on(Method::GET, blob, get_blob, may(Verb::Get, Resource::Blobs), get)
+        .on(Method::PUT, blob, put_blob, may(Verb::Create, Resource::Blobs), put)
+        .on(Method::GET, metadata, get_metadata, may(Verb::Get, Resource::Metadata), newer)
+        .on(Method::POST, metadata, publish, may(Verb::Create, Resource::Metadata), publish_page)
 }

@@ -11,9 +11,14 @@ use super::{
     Api, ApiError,
     auth::User,
     book::{Book, Page},
+    guard::Rule,
     objects::read_json,
 };
-use crate::{director::Rekeyed, events};
+use crate::{
+    access::{Resource, Verb},
+    director::Rekeyed,
+    events,
+};
 
 async fn roots(State(api): State<Api>) -> Json<MetadataReply> {
     Json(MetadataReply { roots: api.hub.director().roots(), ..MetadataReply::default() })
@@ -30,7 +35,7 @@ async fn publish(
         Ok(version) => (EventType::Normal, "RootPublished", format!("root version {version} is in force")),
         Err(error) => (EventType::Warning, "Refused", error.to_string()),
     };
-    events::record(api.hub.store(), api.hub.env(), "Repository", "director", kind, reason, &text, &user.0).await;
+    events::record(api.hub.store(), api.hub.env(), "Repository", "director", kind, reason, &text, &user.name).await;
     let version = result.map_err(|e| ApiError::invalid(e.to_string()))?;
     Ok(Json(json!({"apiVersion": proto::API_VERSION, "kind": "Status", "code": 200, "reason": reason,
         "message": text, "root": version})))
@@ -46,7 +51,7 @@ async fn rekey(State(api): State<Api>, Extension(user): Extension<User>) -> Resu
         }
     };
     let store = (api.hub.store(), api.hub.env());
-    events::record(store.0, store.1, "Repository", "director", EventType::Normal, "Rekeyed", &text, &user.0).await;
+    events::record(store.0, store.1, "Repository", "director", EventType::Normal, "Rekeyed", &text, &user.name).await;
     Ok(Json(json!({"apiVersion": proto::API_VERSION, "kind": "Status", "code": 200, "reason": "Rekeyed",
         "message": text, "done": done, "key": key})))
 }
@@ -68,10 +73,12 @@ pub(super) fn add(book: Book) -> Book {
         json_type,
         status(),
     );
-    book.on(Method::GET, path, roots, all).on(Method::POST, path, publish, newer).on(
+    let may = |verb| Rule::May(verb, Resource::Director);
+    book.on(Method::GET, path, roots, may(Verb::Get), all).on(Method::POST, path, publish, may(Verb::Create), newer).on(
         Method::POST,
         "/api/v1/director/rekey",
         rekey,
+        may(Verb::Create),
         new_key,
     )
 }

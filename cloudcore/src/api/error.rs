@@ -1,5 +1,7 @@
 //! Refusals as HTTP answers: a `Status` document with code, reason for programs, message for people.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     http::{StatusCode, header},
@@ -7,6 +9,7 @@ use axum::{
 };
 use serde_json::json;
 
+use super::guard::Told;
 use crate::{
     blobs::BlobError, hub::HubError, link::LogsError, store::StoreError, streams::sink::SinkError, trust::TrustError,
 };
@@ -17,12 +20,14 @@ pub(crate) struct ApiError {
     code: StatusCode,
     reason: &'static str,
     message: String,
+    /// When to come again.
+    wait: Option<Duration>,
 }
 
 impl ApiError {
     /// A refusal.
     pub(crate) fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> ApiError {
-        ApiError { code, reason, message: message.into() }
+        ApiError { code, reason, message: message.into(), wait: None }
     }
 
     /// 400: not understood.
@@ -48,6 +53,24 @@ impl ApiError {
     /// 422: understood, and against a rule.
     pub(crate) fn invalid(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
+    }
+
+    /// 429: `what` is too often, and goes again after `wait`.
+    pub(crate) fn too_many(what: &str, wait: Duration) -> ApiError {
+        let seconds = wait.as_secs().saturating_add(1);
+        let text = format!("{what}; try again in {seconds} s");
+        let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", text);
+        ApiError { wait: Some(Duration::from_secs(seconds)), ..error }
+    }
+
+    /// Whether somebody was not let in.
+    pub(crate) fn is_unauthorized(&self) -> bool {
+        self.code == StatusCode::UNAUTHORIZED
+    }
+
+    /// What is wrong, for people.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
     }
 
     /// 503: later perhaps.
@@ -81,15 +104,17 @@ impl IntoResponse for ApiError {
             "kind": "Status",
             "code": self.code.as_u16(),
             "reason": self.reason,
-            "message": self.message,
+            "message": &self.message,
         });
         let mut response = (self.code, Json(body)).into_response();
         if self.code == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
         }
-        if self.code == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        let busy = (self.code == StatusCode::SERVICE_UNAVAILABLE).then_some(Duration::from_secs(1));
+        if let Some(wait) = self.wait.or(busy) {
+            response.headers_mut().insert(header::RETRY_AFTER, wait.as_secs().into());
         }
+        response.extensions_mut().insert(Told { name: None, detail: self.message });
         response
     }
 }

@@ -15,11 +15,14 @@ use axum::{
     body::Body,
     extract::State,
     http::{Method, StatusCode},
-    response::{IntoResponse as _, Response},
+    response::Response,
 };
 use proto::{
     name::{Name, ReleaseName},
-    object::{EventSpec, EventType, JoinTokenSpec, Metadata, Node, NodeSpec, ReleaseSpec, RolloutSpec, Site, SiteSpec},
+    object::{
+        Event, EventSpec, EventType, JoinToken, JoinTokenSpec, Metadata, Node, NodeSpec, Release, ReleaseSpec,
+        RolloutSpec, Site, SiteSpec,
+    },
     selector::Selector,
     units::Span,
 };
@@ -31,12 +34,34 @@ use super::{
     Api, ApiError, MAX_OBJECT_BYTES,
     auth::User,
     book::{Book, Page, reference},
+    guard::{Rule, told},
     objects::{self, Checked, Resource},
     rollouts,
 };
-use crate::{events, hub::Hub};
+use crate::{
+    access::{
+        self, Verb,
+        places::{self, Places, Reach},
+    },
+    events,
+    hub::Hub,
+};
 
 impl Resource for NodeSpec {
+    const RESOURCE: access::Resource = access::Resource::Nodes;
+
+    async fn places(_: &Hub, node: &Node) -> Places {
+        Places::site(node.spec.site.clone())
+    }
+
+    async fn seen_at(_: &Hub, node: &Node) -> Places {
+        Places { sites: Reach::one(node.spec.site.clone()), apps: Reach::Any }
+    }
+
+    async fn change_at(_: &Hub, old: &Node, new: &Node) -> Places {
+        places::of_node_change(old, new)
+    }
+
     fn view(hub: &Hub, node: Node) -> Node {
         hub.node_view(node)
     }
@@ -56,7 +81,8 @@ impl Resource for NodeSpec {
             hub.revoke_node(&name).await;
         }
         let text = "deleted, and its key revoked; the box needs a new token to come back";
-        events::record(hub.store(), hub.env(), "Node", node.name(), EventType::Normal, "Deleted", text, &user.0).await;
+        events::record(hub.store(), hub.env(), "Node", node.name(), EventType::Normal, "Deleted", text, &user.name)
+            .await;
     }
 }
 
@@ -78,6 +104,16 @@ async fn check_apps(hub: &Hub, node: &Node) -> Checked {
 }
 
 impl Resource for SiteSpec {
+    const RESOURCE: access::Resource = access::Resource::Sites;
+
+    async fn places(_: &Hub, site: &Site) -> Places {
+        site.name().parse().map_or_else(|_| Places::whole(), Places::site)
+    }
+
+    async fn seen_at(hub: &Hub, site: &Site) -> Places {
+        Places { apps: Reach::Any, ..Self::places(hub, site).await }
+    }
+
     async fn check_create(_: &Hub, new: &Site) -> Checked {
         new.name().parse::<Name>().map(drop).map_err(|e| ApiError::invalid(e.to_string()))?;
         check_site(new)
@@ -107,9 +143,42 @@ fn check_site(site: &Site) -> Checked {
     Ok(())
 }
 
-impl Resource for JoinTokenSpec {}
-impl Resource for ReleaseSpec {}
-impl Resource for EventSpec {}
+impl Resource for JoinTokenSpec {
+    const RESOURCE: access::Resource = access::Resource::JoinTokens;
+
+    async fn places(_: &Hub, token: &JoinToken) -> Places {
+        Places::site(token.spec.site.clone())
+    }
+}
+
+impl Resource for ReleaseSpec {
+    const RESOURCE: access::Resource = access::Resource::Releases;
+
+    async fn places(_: &Hub, release: &Release) -> Places {
+        Places { sites: Reach::Any, apps: Reach::one(release.spec.app.clone()) }
+    }
+}
+
+impl Resource for EventSpec {
+    const RESOURCE: access::Resource = access::Resource::Events;
+
+    /// Where that is which it is about. What is gone, and what is of no site, is of the whole fleet.
+    async fn places(hub: &Hub, event: &Event) -> Places {
+        let (kind, name) = (event.spec.involved_kind.as_str(), event.spec.involved_name.as_str());
+        async fn of<S: Resource>(hub: &Hub, name: &str) -> Option<Places> {
+            let object = hub.store().get::<S>(name).await.ok()??;
+            Some(S::seen_at(hub, &object).await)
+        }
+        let found = match kind {
+            "Node" => of::<NodeSpec>(hub, name).await,
+            "Site" => of::<SiteSpec>(hub, name).await,
+            "Rollout" => of::<RolloutSpec>(hub, name).await,
+            "Release" => of::<ReleaseSpec>(hub, name).await,
+            _ => None,
+        };
+        found.unwrap_or_else(Places::whole)
+    }
+}
 
 /// What makes a join token.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -141,6 +210,14 @@ fn hour() -> Span {
     Span::from_secs(3600)
 }
 
+/// Where a join token counts: at its site, and at that of the node whose name it lets another box take.
+async fn token_places(api: &Api, asked: &TokenRequest) -> Result<Places, ApiError> {
+    let places = Places::site(asked.site.clone());
+    let Some(node) = &asked.node else { return Ok(places) };
+    let there = api.hub.store().get::<NodeSpec>(node.as_str()).await?;
+    Ok(there.map_or(places.clone(), |node| places.and(Places::site(node.spec.site))))
+}
+
 /// `POST /jointokens`: the object, and once, beside it, the token.
 async fn create_token(
     State(api): State<Api>,
@@ -148,17 +225,18 @@ async fn create_token(
     body: Body,
 ) -> Result<Response, ApiError> {
     let asked: TokenRequest = objects::read_json(body, MAX_OBJECT_BYTES).await?;
+    user.may(Verb::Create, access::Resource::JoinTokens, &token_places(&api, &asked).await?)?;
     let (site, ttl): (_, Duration) = (asked.site.clone(), asked.ttl.get());
     let (object, token) =
         api.hub.create_token(asked.site, asked.node, asked.uses, ttl, asked.labels, asked.approve).await?;
     let text = format!("admits {} box(es) to site {site} for {}", asked.uses, asked.ttl);
     let (store, env) = (api.hub.store(), api.hub.env());
-    events::record(store, env, "JoinToken", object.name(), EventType::Normal, "Created", &text, &user.0).await;
+    events::record(store, env, "JoinToken", object.name(), EventType::Normal, "Created", &text, &user.name).await;
     let mut answer = serde_json::to_value(&object).map_err(|e| ApiError::bad_request(e.to_string()))?;
     if let Some(map) = answer.as_object_mut() {
         map.insert("token".into(), Value::String(token.to_string()));
     }
-    Ok((StatusCode::CREATED, Json(answer)).into_response())
+    Ok(told(object.name(), text, (StatusCode::CREATED, Json(answer))))
 }
 
 const JSON: &str = "application/json";
@@ -179,8 +257,13 @@ pub(crate) fn add(mut book: Book) -> Book {
         Method::POST,
         "/api/v1/jointokens",
         create_token,
+        may::<JoinTokenSpec>(Verb::Create),
         page,
     )
+}
+
+fn may<S: Resource>(verb: Verb) -> Rule {
+    Rule::May(verb, S::RESOURCE)
 }
 
 fn paths<S: Resource>() -> (String, String) {
@@ -222,14 +305,14 @@ where
         .query("watch", "boolean", "Answer with changes, a JSON document {type, object} a line")
         .query("resourceVersion", "string", "With watch: changes after this; without it, what is comes first as ADDED")
         .answer(200, "The list", JSON, list);
-    let book = book.on(Method::GET, &all, objects::list::<S>, page);
+    let book = book.on(Method::GET, &all, objects::list::<S>, may::<S>(Verb::List), page);
     let page = Page::new(format!("Read a {}", S::KIND)).answer(200, "The object", JSON, reference(S::KIND));
-    book.on(Method::GET, &one, objects::get::<S>, page)
+    book.on(Method::GET, &one, objects::get::<S>, may::<S>(Verb::Get), page)
 }
 
 fn deletable<S: Resource>(book: Book) -> Book {
     let page = Page::new(format!("Delete a {}", S::KIND)).answer(200, "What it was", JSON, reference(S::KIND));
-    book.on(Method::DELETE, &paths::<S>().1, objects::delete::<S>, page)
+    book.on(Method::DELETE, &paths::<S>().1, objects::delete::<S>, may::<S>(Verb::Delete), page)
 }
 
 fn writable<S: Resource>(book: Book) -> Book
@@ -247,6 +330,6 @@ where
         Page::new(format!("Change spec, labels and annotations of a {}; a stale resourceVersion is refused", S::KIND))
             .body(JSON, reference(S::KIND))
             .answer(200, "As it was stored", JSON, reference(S::KIND));
-    let book = readable::<S>(book).on(Method::POST, &all, objects::create::<S>, create);
-    deletable::<S>(book.on(Method::PUT, &one, objects::update::<S>, update))
+    let book = readable::<S>(book).on(Method::POST, &all, objects::create::<S>, may::<S>(Verb::Create), create);
+    deletable::<S>(book.on(Method::PUT, &one, objects::update::<S>, may::<S>(Verb::Update), update))
 }

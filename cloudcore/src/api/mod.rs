@@ -10,29 +10,44 @@
 //! | `GET POST /api/v1/director/metadata`, `POST /api/v1/director/rekey` | the director's keys ([`director`]) |
 //! | `HEAD GET PUT /api/v1/blobs/{digest}`, `GET POST /api/v1/metadata` | releases ([`content`]) |
 //! | `GET /api/v1/webhooks`, `…/{name}/deadletters`, `POST …/{name}/retry` | who is told of events ([`webhooks`]) |
-//! | `/healthz`, `/readyz`, `/openapi.json` | open to everybody |
+//! | `GET POST /api/v1/users`, `DELETE …/{name}`, `POST …/{name}/rotate`, `GET /api/v1/self` | users ([`users`]) |
+//! | `GET /api/v1/audit`, `…/head`, `…/verify` | who changed what ([`audit`]) |
+//! | `/healthz`, `/readyz`, `/openapi.json`, `/api/v1/login` | open to everybody |
 //!
-//! Routes and their OpenAPI description are made together in [`book`], so neither goes without the other.
+//! Routes and their OpenAPI description are made together in [`book`], so neither goes without the other;
+//! each names what it takes ([`guard`], rules in [`crate::access`]).
 //! Every refusal is a `Status` document ([`error`]). Served by `crate::serve`; used by `crate::cli::client`.
 
+#[cfg(test)]
+pub(crate) mod access_tests;
+mod audit;
+#[cfg(test)]
+mod audit_tests;
 pub mod auth;
 mod book;
 mod content;
 mod director;
 mod door;
 mod error;
+mod guard;
 mod kinds;
+pub mod limits;
 mod nodes;
 mod objects;
+mod rim;
 mod rollouts;
 mod server;
 mod stream;
 pub(crate) mod streams;
 #[cfg(test)]
 pub(crate) mod tests;
+mod users;
 mod webhooks;
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+};
 
 use axum::{
     Json, Router,
@@ -42,15 +57,17 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::get,
 };
-use proto::{object::SiteSpec, watch};
+use proto::{digest::Digest, object::SiteSpec, watch};
 use tokio::sync::Semaphore;
 
-pub use self::{
-    auth::{AuthError, Tokens},
-    server::{ApiError as ServeError, serve},
+pub use self::server::{ApiError as ServeError, serve};
+use self::{book::Book, error::ApiError, limits::Limits};
+pub use crate::access::users::{AuthError, Tokens};
+use crate::{
+    access::{oidc::keys::Provider, users::Users},
+    hub::Hub,
+    streams::sink::Sink,
 };
-use self::{book::Book, error::ApiError};
-use crate::{hub::Hub, streams::sink::Sink};
 
 /// Largest body with an object, in bytes.
 const MAX_OBJECT_BYTES: usize = 1 << 20;
@@ -65,12 +82,20 @@ const MAX_PAGES: usize = 64;
 #[derive(Clone)]
 pub(crate) struct Api {
     hub: Hub,
-    tokens: Arc<Tokens>,
+    users: Users,
     /// Becomes true when the hub shuts down: streams end then.
     stop: watch::Receiver<bool>,
     requests: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     pages: Arc<Semaphore>,
+    limits: Arc<Limits>,
+    /// Who vouches for users, or why nobody can.
+    oidc: Option<Result<Provider, String>>,
+    /// Who logged in from where, so that it is written down once.
+    seen: Arc<Mutex<BTreeSet<Digest>>>,
+    ids: Arc<rim::Ids>,
+    /// The audit log is read by one at a time.
+    auditing: Arc<tokio::sync::Mutex<()>>,
     /// What keeps stream records.
     sink: Arc<dyn Sink>,
 }
@@ -82,13 +107,24 @@ pub fn router(hub: Hub, tokens: Tokens, stop: watch::Receiver<bool>) -> Router {
 }
 
 fn router_over(hub: Hub, sink: Arc<dyn Sink>, tokens: Tokens, stop: watch::Receiver<bool>) -> Router {
+    let users = Users::new(hub.config(), hub.env(), tokens);
+    let (limits, ids) = (Arc::new(Limits::new(&hub.config().limits)), Arc::new(rim::Ids::new(hub.env())));
+    let oidc = hub.config().oidc.as_ref().map(|config| {
+        let provider = Provider::new(config, hub.env());
+        provider.inspect_err(|error| tracing::error!(error, "nobody can log in with OpenID Connect"))
+    });
     let api = Api {
         hub,
-        tokens: Arc::new(tokens),
+        users,
         stop,
         requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
         streams: Arc::new(Semaphore::new(MAX_STREAMS)),
         pages: Arc::new(Semaphore::new(MAX_PAGES)),
+        limits,
+        oidc,
+        seen: Arc::default(),
+        ids,
+        auditing: Arc::default(),
         sink,
     };
     let book = whole_book();
@@ -99,6 +135,7 @@ fn router_over(hub: Hub, sink: Arc<dyn Sink>, tokens: Tokens, stop: watch::Recei
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/openapi.json", get(description))
+        .route("/api/v1/login", get(how_to_log_in))
         .fallback(|| async { ApiError::not_found("there is nothing at this path; see /openapi.json") })
         .method_not_allowed_fallback(|| async {
             ApiError::new(
@@ -107,17 +144,26 @@ fn router_over(hub: Hub, sink: Arc<dyn Sink>, tokens: Tokens, stop: watch::Recei
                 "this cannot be done here; see /openapi.json",
             )
         })
+        .layer(middleware::from_fn_with_state(api.clone(), rim::around))
         .with_state(api)
 }
 
 fn whole_book() -> Book {
-    director::add(nodes::add(webhooks::add(content::add(streams::add(stream::add(kinds::add(Book::new())))))))
+    let objects = streams::add(stream::add(kinds::add(Book::new())));
+    audit::add(users::add(director::add(nodes::add(webhooks::add(content::add(objects))))))
 }
 
 /// The OpenAPI 3.1 description of the API.
 #[must_use]
 pub fn openapi() -> serde_json::Value {
     whole_book().document()
+}
+
+/// `GET /api/v1/login`: where people log in. Open: it is asked by who is not logged in yet, and tells no secret.
+async fn how_to_log_in(State(api): State<Api>) -> Response {
+    let oidc = api.hub.config().oidc.as_ref();
+    let oidc = oidc.map(|c| serde_json::json!({"issuer": c.issuer, "clientId": c.client_id, "scopes": c.scopes}));
+    Json(serde_json::json!({"apiVersion": proto::API_VERSION, "kind": "Login", "oidc": oidc})).into_response()
 }
 
 /// Whether the hub can do its work now: not while it drains, not without its database.

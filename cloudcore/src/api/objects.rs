@@ -17,8 +17,12 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::{Api, ApiError, MAX_OBJECT_BYTES, auth::User, stream};
-use crate::hub::Hub;
+use super::{Api, ApiError, MAX_OBJECT_BYTES, auth::User, guard::told, stream};
+use crate::{
+    access::{self, Verb, places::Places},
+    hub::Hub,
+    store,
+};
 
 /// Most labels of an object, and annotations.
 const MAX_LABELS: usize = 64;
@@ -30,6 +34,29 @@ pub(crate) type Checked = Result<(), ApiError>;
 
 /// A kind with its rules for users. The hub itself is not bound by them.
 pub(crate) trait Resource: Kind + PartialEq + ToSchema {
+    /// What the rules of users call it.
+    const RESOURCE: access::Resource;
+
+    /// Which sites and apps it concerns: who makes or deletes it must be allowed to in all of them.
+    fn places(_hub: &Hub, _object: &Object<Self>) -> impl Future<Output = Places> + Send {
+        async { Places::whole() }
+    }
+    /// Where somebody must be allowed to read, at one of them, to see it.
+    fn seen_at(hub: &Hub, object: &Object<Self>) -> impl Future<Output = Places> + Send {
+        Self::places(hub, object)
+    }
+    /// Which sites and apps a change concerns.
+    fn change_at(hub: &Hub, old: &Object<Self>, new: &Object<Self>) -> impl Future<Output = Places> + Send {
+        async { Self::places(hub, old).await.and(Self::places(hub, new).await) }
+    }
+    /// What the audit log says of a new one.
+    fn tell(_object: &Object<Self>) -> String {
+        String::new()
+    }
+    /// Leaves out what somebody who sees it may not see of it.
+    fn trim(_hub: &Hub, _user: &User, object: Object<Self>) -> impl Future<Output = Object<Self>> + Send {
+        async { object }
+    }
     /// As users see it.
     fn view(_hub: &Hub, object: Object<Self>) -> Object<Self> {
         object
@@ -80,21 +107,75 @@ pub(crate) fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Api
     query.map(|Query(query)| query).map_err(|e| ApiError::bad_request(format!("the query is wrong: {}", e.body_text())))
 }
 
+/// What of a kind is shown: what was asked for, to somebody who may see only a part.
+#[derive(Debug, Clone)]
+pub(crate) struct Lens {
+    selector: Option<Selector>,
+    /// `None`: whoever looks may see all.
+    user: Option<User>,
+}
+
+impl Lens {
+    fn new<S: Resource>(selector: Option<Selector>, user: User) -> Lens {
+        Lens { selector, user: Some(user).filter(|user| !user.sees_all(S::RESOURCE)) }
+    }
+
+    /// Whether it leaves nothing out.
+    pub(crate) fn is_clear(&self) -> bool {
+        self.selector.is_none() && self.user.is_none()
+    }
+
+    /// Whether there are objects that must not even be named.
+    pub(crate) fn is_bounded(&self) -> bool {
+        self.user.is_some()
+    }
+
+    /// Whether somebody bounded may see it, whatever was asked for.
+    pub(crate) async fn permits<S: Resource>(&self, hub: &Hub, object: &Object<S>) -> bool {
+        match &self.user {
+            Some(user) => user.sees(S::RESOURCE, &S::seen_at(hub, object).await),
+            None => true,
+        }
+    }
+
+    /// Whether it was asked for, and may be seen.
+    pub(crate) async fn shows<S: Resource>(&self, hub: &Hub, object: &Object<S>) -> bool {
+        let selects = |selector| serde_json::to_value(object).is_ok_and(|value| store::selects(selector, &value));
+        self.selector.as_ref().is_none_or(selects) && self.permits(hub, object).await
+    }
+
+    /// As it is shown.
+    pub(crate) async fn view<S: Resource>(&self, hub: &Hub, object: Object<S>) -> Object<S> {
+        let object = S::view(hub, object);
+        match &self.user {
+            Some(user) => S::trim(hub, user, object).await,
+            None => object,
+        }
+    }
+}
+
 /// `GET /{plural}`: a list, or a watch.
 pub(crate) async fn list<S: Resource>(
     State(api): State<Api>,
+    Extension(user): Extension<User>,
     asked: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     let asked = query(asked)?;
     let selector = asked.label_selector.as_deref().filter(|s| !s.trim().is_empty());
     let selector: Option<Selector> =
         selector.map(str::parse).transpose().map_err(|e| ApiError::bad_request(format!("{e}")))?;
+    let lens = Lens::new::<S>(selector, user);
     if asked.watch {
         let since = asked.resource_version.filter(|v| !v.is_empty());
-        return stream::watch::<S>(&api, selector, since).await;
+        return stream::watch::<S>(&api, lens, since).await;
     }
-    let list = api.hub.store().list::<S>(selector.as_ref()).await?;
-    let items: Vec<_> = list.items.into_iter().map(|object| S::view(&api.hub, object)).collect();
+    let list = api.hub.store().list::<S>(lens.selector.as_ref()).await?;
+    let mut items = Vec::with_capacity(list.items.len());
+    for object in list.items {
+        if lens.permits(&api.hub, &object).await {
+            items.push(lens.view(&api.hub, object).await);
+        }
+    }
     Ok(Json(json!({
         "apiVersion": proto::API_VERSION,
         "kind": format!("{}List", S::KIND),
@@ -107,10 +188,15 @@ pub(crate) async fn list<S: Resource>(
 /// `GET /{plural}/{name}`.
 pub(crate) async fn get<S: Resource>(
     State(api): State<Api>,
+    Extension(user): Extension<User>,
     Path(name): Path<String>,
 ) -> Result<Json<Object<S>>, ApiError> {
     let object = api.hub.store().get::<S>(&name).await?.ok_or_else(|| missing::<S>(&name))?;
-    Ok(Json(S::view(&api.hub, object)))
+    let lens = Lens::new::<S>(None, user.clone());
+    if !lens.permits(&api.hub, &object).await {
+        user.may(Verb::Get, S::RESOURCE, &S::seen_at(&api.hub, &object).await)?;
+    }
+    Ok(Json(lens.view(&api.hub, object).await))
 }
 
 fn missing<S: Kind>(name: &str) -> ApiError {
@@ -127,10 +213,12 @@ pub(crate) async fn create<S: Resource>(
     let mut object: Object<S> = read_object(body).await?;
     object.metadata.generation = 0; // counted by the store
     S::complete(&api.hub, &mut object)?;
+    user.may(Verb::Create, S::RESOURCE, &S::places(&api.hub, &object).await)?;
     S::check_create(&api.hub, &object).await?;
     let object = api.hub.store().create(object).await?;
     S::written(&api.hub, None, &object, &user).await;
-    Ok((StatusCode::CREATED, Json(S::view(&api.hub, object))).into_response())
+    let (name, detail) = (object.name().to_owned(), S::tell(&object));
+    Ok(told(name, detail, (StatusCode::CREATED, Json(S::view(&api.hub, object)))))
 }
 
 /// `PUT /{plural}/{name}`.
@@ -139,18 +227,45 @@ pub(crate) async fn update<S: Resource>(
     Path(name): Path<String>,
     Extension(user): Extension<User>,
     body: Body,
-) -> Result<Json<Object<S>>, ApiError> {
-    let object: Object<S> = read_object(body).await?;
+) -> Result<Response, ApiError> {
+    let mut object: Object<S> = read_object(body).await?;
     if object.name() != name {
         let text =
             format!("the object is named {}, the path says {name:.130}; a name cannot be changed", object.name());
         return Err(ApiError::invalid(text));
     }
     let old = api.hub.store().get::<S>(&name).await?.ok_or_else(|| missing::<S>(&name))?;
+    user.may(Verb::Update, S::RESOURCE, &S::change_at(&api.hub, &old, &object).await)?;
+    if object.metadata.resource_version.is_empty() && !user.sees_all(S::RESOURCE) {
+        // What was allowed is a change of this very version: it must not move elsewhere meanwhile.
+        object.metadata.resource_version.clone_from(&old.metadata.resource_version);
+    }
     S::check_update(&api.hub, &old, &object).await?;
     let object = api.hub.store().update(object).await?;
     S::written(&api.hub, Some(&old), &object, &user).await;
-    Ok(Json(S::view(&api.hub, object)))
+    let detail = format!("changed {}", changed(&old, &object));
+    Ok(told(name, detail, Json(S::view(&api.hub, object))))
+}
+
+/// Which fields differ, for the audit log.
+fn changed<S: Resource>(old: &Object<S>, new: &Object<S>) -> String {
+    let fields = |object: &Object<S>| match serde_json::to_value(&object.spec) {
+        Ok(Value::Object(fields)) => fields,
+        _ => serde_json::Map::new(),
+    };
+    let (before, after) = (fields(old), fields(new));
+    let keys: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let mut words: Vec<String> = vec![];
+    for key in keys.into_iter().filter(|key| before.get(*key) != after.get(*key)) {
+        words.push(format!("{key} to {:.200}", after.get(key).unwrap_or(&Value::Null).to_string()));
+    }
+    if old.metadata.labels != new.metadata.labels {
+        words.push("labels".into());
+    }
+    if old.metadata.annotations != new.metadata.annotations {
+        words.push("annotations".into());
+    }
+    if words.is_empty() { "nothing".into() } else { words.join(", ") }
 }
 
 /// `DELETE /{plural}/{name}`.
@@ -159,6 +274,8 @@ pub(crate) async fn delete<S: Resource>(
     Path(name): Path<String>,
     Extension(user): Extension<User>,
 ) -> Result<Json<Object<S>>, ApiError> {
+    let there = api.hub.store().get::<S>(&name).await?.ok_or_else(|| missing::<S>(&name))?;
+    user.may(Verb::Delete, S::RESOURCE, &S::places(&api.hub, &there).await)?;
     S::check_delete(&api.hub, &name).await?;
     let object = api.hub.store().delete::<S>(&name).await?.ok_or_else(|| missing::<S>(&name))?;
     S::deleted(&api.hub, &object, &user).await;
@@ -168,11 +285,26 @@ pub(crate) async fn delete<S: Resource>(
 /// Reads a bounded JSON body.
 pub(crate) async fn read_json<T: DeserializeOwned>(body: Body, limit_bytes: usize) -> Result<T, ApiError> {
     let bytes = body::to_bytes(body, limit_bytes).await.map_err(|e| {
+        if is_slow(&e) {
+            return ApiError::new(StatusCode::REQUEST_TIMEOUT, "TooSlow", e.to_string());
+        }
         // axum names the bound in the error's source alone; everything else is a broken connection.
         let text = format!("the body is larger than {limit_bytes} bytes, or ended early ({e})");
         ApiError::too_large(text)
     })?;
     serde_json::from_slice(&bytes).map_err(|e| ApiError::bad_request(format!("the body is not what it should be: {e}")))
+}
+
+/// Whether the body was given up by `super::rim`.
+fn is_slow(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::TimedOut) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Reads an object as a user may write it: without `status`, with labels that selectors can name.

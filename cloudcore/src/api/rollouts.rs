@@ -3,16 +3,21 @@
 //! All of a rollout's spec but `control` is fixed when it is created. What people do to it is told as an event:
 //! who, what, and when.
 
-use axum::{Json, body::Body, extract::State, http::Method};
-use proto::object::{EventType, Rollout, RolloutPhase, RolloutSpec, rollout::Control};
+use axum::{Extension, Json, body::Body, extract::State, http::Method};
+use proto::object::{EventType, NodeSpec, Rollout, RolloutPhase, RolloutSpec, rollout::Control};
 
 use super::{
     Api, ApiError,
     auth::User,
     book::{Book, Page, reference},
+    guard::Rule,
     objects::{self, Checked, Resource},
 };
 use crate::{
+    access::{
+        self, Verb,
+        places::{self, Places, Reach},
+    },
     events,
     hub::Hub,
     planner::{
@@ -22,6 +27,50 @@ use crate::{
 };
 
 impl Resource for RolloutSpec {
+    const RESOURCE: access::Resource = access::Resource::Rollouts;
+
+    fn tell(rollout: &Rollout) -> String {
+        format!("{} to {}", rollout.spec.what(), rollout.spec.selector)
+    }
+
+    /// One that takes another back is for the nodes of that one, whatever it selects itself.
+    async fn places(hub: &Hub, rollout: &Rollout) -> Places {
+        let own = places::of_rollout(&rollout.spec);
+        let Some(undone) = &rollout.spec.undoes else { return own };
+        match hub.store().get::<RolloutSpec>(undone).await {
+            Ok(Some(undone)) => own.and(places::of_rollout(&undone.spec)),
+            _ => Places { sites: Reach::Whole, ..own },
+        }
+    }
+
+    /// Who may see one of its sites sees it; one that names no site may be of any.
+    async fn seen_at(hub: &Hub, rollout: &Rollout) -> Places {
+        let Places { sites, apps } = Self::places(hub, rollout).await;
+        let sites = if sites == Reach::Whole { Reach::Any } else { sites };
+        // Restarts of nodes are for whoever sees the nodes.
+        let apps = if rollout.spec.reboot { Reach::Any } else { apps };
+        Places { sites, apps }
+    }
+
+    /// Only the nodes of sites that may be seen, and nothing said about the others.
+    async fn trim(hub: &Hub, user: &User, mut rollout: Rollout) -> Rollout {
+        let nodes = hub.store().list::<NodeSpec>(None).await.map(|list| list.items).unwrap_or_default();
+        let mut seen = std::collections::BTreeSet::new();
+        for node in &nodes {
+            if user.sees(access::Resource::Nodes, &NodeSpec::seen_at(hub, node).await) {
+                seen.insert(node.name());
+            }
+        }
+        let all = rollout.status.nodes.len();
+        rollout.status.nodes.retain(|name, _| seen.contains(name.as_str()));
+        if rollout.status.nodes.len() < all {
+            // Sentences for people name nodes.
+            rollout.status.message.clear();
+            rollout.status.waves.iter_mut().for_each(|wave| wave.message.clear());
+        }
+        rollout
+    }
+
     fn complete(hub: &Hub, new: &mut Rollout) -> Checked {
         hub.config().rollouts.fill_in(&mut new.spec).map_err(ApiError::invalid)
     }
@@ -53,7 +102,7 @@ impl Resource for RolloutSpec {
         };
         for (reason, text) in told {
             let (store, env) = (hub.store(), hub.env());
-            events::record(store, env, "Rollout", new.name(), EventType::Normal, reason, &text, &user.0).await;
+            events::record(store, env, "Rollout", new.name(), EventType::Normal, reason, &text, &user.name).await;
         }
     }
 }
@@ -107,9 +156,16 @@ fn changes(old: &Control, new: &Control) -> Vec<(&'static str, String)> {
 }
 
 /// `POST /rolloutplans`: what a rollout would do.
-async fn plan(State(api): State<Api>, body: Body) -> Result<Json<Forecast>, ApiError> {
+async fn plan(
+    State(api): State<Api>,
+    Extension(user): Extension<User>,
+    body: Body,
+) -> Result<Json<Forecast>, ApiError> {
     let mut object: Rollout = objects::read_object(body).await?;
     RolloutSpec::complete(&api.hub, &mut object)?;
+    // It shows every node that would be concerned.
+    let places = RolloutSpec::places(&api.hub, &object).await;
+    user.may(Verb::Create, access::Resource::RolloutPlans, &places)?;
     let snapshot = drive::current(&api.hub).await?;
     forecast(object.spec, snapshot, api.hub.env().wall.now()).map(Json).map_err(ApiError::invalid)
 }
@@ -120,5 +176,5 @@ pub(super) fn add(mut book: Book) -> Book {
     let page = Page::new("Show what a rollout would do, and start nothing")
         .body("application/json", reference("Rollout"))
         .answer(200, "Its waves, nodes and bytes", "application/json", forecast);
-    book.on(Method::POST, "/api/v1/rolloutplans", plan, page)
+    book.on(Method::POST, "/api/v1/rolloutplans", plan, Rule::May(Verb::Create, access::Resource::RolloutPlans), page)
 }

@@ -1,6 +1,11 @@
 //! The API on a TCP port: TLS with the hub's own certificate, renewed in time, drained at the end.
 
-use std::{io, net::TcpListener, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::Router;
 use axum_server::{
@@ -25,9 +30,15 @@ use crate::{
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections at once; each holds a file descriptor. More are refused and come again.
 const MAX_CONNECTIONS: usize = 512;
+/// Of these, from one address: one host alone does not shut the others out.
+const MAX_CONNECTIONS_SOURCE: usize = 256;
+/// Buffer for what HTTP/1 sends as a head, in bytes.
+const MAX_HEAD_BYTES: usize = 64 << 10;
+/// Requests at the same time over one connection of HTTP/2.
+const MAX_STREAMS: u32 = 256;
 /// How long requests in work may take when the hub drains.
 const DRAIN: Duration = Duration::from_secs(5);
-/// How often the certificate's age is looked at.
+/// How often the certificate's age is looked at, and the end of the audit log told.
 const RENEWAL_CHECK: Duration = Duration::from_secs(3600);
 
 /// The API cannot be served.
@@ -61,17 +72,21 @@ pub async fn serve(
     let tls = RustlsConfig::from_config(config(hub.env(), identity)?);
     listener.set_nonblocking(true)?;
     let handle = Handle::new();
-    let door = Door::new(RustlsAcceptor::new(tls.clone()), MAX_CONNECTIONS, HEAD_TIMEOUT);
+    let door = Door::new(RustlsAcceptor::new(tls.clone()), MAX_CONNECTIONS, MAX_CONNECTIONS_SOURCE, HEAD_TIMEOUT);
     let mut server = axum_server::from_tcp(listener)?.acceptor(door).handle(handle.clone());
-    server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    server.http_builder().http2().timer(TokioTimer::new()).keep_alive_interval(Some(HEAD_TIMEOUT * 2));
-    let mut serving = std::pin::pin!(server.serve(router.into_make_service()));
+    let mut http1 = server.http_builder().http1();
+    http1.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD_BYTES);
+    let mut http2 = server.http_builder().http2();
+    http2.timer(TokioTimer::new()).keep_alive_interval(Some(HEAD_TIMEOUT * 2));
+    http2.max_concurrent_streams(MAX_STREAMS).max_header_list_size(16 << 10);
+    let mut serving = std::pin::pin!(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
     let mut check = tokio::time::interval(RENEWAL_CHECK);
     loop {
         tokio::select! { biased;
             ended = &mut serving => return Ok(ended?),
             () = async { drop(stop.wait_for(|stop| *stop).await) } => break,
             _ = check.tick() => {
+                tell_audit_head(hub).await;
                 if hub.env().wall.now() >= renew_at {
                     // The old one serves on for half of its life: time enough to try again.
                     match renew(hub, &tls).await {
@@ -84,6 +99,15 @@ pub async fn serve(
     }
     handle.graceful_shutdown(Some(DRAIN));
     Ok(serving.await?)
+}
+
+/// Says in the hub's own log where the audit log ends, for whoever collects that.
+async fn tell_audit_head(hub: &Hub) {
+    match hub.audit().head().await {
+        Ok(Some(head)) => tracing::info!(%head, "the audit log ends here"),
+        Ok(None) => {}
+        Err(error) => tracing::error!(%error, "the audit log cannot be used, so nobody can change anything"),
+    }
 }
 
 /// Puts a new certificate in place of the old; yields when that one is due.

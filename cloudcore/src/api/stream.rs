@@ -3,26 +3,38 @@
 use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
+    Extension,
     body::{Body, Bytes},
     extract::{Path, Query, State, rejection::QueryRejection},
     http::{Method, header},
     response::{IntoResponse as _, Response},
 };
 use futures_util::{StreamExt as _, stream};
-use proto::{link::message::LogsRequest, name::Name, object::Object, selector::Selector, watch};
+use proto::{
+    link::message::LogsRequest,
+    name::Name,
+    object::{NodeSpec, Object},
+    watch,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::{
     Api, ApiError,
+    auth::User,
     book::{Book, Page},
-    objects::{Resource, query},
+    guard::Rule,
+    objects::{Lens, Resource, query},
 };
 use crate::{
+    access::{
+        self, Verb,
+        places::{Places, Reach},
+    },
     hub::Hub,
     link::LogsError,
-    store::{self, Watch, WatchEvent},
+    store::{Watch, WatchEvent},
 };
 
 /// How often a quiet watch shows that it is alive.
@@ -34,34 +46,35 @@ pub(super) fn permit(api: &Api) -> Result<OwnedSemaphorePermit, ApiError> {
 }
 
 /// Serves a watch: after `since`, or everything that is and then its changes.
-pub(crate) async fn watch<S: Resource>(
-    api: &Api,
-    selector: Option<Selector>,
-    since: Option<String>,
-) -> Result<Response, ApiError> {
+pub(crate) async fn watch<S: Resource>(api: &Api, lens: Lens, since: Option<String>) -> Result<Response, ApiError> {
     let permit = permit(api)?;
-    let mut shown = Shown::default();
-    if let (Some(selector), Some(since)) = (&selector, &since) {
+    let mut shown = Shown { is_strict: lens.is_bounded(), ..Shown::default() };
+    if !lens.is_clear()
+        && let Some(since) = &since
+    {
         let all = api.hub.store().list::<S>(None).await?.items;
-        shown = Shown::at(since, selector, &all);
+        shown.fill(since, &lens, &api.hub, &all).await;
     }
     let (first, since) = match since {
         Some(since) => (vec![], since),
         None => {
             let mut list = api.hub.store().list::<S>(None).await?;
-            if let Some(selector) = &selector {
-                shown = Shown::at(&list.resource_version, selector, &list.items);
+            if !lens.is_clear() {
+                shown.fill(&list.resource_version, &lens, &api.hub, &list.items).await;
                 list.items.retain(|o| shown.has.contains(o.name()));
             }
-            let lines = list.items.into_iter().map(|o| line("ADDED", &S::view(&api.hub, o)));
-            (lines.collect(), list.resource_version)
+            let mut lines = Vec::with_capacity(list.items.len());
+            for object in list.items {
+                lines.push(line("ADDED", &lens.view(&api.hub, object).await));
+            }
+            (lines, list.resource_version)
         }
     };
     let changes = Changes::<S> {
         watch: api.hub.store().watch(Some(&since))?,
         shown,
         hub: api.hub.clone(),
-        selector,
+        lens,
         stop: api.stop.clone(),
         ended: false,
         _permit: permit,
@@ -77,47 +90,46 @@ pub(crate) async fn watch<S: Resource>(
 struct Shown {
     has: BTreeSet<String>,
     lacks: BTreeSet<String>,
+    /// Of what the client does not have for certain nothing is said, not even that it is gone.
+    is_strict: bool,
 }
 
 impl Shown {
     /// For a client that listed at `since`: what has not changed since then is as it was.
-    fn at<S: Resource>(since: &str, selector: &Selector, all: &[Object<S>]) -> Shown {
+    async fn fill<S: Resource>(&mut self, since: &str, lens: &Lens, hub: &Hub, all: &[Object<S>]) {
         let version = |text: &str| text.parse::<u64>().unwrap_or(u64::MAX);
-        let is_old = |o: &&Object<S>| version(&o.metadata.resource_version) <= version(since);
-        let names = |objects: Vec<&Object<S>>| objects.into_iter().map(|o| o.name().to_owned()).collect();
-        let (has, lacks) = all.iter().filter(is_old).partition(|o| selects(selector, *o));
-        Shown { has: names(has), lacks: names(lacks) }
+        for object in all.iter().filter(|o| version(&o.metadata.resource_version) <= version(since)) {
+            let set = if lens.shows(hub, object).await { &mut self.has } else { &mut self.lacks };
+            set.insert(object.name().to_owned());
+        }
     }
 
     /// What a change is to this client, if anything: what leaves its selection is deleted for it.
     fn word_for(&mut self, word: &'static str, name: &str, is_selected: bool) -> Option<&'static str> {
         match (word, is_selected) {
             ("DELETED", _) => {
-                self.has.remove(name);
-                (!self.lacks.remove(name)).then_some(word)
+                let had = self.has.remove(name);
+                let lacked = self.lacks.remove(name);
+                if self.is_strict { had || (is_selected && !lacked) } else { !lacked }.then_some(word)
             }
             (_, true) => {
                 self.has.insert(name.to_owned());
                 Some(if self.lacks.remove(name) { "ADDED" } else { word })
             }
             (_, false) => {
-                self.has.remove(name);
+                let had = self.has.remove(name);
                 let lacked = !self.lacks.insert(name.to_owned());
-                (word != "ADDED" && !lacked).then_some("DELETED")
+                if self.is_strict { had } else { word != "ADDED" && !lacked }.then_some("DELETED")
             }
         }
     }
-}
-
-fn selects<S: Resource>(selector: &Selector, object: &Object<S>) -> bool {
-    serde_json::to_value(object).is_ok_and(|value| store::selects(selector, &value))
 }
 
 struct Changes<S: Resource> {
     watch: Watch<S>,
     shown: Shown,
     hub: Hub,
-    selector: Option<Selector>,
+    lens: Lens,
     stop: watch::Receiver<bool>,
     ended: bool,
     _permit: OwnedSemaphorePermit,
@@ -146,13 +158,18 @@ impl<S: Resource> Changes<S> {
                 WatchEvent::Modified(object) => ("MODIFIED", object),
                 WatchEvent::Deleted(object) => ("DELETED", object),
             };
-            let word = match &self.selector {
-                Some(selector) => self.shown.word_for(word, object.name(), selects(selector, &object)),
-                None => Some(word),
-            };
-            if let Some(word) = word {
+            if self.lens.is_clear() {
                 return Some(line(word, &S::view(&self.hub, object)));
             }
+            let is_shown = self.lens.shows(&self.hub, &object).await;
+            let Some(word) = self.shown.word_for(word, object.name(), is_shown) else { continue };
+            if !is_shown && !self.lens.permits(&self.hub, &object).await {
+                // It went where this user may not look: that it is gone is all there is to say.
+                let object = json!({"apiVersion": object.api_version, "kind": object.kind, "metadata": {
+                    "name": object.metadata.name, "resourceVersion": object.metadata.resource_version}});
+                return Some(line(word, &object));
+            }
+            return Some(line(word, &self.lens.view(&self.hub, object).await));
         }
         None
     }
@@ -177,15 +194,18 @@ struct LogsQuery {
 
 async fn logs(
     State(api): State<Api>,
+    Extension(user): Extension<User>,
     Path((node, app)): Path<(String, String)>,
     asked: Result<Query<LogsQuery>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     let asked = query(asked)?;
     let name = |text: String| text.parse::<Name>().map_err(|e| ApiError::bad_request(e.to_string()));
     let (node, app) = (name(node)?, name(app)?);
-    if api.hub.store().get::<proto::object::NodeSpec>(node.as_str()).await?.is_none() {
+    let Some(object) = api.hub.store().get::<NodeSpec>(node.as_str()).await? else {
         return Err(ApiError::not_found(format!("Node {node} does not exist; `crossdock get nodes` lists what does")));
-    }
+    };
+    let places = Places { sites: Reach::one(object.spec.site), apps: Reach::one(app.clone()) };
+    user.may(Verb::Get, access::Resource::Logs, &places)?;
     let permit = permit(&api)?;
     let output = api.hub.node_logs(&node, LogsRequest { app, tail: asked.tail, follow: asked.follow }).await?;
     let state = (output, api.stop.clone(), permit);
@@ -212,5 +232,11 @@ pub(crate) fn add(book: Book) -> Book {
         .query("tail", "integer", "Only so many lines from the end")
         .query("follow", "boolean", "Go on with new lines")
         .answer(200, "The output as it comes", "text/plain", json!({"type": "string"}));
-    book.on(Method::GET, "/api/v1/nodes/{name}/apps/{app}/logs", logs, page)
+    book.on(
+        Method::GET,
+        "/api/v1/nodes/{name}/apps/{app}/logs",
+        logs,
+        Rule::May(Verb::Get, access::Resource::Logs),
+        page,
+    )
 }

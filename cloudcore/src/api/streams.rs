@@ -19,7 +19,7 @@ pub(crate) mod tests;
 use std::{collections::BTreeMap, convert::Infallible, io, sync::Arc, time::Duration};
 
 use axum::{
-    Json,
+    Extension, Json,
     body::{Body, Bytes},
     extract::{Path, Query, State, rejection::QueryRejection},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
@@ -38,10 +38,18 @@ use self::{
 };
 use super::{
     Api, ApiError,
+    auth::User,
     book::{Book, Page},
+    guard::Rule,
     objects::query,
 };
-use crate::streams::sink::{self, CountQuery, Cursor, SinkError, StreamState};
+use crate::{
+    access::{
+        Resource, Verb,
+        places::{Places, Reach},
+    },
+    streams::sink::{self, CountQuery, Cursor, SinkError, StreamState},
+};
 
 /// Header of a page: where to go on.
 pub(crate) const CONTINUE: &str = "crossdock-continue";
@@ -133,16 +141,41 @@ async fn states(api: &Api) -> Result<Vec<StreamState>, ApiError> {
     Ok(states.into_values().collect())
 }
 
+/// Where somebody must be allowed to read, to read records from a site, or from all sites.
+fn from_site(site: Option<&Name>) -> Places {
+    Places { sites: site.map_or(Reach::Whole, |site| Reach::one(site.clone())), apps: Reach::Any }
+}
+
+/// The site that is read. A sink reads one site or all, so who may not read all must name one; for who is bound to
+/// a single one it goes without saying.
+fn site_for(user: &User, asked: Option<Name>) -> Result<Option<Name>, ApiError> {
+    let asked = asked.or_else(|| {
+        let mut sites = user.bindings.iter().filter_map(|binding| binding.sites.as_ref()).flatten();
+        let first = sites.next().filter(|_| !user.sees_all(Resource::Streams))?;
+        sites.all(|site| site == first).then(|| first.clone())
+    });
+    match user.may(Verb::Get, Resource::Streams, &from_site(asked.as_ref())) {
+        Ok(()) => Ok(asked),
+        Err(_) if asked.is_none() => Err(user.forbidden(
+            "to read records of all sites takes role viewer for all sites and all apps; name one with site=",
+        )),
+        Err(error) => Err(error),
+    }
+}
+
 /// `GET /streams`.
 async fn list(
     State(api): State<Api>,
+    Extension(user): Extension<User>,
     asked: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<Value>, ApiError> {
     let ListQuery { node, site, stream } = query(asked)?;
     let mut states = states(&api).await?;
     let fits = |wanted: &Option<Name>, is: &Name| wanted.as_ref().is_none_or(|wanted| wanted == is);
     states.retain(|s| fits(&node, &s.node) && fits(&site, &s.site) && fits(&stream, &s.key.stream));
-    let gaps = api.sink.gaps(node.as_ref(), stream.as_ref(), MAX_GAPS).await?;
+    let mut gaps = api.sink.gaps(node.as_ref(), stream.as_ref(), MAX_GAPS).await?;
+    states.retain(|state| user.sees(Resource::Streams, &from_site(Some(&state.site))));
+    gaps.retain(|gap| user.sees(Resource::Streams, &from_site(Some(&gap.site))));
     let items = rows::rows(states, &gaps);
     Ok(Json(json!({"apiVersion": proto::API_VERSION, "kind": "StreamList", "items": items})))
 }
@@ -187,6 +220,7 @@ fn place_text(cursor: Cursor) -> String {
 /// `GET /streams/{stream}/records`.
 async fn records(
     State(api): State<Api>,
+    Extension(user): Extension<User>,
     Path(stream): Path<String>,
     asked: Result<Query<RecordsQuery>, QueryRejection>,
 ) -> Result<Response, ApiError> {
@@ -205,7 +239,7 @@ async fn records(
         return Err(ApiError::bad_request("tail chooses its own beginning, so leave limit and continue out"));
     }
     let tail = asked.tail.map(|n| if n == 0 { Ok(0) } else { bound("tail", Some(n), n, MAX_TAIL) }).transpose()?;
-    let (node, site) = (asked.node, asked.site);
+    let (node, site) = (asked.node, site_for(&user, asked.site)?);
     let began = after.is_some();
     let wanted = sink::Query { stream, node, site, from, to, after, limit };
     let mut reader = Reader::new(Arc::clone(&api.sink), wanted, asked.encoding);
@@ -350,6 +384,7 @@ struct CountsQuery {
 /// `GET /streams/{stream}/counts`.
 async fn counts(
     State(api): State<Api>,
+    Extension(user): Extension<User>,
     Path(stream): Path<String>,
     asked: Result<Query<CountsQuery>, QueryRejection>,
 ) -> Result<Json<Value>, ApiError> {
@@ -359,7 +394,7 @@ async fn counts(
     let limit = bound("limit", asked.limit, DEFAULT_COUNTS, MAX_COUNTS)?;
     let from = from.map(rows::minute_of);
     let began = from.is_some();
-    let wanted = CountQuery { stream, site: asked.site, from, to, limit: limit + 1 };
+    let wanted = CountQuery { stream, site: site_for(&user, asked.site)?, from, to, limit: limit + 1 };
     let mut items = api.sink.counts(&wanted).await?;
     if items.is_empty() && !began {
         check_known(&api, &wanted.stream).await?;
@@ -383,11 +418,15 @@ struct GapsQuery {
 /// `GET /gaps`.
 async fn gaps(
     State(api): State<Api>,
+    Extension(user): Extension<User>,
     asked: Result<Query<GapsQuery>, QueryRejection>,
 ) -> Result<Json<Value>, ApiError> {
     let GapsQuery { node, stream, limit } = query(asked)?;
     let limit = bound("limit", limit, DEFAULT_GAPS, MAX_GAPS)?;
-    let mut items = api.sink.gaps(node.as_ref(), stream.as_ref(), limit + 1).await?;
+    // What a bounded user may not see is left out before the rest is counted.
+    let ask = if user.sees_all(Resource::Streams) { limit + 1 } else { MAX_GAPS };
+    let mut items = api.sink.gaps(node.as_ref(), stream.as_ref(), ask).await?;
+    items.retain(|gap| user.sees(Resource::Streams, &from_site(Some(&gap.site))));
     let more = items.len() > limit;
     items.truncate(limit);
     Ok(Json(json!({"apiVersion": proto::API_VERSION, "kind": "GapList", "items": items, "more": more})))
@@ -440,8 +479,9 @@ pub(crate) fn add(mut book: Book) -> Book {
         .query("stream", "string", "Of this stream only")
         .query("limit", "integer", "At most so many, 1 to 100000; 1000 by default")
         .answer(200, "The gaps; with more, there are older ones", json_type, items("Gap"));
-    book.on(Method::GET, "/api/v1/streams", list, list_page)
-        .on(Method::GET, "/api/v1/streams/{stream}/records", records, records_page)
-        .on(Method::GET, "/api/v1/streams/{stream}/counts", counts, counts_page)
-        .on(Method::GET, "/api/v1/gaps", gaps, gaps_page)
+    let may = |verb| Rule::May(verb, Resource::Streams);
+    book.on(Method::GET, "/api/v1/streams", list, may(Verb::List), list_page)
+        .on(Method::GET, "/api/v1/streams/{stream}/records", records, may(Verb::Get), records_page)
+        .on(Method::GET, "/api/v1/streams/{stream}/counts", counts, may(Verb::Get), counts_page)
+        .on(Method::GET, "/api/v1/gaps", gaps, may(Verb::List), gaps_page)
 }

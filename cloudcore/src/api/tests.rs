@@ -105,7 +105,7 @@ fn exit(error: &anyhow::Error) -> Exit {
 }
 
 /// The next change of a watch that is not a sign of life.
-async fn change(watch: &mut (impl Stream<Item = anyhow::Result<Value>> + Unpin)) -> (String, String) {
+pub(crate) async fn change(watch: &mut (impl Stream<Item = anyhow::Result<Value>> + Unpin)) -> (String, String) {
     let next = tokio::time::timeout(SECOND * 20, watch.next()).await.unwrap().unwrap().unwrap();
     let text = |pointer: &str| next.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
     (text("/type"), text("/object/metadata/name"))

@@ -13,8 +13,10 @@ use super::{
     Api, ApiError,
     auth::User,
     book::{Book, Page},
+    guard::Rule,
 };
 use crate::{
+    access::{Resource, Verb},
     events,
     webhooks::{self, config::WebhookConfig},
 };
@@ -73,7 +75,7 @@ async fn retry(
     let retried = api.hub.webhooks().retry(&api.hub, name).await?;
     let (store, env) = (api.hub.store(), api.hub.env());
     let text = "its dead letters are delivered again";
-    events::record(store, env, webhooks::KIND, name, EventType::Normal, "Retried", text, &user.0).await;
+    events::record(store, env, webhooks::KIND, name, EventType::Normal, "Retried", text, &user.name).await;
     Ok(Json(json!({"apiVersion": proto::API_VERSION, "kind": "Status", "code": 200, "reason": "Retried",
         "message": text, "retried": retried})))
 }
@@ -95,7 +97,8 @@ pub(super) fn add(book: Book) -> Book {
         json_type,
         json!({"type": "object", "properties": {"retried": {"type": "integer"}}}),
     );
-    book.on(Method::GET, "/api/v1/webhooks", list, all)
-        .on(Method::GET, "/api/v1/webhooks/{name}/deadletters", dead_letters, dead)
-        .on(Method::POST, "/api/v1/webhooks/{name}/retry", retry, again)
+    let may = |verb| Rule::May(verb, Resource::Webhooks);
+    book.on(Method::GET, "/api/v1/webhooks", list, may(Verb::List), all)
+        .on(Method::GET, "/api/v1/webhooks/{name}/deadletters", dead_letters, may(Verb::Get), dead)
+        .on(Method::POST, "/api/v1/webhooks/{name}/retry", retry, may(Verb::Update), again)
 }

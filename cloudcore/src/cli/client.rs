@@ -108,6 +108,23 @@ impl Client {
         )
     }
 
+    /// Who this client is at the hub.
+    ///
+    /// # Errors
+    /// When the hub cannot be reached, or lets nobody in with this token.
+    pub async fn whoami(&self) -> anyhow::Result<Value> {
+        Ok(self.send("log in", self.request(Method::GET, "self")).await?.json().await?)
+    }
+
+    /// Where people log in at this hub; needs no token.
+    ///
+    /// # Errors
+    /// When the hub cannot be reached.
+    pub async fn how_to_log_in(&self) -> anyhow::Result<Value> {
+        let request = self.http.get(format!("{}/api/v1/login", self.server));
+        Ok(self.send("ask how to log in", request).await?.json().await?)
+    }
+
     /// Lists objects of a kind by its plural.
     ///
     /// # Errors
@@ -290,6 +307,7 @@ fn refusal(attempt: &str, status: StatusCode, message: &str) -> CliError {
         StatusCode::UNAUTHORIZED => (Exit::Unauthorized, "; log in again with crossdock login"),
         StatusCode::FORBIDDEN => (Exit::Unauthorized, ""),
         StatusCode::NOT_FOUND => (Exit::NotFound, ""),
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => (Exit::Failed, ""), // worth another try
         s if s.is_client_error() => (Exit::Refused, ""),
         _ => (Exit::Failed, ""),
     };

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     client::Client,
     exit::{CliError, Exit},
+    oidc,
 };
 use crate::bounded;
 
@@ -39,6 +40,9 @@ struct HubContext {
     token: String,
     /// PEM.
     ca: String,
+    /// What renews the token, where somebody logged in at a provider.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    oidc: Option<oidc::Session>,
 }
 
 /// `crossdock login`.
@@ -58,6 +62,8 @@ pub struct LoginArgs {
     /// Name of the context. Default: the host of the URL.
     #[arg(long)]
     name: Option<String>,
+    #[command(flatten)]
+    oidc: oidc::OidcArgs,
 }
 
 /// `crossdock context`.
@@ -114,24 +120,75 @@ impl Contexts {
 /// # Errors
 /// When the hub cannot be reached or the token is refused; nothing is remembered then.
 pub async fn login(args: LoginArgs) -> anyhow::Result<()> {
-    let token = match (&args.token, &args.token_file) {
-        (Some(token), _) => token.clone(),
-        (None, Some(path)) => read(path)?,
+    let ca = read(&args.ca)?;
+    let (token, session) = match (&args.token, &args.token_file) {
+        _ if args.oidc.oidc => {
+            let described = Client::new(&args.url, "", ca.as_bytes())?.how_to_log_in().await?;
+            let (token, session) = oidc::login(args.oidc, &described).await?;
+            (token, Some(oidc::absolute(session)))
+        }
+        (Some(token), _) => (token.clone(), None),
+        (None, Some(path)) => (read(path)?, None),
         (None, None) => {
-            return Err(CliError::new(Exit::Usage, "give --token-file FILE, --token T or CROSSDOCK_TOKEN").into());
+            let text = "give --token-file FILE, --token T, CROSSDOCK_TOKEN, or --oidc";
+            return Err(CliError::new(Exit::Usage, text).into());
         }
     };
-    let ca = read(&args.ca)?;
     let client = Client::new(&args.url, &token, ca.as_bytes())?;
-    client.list("sites", None).await.context("try the token")?;
+    let me = client.whoami().await.context("try the token")?;
     let host = client.server().trim_start_matches("https://").to_owned();
     let name = args.name.unwrap_or(host);
     let mut contexts = Contexts::load()?;
-    let context = HubContext { server: client.server().to_owned(), token: token.trim().to_owned(), ca };
+    let token = token.trim().to_owned();
+    let context = HubContext { server: client.server().to_owned(), token, ca, oidc: session };
     contexts.contexts.insert(name.clone(), context);
     contexts.current.clone_from(&name);
     contexts.save()?;
-    println!("Logged in to {}; context {name} is in use.", client.server());
+    println!("Logged in to {} as {}; context {name} is in use.", client.server(), super::kinds::text(&me, "/name"));
+    Ok(())
+}
+
+/// Renews the token of a context that somebody got at a provider, where it is at its end. When that fails the hub
+/// says what to do, for commands that ask it at all.
+pub async fn renew(wanted: Option<&str>) {
+    if let Err(error) = try_renew(wanted).await {
+        eprintln!("warning: the login could not be renewed: {error:#}");
+    }
+}
+
+async fn try_renew(wanted: Option<&str>) -> anyhow::Result<()> {
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    if wanted.is_none() && set("CROSSDOCK_TOKEN").is_some() {
+        return Ok(());
+    }
+    let Ok(mut contexts) = Contexts::load() else { return Ok(()) }; // whoever needs it says what is wrong
+    let name = wanted.map(str::to_owned).or_else(|| set("CROSSDOCK_CONTEXT"));
+    let name = name.unwrap_or_else(|| contexts.current.clone());
+    let Some(context) = contexts.contexts.get_mut(&name) else { return Ok(()) };
+    let Some(session) = context.oidc.clone().filter(|_| oidc::is_due(&context.token, super::get::now())) else {
+        return Ok(());
+    };
+    let (token, session) = oidc::renew(session).await.map_err(anyhow::Error::msg)?;
+    (context.token, context.oidc) = (token, Some(session));
+    contexts.save()
+}
+
+/// Forgets a context, and tells the provider where there is one.
+///
+/// # Errors
+/// When there is no such context, or the file cannot be written.
+pub async fn logout(name: Option<String>) -> anyhow::Result<()> {
+    let mut contexts = Contexts::load()?;
+    let name = name.unwrap_or_else(|| contexts.current.clone());
+    let context = contexts.find(&name)?.clone();
+    contexts.contexts.remove(&name);
+    contexts.save()?; // forgotten here, whatever the provider says
+    if let Some(session) = &context.oidc
+        && let Err(error) = oidc::revoke(session).await
+    {
+        eprintln!("warning: the provider could not be told: {error}");
+    }
+    println!("Logged out of {}; context {name} is gone.", context.server);
     Ok(())
 }
 
@@ -220,7 +277,7 @@ mod tests {
         let ca = rcgen::CertificateParams::new(vec!["hub".into()])?.self_signed(&key)?.pem();
         let hub = |host: &str| {
             let server = format!("https://{host}:8443");
-            (host.to_owned(), HubContext { server, token: "t".into(), ca: ca.clone() })
+            (host.to_owned(), HubContext { server, token: "t".into(), ca: ca.clone(), oidc: None })
         };
         Ok(Contexts { current: "a".into(), contexts: [hub("a"), hub("b"), hub("c")].into() })
     }

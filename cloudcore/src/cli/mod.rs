@@ -11,6 +11,8 @@ macro_rules! println {
 }
 
 pub mod apply;
+pub mod audit;
+pub mod auth;
 pub mod client;
 pub mod contexts;
 pub mod demo;
@@ -25,6 +27,7 @@ pub mod kinds;
 pub mod logs;
 pub mod node;
 pub mod nodes;
+pub mod oidc;
 pub mod output;
 pub mod passphrase;
 pub mod promote;
@@ -35,6 +38,7 @@ pub mod streams;
 #[cfg(test)]
 mod tests;
 pub mod token;
+pub mod user;
 pub mod webhooks;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -72,6 +76,20 @@ enum Command {
     Streams(streams::StreamsCommand),
     /// Log in to a hub and remember it as a context
     Login(contexts::LoginArgs),
+    /// Forget a login, also what renews it
+    Logout {
+        /// Its context. Default: the one in use
+        name: Option<String>,
+    },
+    /// Who I am at the hub, and what I may do
+    #[command(subcommand)]
+    Auth(auth::AuthCommand),
+    /// People and programs that use the hub: roles and tokens
+    #[command(subcommand)]
+    User(user::UserCommand),
+    /// Who changed what at the hub, and whether that record is whole
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Choose among several hubs
     #[command(subcommand)]
     Context(contexts::ContextCommand),
@@ -163,6 +181,9 @@ pub async fn main(cli: Cli) -> u8 {
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
     let context = Context { name: cli.context };
+    if !matches!(cli.command, Command::Login(_) | Command::Logout { .. } | Command::Context(_)) {
+        contexts::renew(context.name.as_deref()).await;
+    }
     match cli.command {
         Command::Get(args) => get::run(args, &context).await,
         Command::Describe(args) => describe::run(args, &context).await,
@@ -171,6 +192,10 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Logs(args) => logs::run(args, &context).await,
         Command::Streams(command) => streams::run(command, &context).await,
         Command::Login(args) => contexts::login(args).await,
+        Command::Logout { name } => contexts::logout(name.or(context.name)).await,
+        Command::Auth(command) => auth::run(command, &context).await,
+        Command::Audit(command) => audit::run(command, &context).await,
+        Command::User(command) => user::run(command, &context).await,
         Command::Context(command) => contexts::run(command),
         Command::Token(command) => token::run(command, &context).await,
         Command::Keys(args) => keys::run(args, &context).await,

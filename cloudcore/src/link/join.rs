@@ -30,6 +30,7 @@ use subtle::ConstantTimeEq as _;
 
 use super::{PATIENCE, close};
 use crate::{
+    audit::Entry,
     ca::{Ca, NodeCertificate},
     events,
     hub::Hub,
@@ -75,11 +76,27 @@ pub(crate) async fn serve(hub: &Hub, connection: quinn::Connection) {
     }
 }
 
+/// A line of the audit log about who came.
+async fn note(hub: &Hub, wanted: &[String; 3], outcome: &str, detail: &str, is_admitted: bool) {
+    let [user, name, from] = wanted.clone();
+    let (via, verb, kind) = ("join token".into(), "admit".into(), "nodes".into());
+    let (outcome, detail) = (outcome.to_owned(), detail.to_owned());
+    let entry = Entry { user, via, verb, kind, name, from, outcome, detail, ..Entry::default() };
+    if is_admitted { hub.audit().note(entry).await } else { hub.audit().refused("boxes", entry).await }
+}
+
 async fn answer(hub: &Hub, request: JoinRequest) -> JoinReply {
+    let wanted = [request.token_id.clone(), request.name.clone(), request.machine_id.clone()];
     match admit(hub, request).await {
-        Ok(Ok(reply)) => reply,
+        Ok(Ok(reply)) => {
+            if let JoinReply::Accepted { node, .. } = &reply {
+                note(hub, &wanted, "admitted", &format!("as node {node}"), true).await;
+            }
+            reply
+        }
         Ok(Err(Refusal { code, message })) => {
             tracing::warn!(code, message, "a box was not admitted");
+            note(hub, &wanted, code, &message, false).await;
             JoinReply::Refused { code: code.into(), message }
         }
         Err(error) => {
