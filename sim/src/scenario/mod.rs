@@ -114,6 +114,7 @@ mod events;
 mod hostile_peer;
 mod reboot;
 mod streams;
+mod years;
 
 use std::{path::Path, time::Duration};
 
@@ -178,6 +179,11 @@ const SCENARIOS: &[Scenario] = &[
         name: "nodes_restart_in_turn",
         about: "all boxes restart on order, one of a site at a time, while agents and hub are killed",
         play: |world| Box::pin(reboot::play(world)),
+    },
+    Scenario {
+        name: "most_of_a_year",
+        about: "certificates and metadata end, roots change twice, a box is away through all of it, one is lost",
+        play: |world| Box::pin(years::play(world)),
     },
     Scenario {
         name: "scans_through_outages",

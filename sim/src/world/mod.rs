@@ -145,7 +145,9 @@ impl World {
         Ok(())
     }
 
-    fn key(&self, role: &str) -> SecretKey {
+    /// A release engineer's key, by its purpose.
+    #[must_use]
+    pub fn key(&self, role: &str) -> SecretKey {
         SecretKey::from_seed(&self.seed.child("release keys").bytes(role))
     }
 
@@ -285,6 +287,14 @@ impl World {
     /// When there is no such box.
     pub fn running(&self, name: &str, app: &str) -> anyhow::Result<Option<Version>> {
         Ok(self.edge(name)?.driver.running(&app.parse()?))
+    }
+
+    /// Whether a box has a session with the hub, by its own account.
+    ///
+    /// # Errors
+    /// When there is no such box.
+    pub fn is_connected(&self, name: &str) -> anyhow::Result<bool> {
+        Ok(self.edge(name)?.is_connected())
     }
 
     /// A host that is none of the fleet's.

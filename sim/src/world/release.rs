@@ -16,6 +16,7 @@ use proto::{
     object::{Rollout, RolloutPhase, RolloutSpec, rollout::WavePhase},
     release::Manifest,
     selector::Selector,
+    tuf::SecretKey,
 };
 use rand::Rng as _;
 
@@ -59,8 +60,40 @@ impl World {
         self.publish_staged().await
     }
 
+    /// Publishes a small release under another targets key than the first.
+    ///
+    /// # Errors
+    /// When the hub refuses.
+    pub async fn publish_signed(&self, app: &str, version: &str, targets: &SecretKey) -> anyhow::Result<()> {
+        self.stage_signed(app, version, (2, 10_000), &[], targets)?;
+        self.publish_staged().await
+    }
+
+    /// Publishes a root in which `new` stands in the place of `old`.
+    ///
+    /// # Errors
+    /// When those who sign it are not enough, or the hub refuses.
+    pub async fn rotate(&self, old: &SecretKey, new: &SecretKey, signers: &[SecretKey]) -> anyhow::Result<()> {
+        let repository = Repository::open(&self.folder.path().join(REPOSITORY))?;
+        repository.revoke(&old.id(), Some(&new.public()), self.engineers_time())?;
+        repository.sign(signers)?;
+        drop(repository); // it is locked for one at a time
+        self.publish_staged().await
+    }
+
     /// Builds and signs a release on the engineer's machine.
     fn stage(&self, app: &str, version: &str, files: usize, file_bytes: usize, args: &[&str]) -> anyhow::Result<()> {
+        self.stage_signed(app, version, (files, file_bytes), args, &self.key("targets"))
+    }
+
+    fn stage_signed(
+        &self,
+        app: &str,
+        version: &str,
+        (files, file_bytes): (usize, usize),
+        args: &[&str],
+        targets: &SecretKey,
+    ) -> anyhow::Result<()> {
         let folder = self.folder.path().join(format!("{app}-{version}"));
         std::fs::create_dir_all(folder.join("files"))?;
         let mut random = self.seed.child("content").stream(&format!("{app}@{version}"));
@@ -85,7 +118,7 @@ impl World {
         self.remember(built.digest, built.manifest.clone());
         let repository = Repository::open(&self.folder.path().join(REPOSITORY))?;
         repository.add(&built, self.engineers_time())?;
-        repository.sign(&[self.key("targets")])?;
+        repository.sign(std::slice::from_ref(targets))?;
         Ok(())
     }
 
