@@ -27,12 +27,12 @@ use proto::{
     director::{self, Directive, Issue, LIFETIME_DAYS, ROOT_DAYS},
     durable::{self, DurableError, Loaded, Record},
     env::Env,
-    link::message::{Assignment, DirectorRequest, MetadataReply},
+    link::message::{Assignment, DirectorRequest, MetadataReply, MetadataRequest},
     name::Name,
     tuf::{
-        PublicKey, RoleName, SecretKey, TrustedSet, TufError,
+        MAX_ROOTS, PublicKey, RoleName, SecretKey, TrustedSet, TufError,
         key::KeyError,
-        schema::{RootMeta, TargetFile},
+        schema::{Offered, RootMeta, TargetFile},
         sign::{Document, whole_seconds},
     },
     watch,
@@ -41,6 +41,10 @@ use serde::{Deserialize, Serialize};
 
 /// Largest key file, in bytes.
 const MAX_KEY_BYTES: u64 = 16 << 10;
+/// File of the key that signs.
+const ONLINE: &str = "online.pem";
+/// File of the one to be.
+const NEXT: &str = "next.pem";
 
 /// The director cannot sign, or does not take a root.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +115,19 @@ struct State {
     online: SecretKey,
 }
 
+impl State {
+    /// The version to sign for a node that has these. What another key signed it forgets with the new root, however far
+    /// ahead that was.
+    fn version_after(&self, have: &MetadataRequest) -> u64 {
+        let theirs = usize::try_from(have.root).ok().and_then(|version| self.roots.get(version.checked_sub(1)?));
+        let root = theirs.and_then(|root| Offered::<RootMeta>::parse(root).ok()).map(|root| root.signed);
+        match root {
+            Some(root) if !signs(&root, &self.online) => 1,
+            _ => have.targets.max(have.snapshot).max(have.timestamp).saturating_add(1),
+        }
+    }
+}
+
 /// The director of the hub. Cheap to clone.
 #[derive(Clone)]
 pub struct Director(Arc<Inner>);
@@ -157,7 +174,9 @@ impl Director {
             }
             Loaded::Lost => return Err(DirectorError::Lost(record.path().to_owned())),
         };
-        let state = RwLock::new(Arc::new(state(&dir, roots)?));
+        let state = state(&dir, roots)?;
+        settle(&dir, &state)?;
+        let state = RwLock::new(Arc::new(state));
         let changes = watch::channel(0).0;
         let env = env.clone();
         Ok(Director(Arc::new(Inner { dir, record, env, state, changing: tokio::sync::Mutex::default(), changes })))
@@ -206,11 +225,11 @@ impl Director {
     ) -> Result<MetadataReply, TufError> {
         let (state, now) = (self.state(), whole_seconds(self.0.env.wall.now()));
         let have = &request.have;
-        let version = have.targets.max(have.snapshot).max(have.timestamp).saturating_add(1);
+        let version = state.version_after(have);
         let directive = Directive { node: node.clone(), nonce: request.nonce.clone(), issued_at: now, assignment };
         let issue = Issue { directive, targets, version, expires: later(now, LIFETIME_DAYS) };
         let skip = usize::try_from(have.root).unwrap_or(usize::MAX);
-        let roots = state.roots.iter().skip(skip).cloned().collect();
+        let roots = state.roots.iter().skip(skip).take(MAX_ROOTS).cloned().collect();
         Ok(MetadataReply { roots, ..issue.sign(&state.online)? })
     }
 
@@ -238,7 +257,7 @@ impl Director {
     pub async fn rekey(&self) -> Result<Rekeyed, DirectorError> {
         let _one = self.0.changing.lock().await;
         let key = SecretKey::from_seed(&self.0.env.seed.bytes(&format!("online key at {}", self.0.env.wall.now())));
-        durable::write(&self.0.dir.join("next.pem"), key.to_pem()?.as_bytes(), 0o600)?;
+        durable::write(&self.0.dir.join(NEXT), key.to_pem()?.as_bytes(), 0o600)?;
         match self.next_root(Some(&key.public()))? {
             Some(root) => {
                 let all = self.state().roots.iter().cloned().chain([root]).collect();
@@ -299,6 +318,7 @@ impl Director {
         let next = Arc::new(state(&dir, roots)?);
         let (record, content) = (self.0.record.clone(), serde_json::to_vec(&Kept { roots: next.roots.clone() })?);
         self.0.env.blocking.run(move || record.store(&content)).await?;
+        settle(&dir, &next)?;
         let version = next.set.versions().root;
         *self.0.state.write().unwrap_or_else(PoisonError::into_inner) = next;
         self.0.changes.send_modify(|count| *count += 1);
@@ -331,27 +351,38 @@ fn create(dir: &Path, record: &Record, env: &Env) -> Result<Vec<String>, Directo
     Ok(roots)
 }
 
-/// Verifies roots, and finds the key that signs under the newest.
+/// Whether a key alone signs for nodes under a root.
+fn signs(root: &RootMeta, key: &SecretKey) -> bool {
+    let online = [RoleName::Targets, RoleName::Snapshot, RoleName::Timestamp];
+    let role = |role: RoleName| root.roles.get(role.as_str());
+    online.into_iter().all(|name| role(name).is_some_and(|r| r.threshold == 1 && r.keyids.contains(&key.id())))
+}
+
+/// Verifies roots, and finds the key that signs under the newest, in whichever file it is.
 fn state(dir: &Path, roots: Vec<String>) -> Result<State, DirectorError> {
     let first = roots.first().ok_or(TufError::Missing { role: RoleName::Root })?;
-    // Past its time it is still the newest: nodes will say so.
-    let set = TrustedSet::new(first)?.update_root(&roots, Timestamp::MIN)?;
-    let listed = |key: &SecretKey| {
-        let signs = [RoleName::Targets, RoleName::Snapshot, RoleName::Timestamp];
-        let role = |role: RoleName| set.root().roles.get(role.as_str());
-        signs.into_iter().all(|name| role(name).is_some_and(|r| r.threshold == 1 && r.keyids.contains(&key.id())))
-    };
-    for name in ["next.pem", "online.pem"] {
-        let path = dir.join(name);
-        let Some(online) = read_key(&path)?.filter(listed) else { continue };
-        if name == "next.pem" {
-            let to = dir.join("online.pem");
-            fs::rename(&path, &to).map_err(|source| DirectorError::Io { path: path.clone(), source })?;
-            durable::sync_parent(&to)?;
+    let mut set = TrustedSet::new(first)?;
+    for some in roots.chunks(MAX_ROOTS) {
+        // Past its time it is still the newest: nodes will say so.
+        set = set.update_root(some, Timestamp::MIN)?;
+    }
+    for name in [NEXT, ONLINE] {
+        if let Some(online) = read_key(&dir.join(name))?.filter(|key| signs(set.root(), key)) {
+            return Ok(State { roots, set, online });
         }
-        return Ok(State { roots, set, online });
     }
     Err(DirectorError::NoKey { dir: dir.to_owned(), version: set.versions().root })
+}
+
+/// Puts the next online key into the place of the one before, once a root that lists it is on disk: until then the
+/// one before may be the only one that nodes believe.
+fn settle(dir: &Path, state: &State) -> Result<(), DirectorError> {
+    let (from, to) = (dir.join(NEXT), dir.join(ONLINE));
+    if read_key(&from)?.is_none_or(|next| next.id() != state.online.id()) {
+        return Ok(());
+    }
+    fs::rename(&from, &to).map_err(|source| DirectorError::Io { path: from.clone(), source })?;
+    Ok(durable::sync_parent(&to)?)
 }
 
 fn read_key(path: &Path) -> Result<Option<SecretKey>, DirectorError> {
@@ -366,7 +397,7 @@ fn read_key(path: &Path) -> Result<Option<SecretKey>, DirectorError> {
 }
 
 fn version_of(root: &str) -> Option<u64> {
-    proto::tuf::schema::Offered::<RootMeta>::parse(root).ok().map(|root| root.signed.version)
+    Offered::<RootMeta>::parse(root).ok().map(|root| root.signed.version)
 }
 
 #[cfg(test)]

@@ -390,6 +390,7 @@ impl Hub {
     /// # Errors
     /// When the store fails; nothing has changed then.
     pub async fn set_admission(&self, name: &Name, admission: Admission) -> Result<Option<Node>, StoreError> {
+        let _one = self.0.joining.lock().await; // a join that was decided before must not undo it
         let now = self.0.env.wall.now();
         let change = move |node: &mut Node| {
             let Some(identity) = &mut node.status.identity else { return };

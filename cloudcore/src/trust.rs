@@ -35,6 +35,8 @@ use crate::{
 
 /// Missing blobs that a refusal names; the others are counted.
 const NAMED_MISSING: usize = 10;
+/// How far the clock of who builds releases may be ahead of the hub's.
+const ISSUE_SKEW: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
 /// Withdrawn releases whose names are remembered. The repository and the nodes' counters know the rest.
 const MAX_WITHDRAWN: usize = 20_000;
 
@@ -68,6 +70,18 @@ pub enum TrustError {
     /// A path of the metadata names no release.
     #[error("target {0:?} is not a release's manifest; its path must be APP/VERSION.json")]
     Path(String),
+    /// Signed by a clock that was ahead.
+    #[error(
+        "{release} was issued at {issued}, and it is {now} here; boxes take that for the time. Set the clock of the machine that built it, or of this one, then build and sign again"
+    )]
+    Future {
+        /// Which release.
+        release: ReleaseName,
+        /// What was signed.
+        issued: jiff::Timestamp,
+        /// The hub's time.
+        now: jiff::Timestamp,
+    },
     /// The name was used for other content.
     #[error(
         "{release} was published before with digest {before}, now {now}; a version is never reused: choose a new one"
@@ -362,6 +376,7 @@ fn verify(before: Option<&State>, reply: &MetadataReply, now: jiff::Timestamp) -
         }
     };
     let set = set.update(reply, now)?;
+    not_from_the_future(&set, now)?;
     for root in &reply.roots {
         // The n-th root has version n; those that were skipped are not kept.
         if root_version(root) == Some(roots.len() as u64 + 1) && set.versions().root > roots.len() as u64 {
@@ -370,6 +385,17 @@ fn verify(before: Option<&State>, reply: &MetadataReply, now: jiff::Timestamp) -
     }
     let withdrawn = before.map(|before| withdrawn(before, &set)).transpose()?.unwrap_or_default();
     Ok(State { roots, set, withdrawn })
+}
+
+/// Issue times are the floor of the boxes' time: one that is ahead of the hub's is refused before anybody has it.
+fn not_from_the_future(set: &TrustedSet, now: jiff::Timestamp) -> Result<(), TrustError> {
+    let latest = now.checked_add(ISSUE_SKEW).unwrap_or(jiff::Timestamp::MAX);
+    for (path, target) in set.targets() {
+        if let Some(issued) = target.custom.issued_at.filter(|issued| *issued > latest) {
+            return Err(TrustError::Future { release: release_of(path)?, issued, now });
+        }
+    }
+    Ok(())
 }
 
 /// The releases that are listed no more. One that comes back must have the content that it had.

@@ -113,6 +113,11 @@ impl Paths {
     pub fn renewing_key(&self) -> PathBuf {
         self.0.join("identity/renewing.key")
     }
+    /// The identity before the last renewal, in the same form.
+    #[must_use]
+    pub fn previous_identity(&self) -> PathBuf {
+        self.0.join("identity/previous.pem")
+    }
     /// The first trust root, as the token pinned it.
     #[must_use]
     pub fn first_root(&self) -> PathBuf {
@@ -215,7 +220,14 @@ impl Identity {
     /// # Errors
     /// When a file is missing or not what it must be.
     pub fn load(paths: &Paths) -> Result<Identity, ConfigError> {
-        let path = paths.identity();
+        Identity::read(paths.identity())
+    }
+
+    /// Reads one of its files.
+    ///
+    /// # Errors
+    /// As [`Identity::load`].
+    pub fn read(path: PathBuf) -> Result<Identity, ConfigError> {
         let wrong = |problem: String| ConfigError::Identity { path: path.clone(), problem };
         let pem = fs::read(&path).map_err(|e| wrong(e.to_string()))?;
         let key = PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|e| wrong(e.to_string()))?;

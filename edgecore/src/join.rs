@@ -447,7 +447,9 @@ fn keep(
     durable::write(&paths.identity(), bundle.as_bytes(), 0o600)?;
     config.store()?;
     apps::forget_lost(&paths.apps())?;
-    durable::remove(&paths.renewing_key())?; // it was for the identity before
+    for of_before in [paths.renewing_key(), paths.previous_identity()] {
+        durable::remove(&of_before)?;
+    }
     Ok(durable::remove(&paths.joining_key())?)
 }
 

@@ -337,8 +337,11 @@ impl Trust {
     }
 }
 
+/// The newest issue time that can be true: nothing is issued after the end of what lists it. A signer's clock that was
+/// years ahead would otherwise have everything end at once here, for good.
 fn newest_issue(set: &TrustedSet) -> Option<Timestamp> {
-    set.targets().values().filter_map(|target| target.custom.issued_at).max()
+    let end = set.expiries().into_values().min()?;
+    set.targets().values().filter_map(|target| target.custom.issued_at).filter(|issued| *issued < end).max()
 }
 
 /// What was signed offline raises the floor of the time.

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! In the wire form of TUF, so that [`crate::tuf::TrustedSet`] and any other client verify it. The nonce that the
-//! agent drew for the session comes back in it: it is fresh whatever any clock says. Versions rise from those that
+//! agent drew for the session comes back in it, so that nothing old passes for new while it lasts. Versions rise from those that
 //! the agent says it holds, so a hub that was restored from a backup needs no memory of them.
 //!
 //! Written by the hub ([`Issue::sign`]), read by the agent ([`read`], [`agree`]). Pure.
@@ -41,6 +41,8 @@ pub const LIFETIME_DAYS: i64 = 7;
 pub const ROOT_DAYS: i64 = 730;
 /// Bytes of a nonce.
 pub const NONCE_BYTES: usize = 16;
+/// Highest version and generation that are believed: a thief who signed the highest number there is would leave none.
+pub const MAX_NUMBER: u64 = 1 << 48;
 /// The member of the signed part that holds a [`Directive`].
 const CUSTOM: &str = "custom";
 
@@ -88,6 +90,16 @@ pub enum DirectorError {
         /// Seen.
         seen: u64,
     },
+    /// Its numbers leave no room for any after them.
+    #[error(
+        "fast-forward attack refused: {what} {offered} is beyond any that a hub comes to; replace the online key: crossdock director rekey"
+    )]
+    FastForward {
+        /// Version or generation.
+        what: &'static str,
+        /// Which.
+        offered: u64,
+    },
     /// There is no trusted root to verify it with.
     #[error(
         "the trusted root of the director is lost on this box ({0}), so no assignment can be verified: \
@@ -111,6 +123,7 @@ impl DirectorError {
             DirectorError::WrongNode { .. } => "WrongNode",
             DirectorError::WrongNonce => "Replay",
             DirectorError::Generation { .. } => "Rollback",
+            DirectorError::FastForward { .. } => "FastForward",
             DirectorError::Lost(_) => "DirectorLost",
             DirectorError::Unsigned => "Unsigned",
         }
@@ -259,7 +272,15 @@ pub fn admit(set: &TrustedSet, node: &Name, nonce: &str, seen: u64) -> Result<Di
     if directive.nonce != nonce {
         return Err(DirectorError::WrongNonce);
     }
+    let versions = set.versions();
     let offered = directive.assignment.generation;
+    for (what, offered) in
+        [("version", versions.timestamp.max(versions.snapshot).max(versions.targets)), ("generation", offered)]
+    {
+        if offered > MAX_NUMBER {
+            return Err(DirectorError::FastForward { what, offered });
+        }
+    }
     if offered < seen {
         return Err(DirectorError::Generation { offered, seen });
     }

@@ -100,6 +100,11 @@ impl User {
         places::sees(&self.bindings, kind, &Places::whole())
     }
 
+    /// Whether it may change all there is of a kind.
+    pub(crate) fn changes_all(&self, kind: Resource) -> bool {
+        places::may(&self.bindings, Verb::Update, kind, &Places::whole()).is_ok()
+    }
+
     /// 403: `missing` says what.
     pub(crate) fn forbidden(&self, missing: &str) -> ApiError {
         let has: Vec<String> = self.bindings.iter().map(ToString::to_string).collect();

@@ -236,9 +236,12 @@ pub(crate) async fn update<S: Resource>(
     }
     let old = api.hub.store().get::<S>(&name).await?.ok_or_else(|| missing::<S>(&name))?;
     user.may(Verb::Update, S::RESOURCE, &S::change_at(&api.hub, &old, &object).await)?;
-    if object.metadata.resource_version.is_empty() && !user.sees_all(S::RESOURCE) {
+    if !user.changes_all(S::RESOURCE) {
         // What was allowed is a change of this very version: it must not move elsewhere meanwhile.
-        object.metadata.resource_version.clone_from(&old.metadata.resource_version);
+        let given = std::mem::replace(&mut object.metadata.resource_version, old.metadata.resource_version.clone());
+        if !given.is_empty() && given != old.metadata.resource_version {
+            object.metadata.resource_version = given; // stale: the store says so
+        }
     }
     S::check_update(&api.hub, &old, &object).await?;
     let object = api.hub.store().update(object).await?;

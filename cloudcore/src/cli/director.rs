@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use proto::{
     durable,
     link::message::MetadataReply,
-    tuf::{PublicKey, RoleName, TrustedSet, key::short},
+    tuf::{PublicKey, RoleName, TrustedSet, key::short, schema::RootMeta},
 };
 use serde_json::{Value, json};
 
@@ -55,10 +55,7 @@ pub async fn run(command: DirectorCommand, context: &Context) -> anyhow::Result<
             println!("{}", text(&reply, "/message"));
             if let Ok(key) = serde_json::from_value::<PublicKey>(reply.get("key").cloned().unwrap_or_default()) {
                 durable::write(&public, format!("{}\n", serde_json::to_string_pretty(&key)?).as_bytes(), 0o644)?;
-                println!(
-                    "wrote {}: let the holders of the director's root keys list it as the online key",
-                    public.display()
-                );
+                next_steps(&roots().await?, &public)?;
             }
             Ok(())
         }
@@ -72,10 +69,27 @@ pub async fn run(command: DirectorCommand, context: &Context) -> anyhow::Result<
     }
 }
 
-fn show(roots: &[String]) -> anyhow::Result<()> {
+/// What people have to type so that the new online key signs.
+fn next_steps(roots: &[String], public: &Path) -> anyhow::Result<()> {
+    let root = newest(roots)?;
+    let old = root.roles.get(RoleName::Targets.as_str()).and_then(|keys| keys.keyids.first());
+    let old = old.map(|id| short(id)).unwrap_or_default();
+    println!("wrote {}. What is left, where holders of the director's root keys sign:", public.display());
+    println!("     crossdock director export director");
+    println!("     crossdock key revoke {old} --replace-with {} --repo director", public.display());
+    println!("     crossdock release sign --repo director --key KEY");
+    println!("     crossdock root finish --repo director");
+    println!("     crossdock director publish director");
+    Ok(())
+}
+
+fn newest(roots: &[String]) -> anyhow::Result<RootMeta> {
     let first = roots.first().ok_or_else(|| CliError::new(Exit::Failed, "the hub has no director"))?;
-    let set = TrustedSet::new(first)?.update_root(roots, jiff::Timestamp::MIN)?;
-    let root = set.root();
+    Ok(TrustedSet::new(first)?.update_root(roots, jiff::Timestamp::MIN)?.root().clone())
+}
+
+fn show(roots: &[String]) -> anyhow::Result<()> {
+    let root = newest(roots)?;
     println!("root version {}, ends {}", root.version, root.expires);
     for role in RoleName::ALL {
         let Some(keys) = root.roles.get(role.as_str()) else { continue };
@@ -96,7 +110,10 @@ fn export(dir: &Path, roots: &[String]) -> anyhow::Result<()> {
         durable::write(&file(dir, i + 1), root.as_bytes(), 0o644)?;
     }
     println!("wrote {} root(s) to {}", roots.len(), dir.display());
-    println!("next: crossdock root rotate --repo {}, then crossdock director publish {0}", dir.display());
+    println!(
+        "next: crossdock root rotate --repo {0}, release sign, root finish; then crossdock director publish {0}",
+        dir.display()
+    );
     Ok(())
 }
 

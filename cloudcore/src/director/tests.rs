@@ -1,7 +1,5 @@
 //! The director over its life: made once, restarted, its keys rotated by the hub alone and by people.
 
-use proto::link::message::MetadataRequest;
-
 use super::*;
 
 struct World {
@@ -157,4 +155,39 @@ async fn damaged_roots_are_told_and_never_made_anew() {
     other.open();
     fs::remove_file(other.file("online.pem")).unwrap();
     assert!(matches!(Director::open(other.folder.path(), &other.env), Err(DirectorError::NoKey { version: 1, .. })));
+}
+
+#[tokio::test]
+async fn versions_that_a_thief_ran_far_ahead_are_recovered_from_by_a_new_key() {
+    let world = World::new();
+    let director = world.open();
+    let set = world.take(&director, &pinned(&director), 1).unwrap();
+    let stolen = read_key(&world.file("online.pem")).unwrap().unwrap();
+    let directive = Directive {
+        node: "n1".parse().unwrap(),
+        nonce: "nonce".into(),
+        issued_at: world.env.wall.now(),
+        assignment: Assignment { generation: 1, ..Assignment::default() },
+    };
+    let (expires, version) = (later(world.env.wall.now(), 1), i64::MAX as u64);
+    let forged = Issue { directive, targets: BTreeMap::new(), version, expires }.sign(&stolen).unwrap();
+    let fooled = set.update(&forged, world.env.wall.now()).unwrap();
+    let refused = director::admit(&fooled, &"n1".parse().unwrap(), "nonce", 0).unwrap_err();
+    assert_eq!(refused.code(), "FastForward", "and an agent keeps nothing of it");
+    director.rekey().await.unwrap();
+    let recovered = world.take(&director, &fooled, 2).unwrap();
+    assert_eq!(recovered.versions(), MetadataRequest { root: 2, timestamp: 1, snapshot: 1, targets: 1 });
+}
+
+#[tokio::test]
+async fn the_old_key_stays_until_the_root_that_lists_the_new_one_is_on_disk() {
+    let world = World::new();
+    let director = world.open();
+    let old = fs::read(world.file("online.pem")).unwrap();
+    fs::create_dir(world.file("roots.bak.tmp")).unwrap();
+    assert!(director.rekey().await.is_err());
+    assert_eq!(fs::read(world.file("online.pem")).unwrap(), old);
+    world.take(&world.open(), &pinned(&director), 1).unwrap();
+    fs::remove_dir(world.file("roots.bak.tmp")).unwrap();
+    assert_eq!(director.rekey().await.unwrap(), Rekeyed::Done { root: 2 });
 }

@@ -100,6 +100,9 @@ async fn a_certificate_is_renewed_at_half_of_its_life_and_the_old_key_ends_with_
     assert!(identity.next.is_some(), "both keys are let in: the answer may have been lost");
     let (_still, welcome) = greet(&old, &fixture, &[]).await;
     assert!(welcome.is_some());
+    let early = renew(&old, &fixture).await.err().unwrap();
+    assert!(early.contains("within the hour"), "{early}");
+    fixture.shift(Duration::from_secs(2 * 3600));
     let again = renew(&old, &fixture).await.unwrap();
     let (_unused, welcome) = greet(&again, &fixture, &[feature::RENEW]).await;
     assert!(welcome.is_some());
@@ -259,4 +262,27 @@ async fn what_a_node_signed_of_what_it_runs_is_kept_and_a_wrong_signature_ends_t
     }
     let events = fixture.hub.store().list::<EventSpec>(None).await.unwrap().items;
     assert!(events.iter().any(|event| event.spec.reason == "AttestationWrong"));
+}
+
+#[tokio::test]
+async fn a_token_of_one_site_takes_over_no_node_of_another() {
+    let fixture = Fixture::start().await;
+    let hour = Duration::from_secs(3600);
+    let token = async |site: &str, node: Option<&str>| {
+        fixture.hub.create_token(name(site), node.map(name), 3, hour, Default::default(), false).await.unwrap().1
+    };
+    let early = token("s2", Some("n1")).await;
+    fixture.member("n1").await; // at s1, machine-n1
+    let refused = async |token: &proto::token::Token, machine: &str| {
+        let reply = Machine::new(machine).join(&fixture.hub, token, "n1").await;
+        matches!(&reply, JoinReply::Refused { code, .. } if code == "TokenForOtherSite")
+    };
+    assert!(refused(&early, "m2").await, "it was made while the name was free");
+    assert!(refused(&token("s2", None).await, "machine-n1").await, "whatever the box says it is");
+    assert_eq!(node(&fixture, "n1").await.spec.site.as_str(), "s1");
+    // Who moves a box to another site makes a token for it.
+    let moved = token("s2", Some("n1")).await;
+    let reply = Machine::new("m3").join(&fixture.hub, &moved, "n1").await;
+    assert!(matches!(reply, JoinReply::Accepted { .. }), "{reply:?}");
+    assert_eq!(node(&fixture, "n1").await.spec.site.as_str(), "s2");
 }

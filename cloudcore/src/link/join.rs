@@ -8,6 +8,7 @@
 //! | the machine that has the name | the same node with its new key: a reinstall. No use, if this token admitted the node |
 //! | another machine under a name that is taken | refused: `NameTaken` |
 //! | a key that speaks for another node | refused: `TokenForOtherNode` |
+//! | a node of another site | refused: `TokenForOtherSite`, but with a token for that node which was made since it is there |
 //! | a node that was revoked | refused: `Revoked`, but with a token for that node which was made since |
 //!
 //! The certificate is made from the hub's records; of the request nothing counts but the proven key.
@@ -203,6 +204,7 @@ pub(crate) fn decide(
         return refuse("TokenForOtherNode", message);
     }
     check_revoked(token, &name, nodes)?;
+    check_site(token, &name, nodes)?;
     if known && held.is_some() {
         return Ok(name); // the answer was lost on the way
     }
@@ -228,6 +230,25 @@ pub(crate) fn decide(
         check_free(&name, nodes, request)?;
     }
     Ok(name)
+}
+
+/// The machine's identity is what a box says of itself: a token of one site is not for the nodes of another. Nor is one
+/// for a name that was free when it was made.
+fn check_site(token: &JoinToken, name: &Name, nodes: &[Node]) -> Result<(), Refusal> {
+    let Some(node) = nodes.iter().find(|n| n.name() == name.as_str()) else { return Ok(()) };
+    let is_for_it =
+        token.spec.node.as_ref() == Some(name) && token.metadata.creation_timestamp >= node.metadata.creation_timestamp;
+    if node.spec.site == token.spec.site || is_for_it {
+        return Ok(());
+    }
+    refuse(
+        "TokenForOtherSite",
+        format!(
+            "node {name} stands at another site than {}, for which the token is; use a token for the node: \
+             crossdock token create --site SITE --node {name}",
+            token.spec.site
+        ),
+    )
 }
 
 /// A lost box has its token and its key: neither brings it back.
@@ -296,21 +317,18 @@ async fn write_node(
     let approve = token.spec.approve;
     let (site, labels) = (token.spec.site.clone(), token.spec.labels.clone());
     let change = move |node: &mut Node| {
+        let same_key = node.status.identity.as_ref().filter(|before| before.spki == identity.spki);
+        if let Some(before) = same_key.filter(|before| before.admission != Admission::Revoked) {
+            // The same box asks again: what was changed since stands.
+            let kept = NodeIdentity { not_after: identity.not_after, ..before.clone() };
+            node.status.identity = Some(kept);
+            return;
+        }
         node.spec.site = site.clone();
         node.spec.reboot = None; // it was another installation that was to restart
         node.metadata.labels.extend(labels.clone());
-        // The same key asks again: what was decided about it stands.
-        let before = node
-            .status
-            .identity
-            .as_ref()
-            .filter(|before| before.spki == identity.spki && before.admission != Admission::Revoked);
-        let (admission, admission_since) = match before {
-            Some(before) => (before.admission, before.admission_since),
-            None if approve => (Admission::Pending, None),
-            None => (Admission::Admitted, None),
-        };
-        node.status.identity = Some(NodeIdentity { admission, admission_since, ..identity.clone() });
+        let admission = if approve { Admission::Pending } else { Admission::Admitted };
+        node.status.identity = Some(NodeIdentity { admission, ..identity.clone() });
     };
     let node = match hub.store().modify(name.as_str(), change.clone()).await? {
         Some(node) => node,

@@ -125,12 +125,8 @@ async fn welcome(
         drop(slot);
         join::serve(hub, connection).await;
     } else if alpn == ALPN_RENEW {
-        let Ok(_seat) = joins.try_acquire() else {
-            close(&connection, CloseCode::Overload, "too many boxes join at this moment; come again");
-            return;
-        };
-        drop(slot);
-        renew::serve(hub, connection).await;
+        // Strangers have no part in these: the handshake's slot is held until the node is known to be admitted.
+        renew::serve(hub, connection, slot).await;
     } else if ALPN.contains(&alpn.as_slice()) {
         session::serve(hub, connection, through, slot).await;
     } else {

@@ -5,24 +5,35 @@
 //! The old certificate may have expired; its key must be on the list.
 
 use data_encoding::BASE64;
+use jiff::{SignedDuration, Timestamp};
 use proto::{
+    digest::Digest,
     link::{
         CloseCode,
         frame::{self, MAX_METADATA_BYTES, MAX_REQUEST_BYTES},
         message::{RenewReply, RenewRequest},
     },
-    object::{EventType, NextCertificate, Node},
+    object::{EventType, NextCertificate, Node, NodeSpec},
 };
+
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     PATIENCE,
     admission::{self, Caller, NotAdmitted},
     close,
 };
-use crate::{ca::Ca, events, hub::Hub};
+use crate::{
+    ca::{Ca, NODE_LIFETIME},
+    events,
+    hub::Hub,
+};
+
+/// Between two certificates for keys of one node.
+const NOT_WITHIN: SignedDuration = SignedDuration::from_hours(1);
 
 /// Answers one node and closes its connection.
-pub(crate) async fn serve(hub: &Hub, connection: quinn::Connection) {
+pub(crate) async fn serve(hub: &Hub, connection: quinn::Connection, slot: OwnedSemaphorePermit) {
     let remote = connection.remote_address();
     let talk = async {
         let caller = admission::caller(&connection).map_err(|why| (CloseCode::NotAdmitted, why))?;
@@ -30,6 +41,7 @@ pub(crate) async fn serve(hub: &Hub, connection: quinn::Connection) {
             NotAdmitted::Refused(why) => (CloseCode::NotAdmitted, why),
             NotAdmitted::Store(error) => (CloseCode::Overload, error.to_string()),
         })?;
+        drop(slot);
         let (mut send, mut recv) = connection.accept_bi().await.map_err(|e| (CloseCode::Done, e.to_string()))?;
         let request = frame::read::<RenewRequest>(&mut recv, MAX_REQUEST_BYTES).await;
         let request = request.map_err(|e| (CloseCode::ProtocolError, e.to_string()))?;
@@ -50,6 +62,14 @@ pub(crate) async fn serve(hub: &Hub, connection: quinn::Connection) {
     }
 }
 
+/// Whether a certificate was issued within [`NOT_WITHIN`] for another key than this.
+fn is_early(node: &Node, spki: Digest, now: Timestamp) -> bool {
+    let Some(identity) = &node.status.identity else { return false };
+    let newest = identity.next.as_ref().map_or((identity.spki, identity.not_after), |next| (next.spki, next.not_after));
+    let issued = newest.1.checked_sub(NODE_LIFETIME).unwrap_or(Timestamp::MIN);
+    newest.0 != spki && now.duration_since(issued) < NOT_WITHIN
+}
+
 async fn renew(hub: &Hub, caller: &Caller, request: &RenewRequest) -> RenewReply {
     let refuse = |message: String| RenewReply::Refused { message };
     let Ok(csr) = BASE64.decode(request.csr.as_bytes()) else {
@@ -60,7 +80,7 @@ async fn renew(hub: &Hub, caller: &Caller, request: &RenewRequest) -> RenewReply
         Ok(spki) => spki,
         Err(error) => return refuse(error.to_string()),
     };
-    let taken = hub.store().list::<proto::object::NodeSpec>(None).await.map(|nodes| {
+    let taken = hub.store().list::<NodeSpec>(None).await.map(|nodes| {
         let other = |node: &&Node| node.name() != caller.name.as_str();
         nodes.items.iter().filter(other).any(|n| n.status.identity.as_ref().is_some_and(|i| i.is_of(spki)))
     });
@@ -68,6 +88,15 @@ async fn renew(hub: &Hub, caller: &Caller, request: &RenewRequest) -> RenewReply
         Ok(false) => {}
         Ok(true) => return refuse("the new key speaks for another node; make one of its own".into()),
         Err(error) => return refuse(format!("the hub could not look the key up ({error}); try again")),
+    }
+    match hub.store().get::<NodeSpec>(caller.name.as_str()).await {
+        Ok(node) if node.as_ref().is_some_and(|node| is_early(node, spki, hub.env().wall.now())) => {
+            return refuse(
+                "its certificate was renewed within the hour, for another key; ask with that one, or later".into(),
+            );
+        }
+        Ok(_) => {}
+        Err(error) => return refuse(format!("the hub could not look the node up ({error}); try again")),
     }
     let certificate = match hub.ca().issue_node(&caller.name, &csr) {
         Ok(certificate) => certificate,

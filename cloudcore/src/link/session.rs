@@ -34,6 +34,8 @@ use super::{
 };
 use crate::{events, hub::Hub, store::StoreError};
 
+/// Most apps that a node may report.
+const MAX_WORKLOADS: usize = 512;
 /// The director's metadata is signed anew at half of its life.
 const SIGN_AGAIN: Duration = Duration::from_secs(LIFETIME_DAYS.unsigned_abs() * 86_400 / 2);
 
@@ -226,10 +228,15 @@ async fn listen(
         through.look(connection.remote_address());
         match message {
             AgentMessage::Hello(_) => return Err(SessionError::Protocol("a second Hello".into())),
+            AgentMessage::Report(report) if report.workloads.len() > MAX_WORKLOADS => {
+                let apps = report.workloads.len();
+                return Err(SessionError::Protocol(format!("a report of {apps} apps; {MAX_WORKLOADS} are the most")));
+            }
             AgentMessage::Report(report) => {
                 turn.heard(None);
                 let signed = match notary.check(&report, hub.env().wall.now()) {
                     Ok(signed) => signed,
+                    Err(why) if !turn.take_share() => return Err(SessionError::Protocol(why)),
                     Err(why) => {
                         let (kind, warning, reason) = ("Node", EventType::Warning, "AttestationWrong");
                         events::record(hub.store(), hub.env(), kind, name.as_str(), warning, reason, &why, "hub").await;

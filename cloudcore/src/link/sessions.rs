@@ -287,7 +287,8 @@ impl Turn {
         }
     }
 
-    fn take_share(&self) -> bool {
+    /// Takes of the node's share of this minute's events.
+    pub(crate) fn take_share(&self) -> bool {
         let mut nodes = self.sessions.nodes();
         let Some(entry) = nodes.get_mut(self.name.as_str()) else { return false };
         let told = entry.told.get_or_insert_with(|| (Instant::now(), 0));

@@ -42,6 +42,9 @@ pub fn targets(repository: &Repository, old: Option<&TargetsMeta>, new: &Targets
                 lines.extend(differences(old, target));
                 lines.extend(content(repository, &before, target));
             }
+            Some(_) if old.is_some_and(|old| old.targets.get(*path) != new.targets.get(*path)) => {
+                lines.push(format!("CHANGES  {name} in fields that this version does not know: do not sign blindly"));
+            }
             Some(_) => {}
         }
     }
@@ -53,11 +56,11 @@ pub fn targets(repository: &Repository, old: Option<&TargetsMeta>, new: &Targets
         }
     }
     for path in new.targets.keys().filter(|path| !after.contains_key(path.as_str())) {
-        lines.push(format!("lists    {path}, which is not a release that this version understands"));
+        lines.push(format!("lists    {}, which is not a release that this version understands", plain(path)));
     }
     for path in old.iter().flat_map(|old| old.targets.keys()) {
         if !before.contains_key(path.as_str()) && !new.targets.contains_key(path) {
-            lines.push(format!("removes  {path}, which is not a release that this version understands"));
+            lines.push(format!("removes  {}, which is not a release that this version understands", plain(path)));
         }
     }
     lines.extend(unknown(old.map(|old| &old.other), &new.other));
@@ -69,7 +72,11 @@ pub fn targets(repository: &Repository, old: Option<&TargetsMeta>, new: &Targets
 fn differences(old: &Target, new: &Target) -> Vec<String> {
     let (was, is) = (&old.custom, &new.custom);
     let hardware = |set: &BTreeSet<String>| {
-        if set.is_empty() { "any".to_owned() } else { set.iter().cloned().collect::<Vec<_>>().join(", ") }
+        if set.is_empty() {
+            "any".to_owned()
+        } else {
+            set.iter().map(|class| plain(class)).collect::<Vec<_>>().join(", ")
+        }
     };
     let mut lines = vec![];
     if was.release_counter != is.release_counter {
@@ -86,10 +93,16 @@ fn differences(old: &Target, new: &Target) -> Vec<String> {
     lines
 }
 
+/// What somebody else wrote, without what would move a terminal's cursor.
+fn plain(text: &str) -> String {
+    text.escape_debug().to_string()
+}
+
 fn facts(target: &Target) -> String {
-    let hardware = target.custom.hardware.iter().cloned().collect::<Vec<_>>().join(", ");
+    let hardware = target.custom.hardware.iter().map(|class| plain(class)).collect::<Vec<_>>().join(", ");
     let hardware = if hardware.is_empty() { "any hardware".to_owned() } else { hardware };
-    format!("counter {}, manifest {}, {hardware}", target.custom.release_counter, target.digest.short())
+    let issued = target.custom.issued_at.map(|at| format!(", issued {at}")).unwrap_or_default();
+    format!("counter {}, manifest {}, {hardware}{issued}", target.custom.release_counter, target.digest.short())
 }
 
 /// What a release contains, against the newest listed release of the same app.

@@ -3,6 +3,8 @@
 //! Pure: a root and who is where gives the steps. `crossdock key drill` prints them; the end-to-end test runs the very
 //! commands that it prints.
 
+pub mod hub;
+
 use std::{fmt, str::FromStr};
 
 use proto::tuf::{RoleName, schema::RootMeta};

@@ -278,10 +278,14 @@ impl Assignments {
             (_, None) => Err(TufError::Missing { role: proto::tuf::RoleName::Root }),
         };
         let base = base.map_err(|e| self.refused(e.into()))?;
+        // What the keys of a new root no longer vouch for is no floor: a thief may have signed a generation far ahead.
+        let vouched = base.update_root(&reply.roots, self.clock.now()).is_ok_and(|next| next.targets_meta().is_some());
+        let known = base.targets_meta().is_some();
+        let seen = if known && !vouched { 0 } else { self.generation() };
         let taken = base
             .update(reply, self.clock.now())
             .map_err(DirectorError::from)
-            .and_then(|set| Ok((director::admit(&set, &self.place.node, nonce, self.generation())?, set)));
+            .and_then(|set| Ok((director::admit(&set, &self.place.node, nonce, seen)?, set)));
         let (directive, set) = taken.map_err(|e| self.refused(e))?;
         let targets = |set: &TrustedSet| set.targets_meta().map(|meta| meta.targets.clone());
         let as_before = self.current.borrow().as_ref() == Some(&directive.assignment)
@@ -291,9 +295,10 @@ impl Assignments {
             let (record, shared) = (self.place.record.clone(), set.clone());
             self.kept(self.env.blocking.run(move || store(&record, &shared)).await)?;
         }
-        if !self.place.first_root.exists() {
+        let first = first.or_else(|| (set.versions().root == 1).then(|| set.documents().root));
+        if let Some(root) = first.filter(|_| !self.place.first_root.exists()) {
             // After the record: with it alone the box would have lost something.
-            let (path, root) = (self.place.first_root.clone(), first.unwrap_or_else(|| set.documents().root));
+            let path = self.place.first_root.clone();
             self.kept(self.env.blocking.run(move || durable::write(&path, root.as_bytes(), 0o600)).await)?;
         }
         *self.known() = Known::Director(set.clone());

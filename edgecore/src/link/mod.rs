@@ -169,12 +169,15 @@ impl Link {
         let started = self.shared.env.wall.now();
         let seed = self.shared.env.seed.child(&format!("link at {started}"));
         let mut rng = seed.stream("reconnect");
-        let mut renew = false;
+        let (mut renew, mut previous) = (false, false);
         for attempt in 0.. {
             let own = seed.child(&format!("connection {attempt}"));
-            let (problem, lived) = self.attempt(attempt, &own, Purpose::of(renew)).await;
+            let (problem, lived) = self.attempt(attempt, &own, Purpose::of(renew), previous).await;
             // Whatever came of renewing: the next attempt is for a session, which the hub may end so again.
             renew = !renew && problem.reason == problem::RENEW;
+            // A hub from before the last renewal lets the key of then in, and has it renewed again.
+            let other = problem.reason == problem::NOT_ADMITTED && self.shared.paths.previous_identity().exists();
+            previous = if other { !previous } else { previous && problem.reason != RENEWED };
             self.live.send_replace(None);
             self.online.send_replace(false);
             backoff.ended(lived);
@@ -197,10 +200,12 @@ impl Link {
     }
 
     /// One attempt and the session that follows; why it ended and how long the session lived.
-    async fn attempt(&self, attempt: usize, seed: &Seed, purpose: Purpose) -> (Problem, Duration) {
+    async fn attempt(&self, attempt: usize, seed: &Seed, purpose: Purpose, previous: bool) -> (Problem, Duration) {
         // Read anew: joining again replaces identity and addresses under a running agent.
         let config = AgentConfig::load(self.shared.paths.data_dir());
-        let prepared = config.and_then(|config| Ok((config, Identity::load(&self.shared.paths)?)));
+        let paths = &self.shared.paths;
+        let file = if previous { paths.previous_identity() } else { paths.identity() };
+        let prepared = config.and_then(|config| Ok((config, Identity::read(file)?)));
         let (config, identity) = match prepared {
             Ok(prepared) => prepared,
             Err(error) => return (Problem::new("Local", error.to_string()), Duration::ZERO),

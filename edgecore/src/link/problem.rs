@@ -14,6 +14,9 @@ pub struct Problem {
     pub message: String,
 }
 
+/// Reason of a hub that does not know the key.
+pub(crate) const NOT_ADMITTED: &str = "NotAdmitted";
+
 /// Reason of a session that ended so that the certificate is renewed.
 pub(crate) const RENEW: &str = "Renew";
 
@@ -56,7 +59,7 @@ impl Problem {
     fn closed(code: CloseCode, hub: &str) -> Problem {
         match code {
             CloseCode::NotAdmitted => Problem::new(
-                "NotAdmitted",
+                NOT_ADMITTED,
                 format!(
                     "hub {hub} does not admit this node: its key is not, or no longer, on the hub's list, \
                      or waits for approval (crossdock node approve). \

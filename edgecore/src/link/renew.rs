@@ -6,7 +6,8 @@
 //!
 //! The hub says when: it closes a session whose certificate is past half of its life, or past its end, with
 //! [`CloseCode::Renew`]. So no clock of this box takes part. A cut at any point, or a lost answer, is mended by asking
-//! again with the same key: the hub lets both keys in until the new one is shown.
+//! again with the same key: the hub lets both keys in until the new one is shown. The identity of before is kept: a hub
+//! that came back from a backup knows no other.
 
 use std::{fs, time::Duration};
 
@@ -70,9 +71,10 @@ pub(crate) fn key_at(path: &std::path::Path, env: &Env, purpose: &str) -> Result
 
 /// Renews on a connection with [`proto::link::ALPN_RENEW`], which shows `old`.
 pub(crate) async fn renew(env: &Env, paths: &Paths, old: &Identity, connection: &Connection) -> Result<(), RenewError> {
+    let before = fs::read(paths.identity()).unwrap_or_default();
     // Each certificate has a key of its own, also where randomness repeats itself.
-    let before = old.chain.first().map(|leaf| Digest::of(leaf)).unwrap_or_else(|| Digest::of(b""));
-    let key = key_at(&paths.renewing_key(), env, &format!("node key after {before}"))?;
+    let leaf = old.chain.first().map(|leaf| Digest::of(leaf)).unwrap_or_else(|| Digest::of(b""));
+    let key = key_at(&paths.renewing_key(), env, &format!("node key after {leaf}"))?;
     let csr = CertificateParams::new(vec![])?.serialize_request(&key)?;
     let request = RenewRequest { csr: BASE64.encode(csr.der()) };
     let answered = timeout(ANSWER, async {
@@ -95,12 +97,20 @@ pub(crate) async fn renew(env: &Env, paths: &Paths, old: &Identity, connection: 
         RenewReply::Renewed { certificates } => {
             check(old, &key, &certificates)?;
             let bundle = format!("{}{certificates}", key.serialize_pem());
-            let (identity, renewing) = (paths.identity(), paths.renewing_key());
+            let (identity, renewing, previous) = (paths.identity(), paths.renewing_key(), paths.previous_identity());
             let write = move || {
+                if fs::read(&identity).ok() != Some(before.clone()) {
+                    return Ok(false); // the box joined again meanwhile: that identity is the newer one
+                }
+                durable::write(&previous, &before, 0o600)?;
                 durable::write(&identity, bundle.as_bytes(), 0o600)?;
-                durable::remove(&renewing)
+                durable::remove(&renewing)?;
+                Ok::<_, DurableError>(true)
             };
-            Ok(env.blocking.run(write).await?)
+            match env.blocking.run(write).await? {
+                true => Ok(()),
+                false => Err(RenewError::Answer("this box has another identity by now")),
+            }
         }
     }
 }

@@ -340,3 +340,15 @@ async fn withheld_metadata_is_told_by_role_and_what_is_accepted_stays() {
     world.set_clock("2031-01-02T00:00:00Z");
     assert!(!trust.look().await.0.contains_key("release timestamp"));
 }
+
+#[tokio::test]
+async fn a_release_from_the_future_moves_no_box_there() {
+    let world = World::new();
+    let ahead = publication_until(1, &[("1", 1)], Some("2099-01-01T00:00:00Z"), EXPIRES);
+    *world.hub.0.lock().unwrap() = Some(ahead);
+    let trust = world.open();
+    world.accept(&trust, "1", 0).await.unwrap();
+    assert_eq!(trust.clock.now(), at("2030-06-01T00:00:00Z"));
+    world.publish(2, &[("1", 1), ("2", 2)]);
+    assert_eq!(world.accept(&world.open(), "2", 0).await.unwrap().counter, 2);
+}

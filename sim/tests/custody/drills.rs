@@ -216,6 +216,63 @@ impl Fleet {
 }
 
 #[tokio::test]
+async fn a_stolen_online_key_is_worth_nothing_after_its_drill() -> anyhow::Result<()> {
+    let fleet = Fleet::open().await?;
+    let desk = &fleet.desk;
+    let roots = async || -> anyhow::Result<Vec<String>> {
+        Ok(serde_json::from_value::<MetadataReply>(fleet.hub.get_value("director", "metadata").await?)?.roots)
+    };
+    let first = roots().await?;
+    let node = TrustedSet::new(first.first().context("a first root")?)?;
+    let stolen = SecretKey::from_pem(&desk.read("hub/director/online.pem")?)?;
+    let listed = |set: &TrustedSet| set.root().keys.contains_key(&stolen.id());
+    ensure!(listed(&node));
+
+    // The hub holds the director's root key, as a new one does: one command.
+    let printed = desk.run("crossdock key drill stolen-online-key --repo repo")?;
+    ensure!(printed.contains("     crossdock director rekey"), "{printed}");
+    let said = desk.stage.crossdock(&["director", "rekey"]).await?;
+    ensure!(said.contains("signs since root version 2"), "{said}");
+    let second = node.update_root(&roots().await?, now())?;
+    ensure!(!listed(&second), "the stolen key is listed");
+
+    // Two people hold it from now on, and none of the hub.
+    for name in ["boss-a", "boss-b"] {
+        desk.run(&format!("crossdock keys new {name} --no-passphrase"))?;
+    }
+    let owner = SecretKey::from_pem(&desk.read("hub/director/root.pem")?)?;
+    desk.write("owner.pem", &owner.to_pem()?)?;
+    desk.stage.crossdock(&["director", "export", "own"]).await?;
+    desk.run(&format!(
+        "crossdock root rotate --repo own --replace-key root {} boss-a.pub --add-key root boss-b.pub --threshold root 2",
+        owner.id()
+    ))?;
+    desk.run("crossdock release sign --repo own --key owner.pem --key boss-a.pem --key boss-b.pem")?;
+    desk.run("crossdock root finish --repo own")?;
+    desk.stage.crossdock(&["director", "publish", "own"]).await?;
+    std::fs::remove_file(desk.stage.path("hub/director/root.pem"))?;
+
+    // Stolen again: now the commands that are printed, and both sign.
+    let stolen = SecretKey::from_pem(&desk.read("hub/director/online.pem")?)?;
+    let said = desk.stage.crossdock(&["director", "rekey"]).await?;
+    let mut typed = 0;
+    for line in said.lines().filter_map(|line| line.strip_prefix("     ")) {
+        let signers: &[&str] = if line.ends_with(" KEY") { &["boss-a.pem", "boss-b.pem"] } else { &[""] };
+        for signer in signers {
+            let filled = line.replace(" KEY", &format!(" {signer}"));
+            let args: Vec<&str> = filled.split(' ').skip(1).filter(|arg| !arg.is_empty()).collect();
+            desk.stage.crossdock(&args).await.with_context(|| format!("in the drill: {line}"))?;
+            typed += 1;
+        }
+    }
+    ensure!(typed == 6, "the drill is not whole: {said}");
+    let last = second.update_root(&roots().await?, now())?;
+    ensure!(last.versions().root == 4 && !last.root().keys.contains_key(&stolen.id()), "{:?}", last.versions());
+    ensure!(desk.stage.crossdock(&["director", "show"]).await?.contains("root version 4"));
+    fleet.desk.stage.close().await
+}
+
+#[tokio::test]
 async fn with_one_root_key_alone_the_drill_says_to_start_over_and_how() -> anyhow::Result<()> {
     let desk = Desk::open().await?;
     desk.write("pass", "correct horse")?;

@@ -1,6 +1,6 @@
 //! `crossdock keys revoke` and `crossdock keys drill`: a key is lost or stolen.
 
-use std::path::Path;
+use std::{path::Path, str::FromStr};
 
 use clap::Args;
 use proto::env::{SystemClock, WallClock as _};
@@ -14,7 +14,10 @@ use crate::{
     },
     release::{
         Repository,
-        drill::{self, Case, Ground},
+        drill::{
+            self, Case, Ground, Step,
+            hub::{self, HubCase},
+        },
         rotate::Duty,
         signer::KeyRef,
     },
@@ -35,14 +38,29 @@ pub(super) struct RevokeArgs {
 /// Arguments of `crossdock keys drill`.
 #[derive(Debug, Args)]
 pub(super) struct DrillArgs {
-    /// What happened: lost-root-key, stolen-root-key, lost-targets-key, stolen-targets-key, lost-pipeline-key or
-    /// stolen-pipeline-key.
-    name: Case,
+    /// What happened: lost-root-key, stolen-root-key, lost-targets-key, stolen-targets-key, lost-pipeline-key,
+    /// stolen-pipeline-key, stolen-online-key or stolen-hub.
+    name: Drill,
     /// Which key it is: its ID, its name in the root, a file, or agent:WHICH.
     #[arg(long)]
     key: Option<String>,
     #[command(flatten)]
     passphrase: PassphraseArgs,
+}
+
+/// A drill by its name.
+#[derive(Debug, Clone, Copy)]
+enum Drill {
+    Key(Case),
+    Hub(HubCase),
+}
+
+impl FromStr for Drill {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Drill, String> {
+        let hubs = HubCase::ALL.map(|case| case.to_string()).join(", ");
+        text.parse().map(Drill::Hub).or_else(|()| text.parse().map(Drill::Key).map_err(|e| format!("{e}, {hubs}")))
+    }
 }
 
 pub(super) fn revoke(repo: &Path, args: &RevokeArgs) -> anyhow::Result<()> {
@@ -61,7 +79,22 @@ pub(super) fn revoke(repo: &Path, args: &RevokeArgs) -> anyhow::Result<()> {
     show_next(&repository).map_err(failed)
 }
 
+fn show(steps: &[Step]) {
+    for (n, step) in (1..).zip(steps) {
+        println!("\n{n}. {}", step.text);
+        step.commands.iter().for_each(|command| println!("     {command}"));
+    }
+}
+
 pub(super) fn drill(repo: &Path, args: &DrillArgs) -> anyhow::Result<()> {
+    let case = match args.name {
+        Drill::Key(case) => case,
+        Drill::Hub(case) => {
+            println!("{case}");
+            show(&hub::steps(case, &repo.display().to_string()));
+            return Ok(());
+        }
+    };
     let repository = Repository::open(repo).map_err(failed)?;
     let root = match repository.newest_root().map_err(failed)? {
         Some(root) => root,
@@ -73,7 +106,7 @@ pub(super) fn drill(repo: &Path, args: &DrillArgs) -> anyhow::Result<()> {
     };
     let key = match &args.key {
         Some(text) => Some(resolve(&root, text, &args.passphrase).map_err(failed)?),
-        None => only(args.name.duty),
+        None => only(case.duty),
     };
     let own: Vec<(Duty, String)> = Duty::ALL
         .into_iter()
@@ -88,10 +121,7 @@ pub(super) fn drill(repo: &Path, args: &DrillArgs) -> anyhow::Result<()> {
         own: &own,
         key: key.as_deref(),
     };
-    println!("{}, repository {}, root version {}", args.name, repo.display(), root.version);
-    for (n, step) in (1..).zip(drill::steps(args.name, &ground)) {
-        println!("\n{n}. {}", step.text);
-        step.commands.iter().for_each(|command| println!("     {command}"));
-    }
+    println!("{case}, repository {}, root version {}", repo.display(), root.version);
+    show(&drill::steps(case, &ground));
     Ok(())
 }

@@ -20,6 +20,17 @@ fn online() -> SecretKey {
     SecretKey::from_seed(&[22; 32])
 }
 
+/// The second root: another online key in the place of the stolen one.
+fn rotated() -> String {
+    let owner = SecretKey::from_seed(&[21; 32]);
+    let key = SecretKey::from_seed(&[23; 32]).public();
+    let expires = "2100-01-01T00:00:00Z".parse().unwrap();
+    let root = proto::tuf::schema::RootMeta { version: 2, ..director::root(&[owner.public()], 1, &key, expires) };
+    let mut document = Document::new(&root).unwrap();
+    document.sign(&owner);
+    document.text()
+}
+
 fn root() -> String {
     let owner = SecretKey::from_seed(&[21; 32]);
     let root = director::root(&[owner.public()], 1, &online().public(), Timestamp::MAX);
@@ -223,4 +234,30 @@ async fn a_lost_root_of_the_director_fails_closed_until_the_box_joins_again() {
     }
     begin(&world.place(), &root()).unwrap();
     world.direct(&world.open(), "n1", at(6)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_generation_that_a_thief_ran_far_ahead_goes_with_the_thiefs_key() {
+    let world = World::directed();
+    let assignments = world.open();
+    assert_eq!(world.direct(&assignments, "n1", at((1 << 48) + 1)).await, Err("FastForward"));
+    world.direct(&assignments, "n1", at(1 << 48)).await.unwrap();
+    assert_eq!(world.direct(&assignments, "n1", at(6)).await, Err("Rollback"));
+
+    let request = assignments.request();
+    let issue = Issue {
+        directive: Directive {
+            node: "n1".parse().unwrap(),
+            nonce: request.nonce.clone(),
+            issued_at: "2030-01-01T00:00:00Z".parse().unwrap(),
+            assignment: at(6),
+        },
+        targets: Default::default(),
+        version: 1,
+        expires: "2099-01-01T00:00:00Z".parse().unwrap(),
+    };
+    let signed = issue.sign(&SecretKey::from_seed(&[23; 32])).unwrap();
+    let reply = MetadataReply { roots: vec![root(), rotated()], ..signed };
+    assert_eq!(world.direct_with(&assignments, &reply, &request.nonce).await, Ok(()));
+    assert_eq!((assignments.generation(), world.open().generation()), (6, 6));
 }
