@@ -22,6 +22,7 @@
 //! | [`stage`] | a fleet as processes on one machine, for demo, tests and benches |
 //! | `bounded` | files and streams of others, read up to a bound |
 //! | `unknown` | fields that are skipped, and told |
+//! | `harness` | parsers behind closed doors, for the fuzzers |
 //! | [`cli`] | the command `crossdock` |
 
 #![forbid(unsafe_code)]
@@ -37,6 +38,8 @@ pub mod cli;
 pub mod config;
 pub mod director;
 pub mod events;
+#[doc(hidden)]
+pub mod harness;
 pub mod hub;
 pub mod init;
 pub mod link;

@@ -190,7 +190,7 @@ fn read_all(path: &Path) -> anyhow::Result<Vec<(String, String)>> {
 }
 
 /// The objects of a text with one or several YAML (or JSON) documents.
-fn parse(text: &str) -> anyhow::Result<Vec<(&'static KindInfo, Value)>> {
+pub(crate) fn parse(text: &str) -> anyhow::Result<Vec<(&'static KindInfo, Value)>> {
     let documents: Vec<Value> = serde_saphyr::from_multiple(text)?;
     let mut objects = vec![];
     for (i, mut document) in documents.into_iter().enumerate() {
