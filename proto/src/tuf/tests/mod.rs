@@ -7,6 +7,7 @@
 mod documents;
 mod roots;
 mod signatures;
+mod signing;
 mod thieves;
 mod versions;
 
