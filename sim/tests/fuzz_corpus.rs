@@ -147,6 +147,25 @@ fn no_input_of_the_corpus_or_near_it_does_harm() {
     }
 }
 
+/// JSON in texts in JSON: each text began the bound of depth anew, and 135 KB ended the stack of a hub's thread.
+#[test]
+fn json_in_texts_does_not_end_the_stack() {
+    let deep = |inner: &str| format!("{}{inner}{}", "[".repeat(120), "]".repeat(120));
+    let raw = |text: String| deep(&serde_json::json!({"$serde_json::private::RawValue": text}).to_string());
+    let spec = (0..15).fold(deep(""), |text, _| raw(text));
+    let body = format!(
+        r#"{{"apiVersion":"{}","kind":"Node","metadata":{{"name":"a"}},"spec":{{"x":{spec}}}}}"#,
+        proto::API_VERSION
+    );
+    for target in ["hub_bodies", "provenance"] {
+        let input = if target == "hub_bodies" { format!("\0{body}") } else { body.clone() };
+        let run = TARGETS.iter().find(|(name, ..)| *name == target).unwrap().1;
+        // As large as a worker's of tokio.
+        let thread = std::thread::Builder::new().stack_size(2 << 20).spawn(move || run(input.as_bytes()));
+        thread.unwrap().join().unwrap();
+    }
+}
+
 /// For `sim/fuzz/run`: the seeds as files, where libFuzzer looks for them.
 #[test]
 #[ignore = "writes into sim/fuzz/corpus"]
