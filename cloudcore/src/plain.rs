@@ -8,7 +8,7 @@
 use std::fmt;
 
 use serde::{
-    Deserializer,
+    Deserialize, Deserializer,
     de::{DeserializeOwned, DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor},
 };
 
@@ -24,6 +24,15 @@ pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::E
     Walk.deserialize(&mut reader)?;
     reader.end()?;
     serde_json::from_slice(bytes)
+}
+
+/// A value of any form, looked at and forgotten; for readers of other formats.
+pub(crate) struct Plain;
+
+impl<'de> Deserialize<'de> for Plain {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Plain, D::Error> {
+        deserializer.deserialize_any(Walk).map(|()| Plain)
+    }
 }
 
 /// Goes through a value and looks at its keys.
@@ -43,6 +52,18 @@ impl<'de> Visitor<'de> for Walk {
         f.write_str("JSON")
     }
     fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_none<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(Walk)
+    }
+    fn visit_i128<E>(self, _: i128) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_u128<E>(self, _: u128) -> Result<(), E> {
         Ok(())
     }
     fn visit_bool<E>(self, _: bool) -> Result<(), E> {

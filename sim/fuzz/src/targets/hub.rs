@@ -30,7 +30,7 @@ pub(super) fn manifest(data: &[u8]) {
     {
         inside(path.as_str());
     }
-    let Ok(value) = serde_json::from_slice::<Value>(data) else { return };
+    let Some(value) = value(data) else { return };
     let word = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default();
     let Ok(name) = format!("{}@{}", word("app"), word("version")).parse::<ReleaseName>() else { return };
     let Ok(manifest) = Manifest::parse(data, &name) else { return };
@@ -41,6 +41,12 @@ pub(super) fn manifest(data: &[u8]) {
     assert_eq!(paths.len(), manifest.files.len());
     assert!(manifest.files.iter().all(|file| file.size <= manifest.total_bytes()));
     assert!(manifest.content().count() >= manifest.files.len());
+}
+
+/// JSON of any form, but for what `serde_json` reads as something else (see `cloudcore::plain`).
+fn value(data: &[u8]) -> Option<Value> {
+    let taken = std::str::from_utf8(data).ok()?.contains("serde_json::private");
+    if taken { None } else { serde_json::from_slice(data).ok() }
 }
 
 fn inside(path: &str) {
@@ -86,7 +92,7 @@ pub(super) fn provenance(data: &[u8]) {
     if let Ok(bill) = Bill::parse(text) {
         assert!(!bill.format.chars().any(char::is_control));
     }
-    if let Ok(value) = serde_json::from_str::<Value>(text)
+    if let Some(value) = value(data)
         && let Some(key) = jwt::Key::read(&value)
     {
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
