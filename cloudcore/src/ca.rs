@@ -332,7 +332,7 @@ fn serial(env: &Env, parts: &[&[u8]]) -> SerialNumber {
 }
 
 /// The SubjectPublicKeyInfo of a request, after its signature was checked.
-fn proven_key_der(csr: &[u8]) -> Result<Vec<u8>, CaError> {
+pub(crate) fn proven_key_der(csr: &[u8]) -> Result<Vec<u8>, CaError> {
     if csr.len() > MAX_CSR_BYTES {
         return Err(CaError::Request("it is too large"));
     }

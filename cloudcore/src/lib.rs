@@ -21,7 +21,9 @@
 //! | [`release`] | the release engineer's side: build, sign, publish |
 //! | [`stage`] | a fleet as processes on one machine, for demo, tests and benches |
 //! | `bounded` | files and streams of others, read up to a bound |
+//! | `plain` | JSON of others, which must say what it means |
 //! | `unknown` | fields that are skipped, and told |
+//! | `harness` | parsers behind closed doors, for the fuzzers |
 //! | [`cli`] | the command `crossdock` |
 
 #![forbid(unsafe_code)]
@@ -37,9 +39,12 @@ pub mod cli;
 pub mod config;
 pub mod director;
 pub mod events;
+#[doc(hidden)]
+pub mod harness;
 pub mod hub;
 pub mod init;
 pub mod link;
+mod plain;
 pub mod planner;
 pub mod release;
 mod roots;

@@ -123,8 +123,12 @@ mod tests {
         assert!(!good.verifies(&public, &n1, &moved), "another generation");
         let again = Attestation { counter: 2, ..good.clone() };
         assert!(!again.verifies(&public, &n1, &report(b"1")), "another counter");
-        let elsewhere = Attestation { nonce: "other".into(), ..good };
+        let elsewhere = Attestation { nonce: "other".into(), ..good.clone() };
         assert!(!elsewhere.verifies(&public, &n1, &report(b"1")), "another session");
+        // The form, with what it is at its head: no signature for another purpose is one of these.
+        let form = r#"{"_type":"KIND","counter":1,"node":"n1","nonce":"nonce","observedGeneration":3,"running":{"web":"DIGEST"}}"#;
+        let form = form.replace("KIND", KIND).replace("DIGEST", &Digest::of(b"1").to_string());
+        assert_eq!(good.signature, key.sign(form.as_bytes()));
         let absurd = Report { observed_generation: u64::MAX, ..report(b"1") };
         assert!(!Attestation::sign(&key, &n1, "nonce", 1, &absurd).verifies(&public, &n1, &absurd));
     }

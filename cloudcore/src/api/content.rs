@@ -38,7 +38,7 @@ use crate::{
         places::{Places, Reach},
     },
     blobs::{BlobError, MAX_BLOB_BYTES},
-    events,
+    events, plain,
 };
 
 fn digest(text: &str) -> Result<Digest, ApiError> {
@@ -111,7 +111,7 @@ async fn get_metadata(
 /// when one cannot be read. Their paths are `APP/VERSION.json`, or publishing refuses them.
 fn apps_of(before: Option<&str>, now: &str) -> Reach {
     let targets = |text: &str| -> Option<Map<String, Value>> {
-        let mut document: Value = serde_json::from_str(text).ok()?;
+        let mut document: Value = plain::read(text.as_bytes()).ok()?;
         match document.pointer_mut("/signed/targets")?.take() {
             Value::Object(targets) => Some(targets),
             _ => None,

@@ -33,7 +33,7 @@ mod guard;
 mod kinds;
 pub mod limits;
 mod nodes;
-mod objects;
+pub(crate) mod objects;
 mod rim;
 mod rollouts;
 mod server;

@@ -21,7 +21,7 @@ use super::{Api, ApiError, MAX_OBJECT_BYTES, auth::User, guard::told, stream};
 use crate::{
     access::{self, Verb, places::Places},
     hub::Hub,
-    store,
+    plain, store,
 };
 
 /// Most labels of an object, and annotations.
@@ -295,7 +295,7 @@ pub(crate) async fn read_json<T: DeserializeOwned>(body: Body, limit_bytes: usiz
         let text = format!("the body is larger than {limit_bytes} bytes, or ended early ({e})");
         ApiError::too_large(text)
     })?;
-    serde_json::from_slice(&bytes).map_err(|e| ApiError::bad_request(format!("the body is not what it should be: {e}")))
+    plain::read(&bytes).map_err(|e| ApiError::bad_request(format!("the body is not what it should be: {e}")))
 }
 
 /// Whether the body was given up by `super::rim`.

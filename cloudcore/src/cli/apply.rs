@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     bounded,
+    plain::Plain,
     unknown::{self, fields_of},
 };
 
@@ -190,7 +191,8 @@ fn read_all(path: &Path) -> anyhow::Result<Vec<(String, String)>> {
 }
 
 /// The objects of a text with one or several YAML (or JSON) documents.
-fn parse(text: &str) -> anyhow::Result<Vec<(&'static KindInfo, Value)>> {
+pub(crate) fn parse(text: &str) -> anyhow::Result<Vec<(&'static KindInfo, Value)>> {
+    serde_saphyr::from_multiple::<Plain>(text)?;
     let documents: Vec<Value> = serde_saphyr::from_multiple(text)?;
     let mut objects = vec![];
     for (i, mut document) in documents.into_iter().enumerate() {

@@ -141,9 +141,13 @@ fn known_fields() -> [&'static [&'static str]; 12] {
 
 /// A `release.yaml`, and the warnings about it.
 fn read_yaml(path: &Path) -> Result<(ReleaseYaml, Vec<String>), ReleaseError> {
+    parse_yaml(path, &read_text(path, MAX_RELEASE_YAML_BYTES)?)
+}
+
+/// The same from its text; `path` is for people.
+pub(crate) fn parse_yaml(path: &Path, text: &str) -> Result<(ReleaseYaml, Vec<String>), ReleaseError> {
     let refuse = |problem: String| Err(ReleaseError::Yaml { path: path.to_owned(), problem });
-    let text = read_text(path, MAX_RELEASE_YAML_BYTES)?;
-    let (yaml, skipped) = match unknown::read_yaml::<ReleaseYaml>(&text) {
+    let (yaml, skipped) = match unknown::read_yaml::<ReleaseYaml>(text) {
         Ok(read) => read,
         Err(e) => return refuse(format!("{e}\nA commented example: crossdock release init --sample")),
     };

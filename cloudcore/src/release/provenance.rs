@@ -15,6 +15,7 @@ use proto::{
 use serde_json::Value;
 
 use super::{read_text, repository::Repository};
+use crate::plain;
 
 const STATEMENT: &str = "https://in-toto.io/Statement/v1";
 const PREDICATE: &str = "https://slsa.dev/provenance/v1";
@@ -45,11 +46,11 @@ impl Statement {
     /// # Errors
     /// What is missing or of another kind, and how to mend it.
     pub fn parse(text: &str) -> Result<Statement, String> {
-        let mut value: Value = serde_json::from_str(text).map_err(|e| format!("it is no JSON: {e}"))?;
+        let mut value: Value = plain::read(text.as_bytes()).map_err(|e| format!("it is no JSON: {e}"))?;
         if value.get("payloadType").and_then(Value::as_str) == Some(PAYLOAD) {
             let payload = text_at(&value, "/payload").ok_or("its envelope holds no payload")?;
             let payload = BASE64.decode(payload.as_bytes()).map_err(|e| format!("its payload is no base64: {e}"))?;
-            value = serde_json::from_slice(&payload).map_err(|e| format!("its payload is no JSON: {e}"))?;
+            value = plain::read(&payload).map_err(|e| format!("its payload is no JSON: {e}"))?;
         }
         expect(&value, "/_type", STATEMENT)?;
         expect(&value, "/predicateType", PREDICATE)?;
@@ -116,7 +117,7 @@ impl Bill {
     /// # Errors
     /// When it is neither SPDX nor CycloneDX.
     pub fn parse(text: &str) -> Result<Bill, String> {
-        let value: Value = serde_json::from_str(text).map_err(|e| format!("it is no JSON: {e}"))?;
+        let value: Value = plain::read(text.as_bytes()).map_err(|e| format!("it is no JSON: {e}"))?;
         if let Some(version) = text_at(&value, "/spdxVersion") {
             return Ok(Bill { format: shown(version), components: list_at(&value, "/packages").len() });
         }

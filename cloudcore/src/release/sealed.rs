@@ -20,7 +20,7 @@ const BLOCK: u32 = 8;
 const LANES: u32 = 5;
 /// Most work that a file may ask for before it is opened, as scrypt's N * r * p: a quarter of a minute.
 const MAX_SCRYPT_WORK: u64 = 1 << 26;
-/// Most memory, as scrypt's N * r: 128 bytes each, so 512 MiB.
+/// Most memory, as scrypt's (N + p) * r: 128 bytes each, so 512 MiB.
 const MAX_SCRYPT_BLOCKS: u64 = 1 << 22;
 /// Most rounds of PBKDF2 that a file may ask for.
 const MAX_PBKDF2_ROUNDS: u32 = 10_000_000;
@@ -103,8 +103,13 @@ pub fn open(pem: &str, passphrase: &str) -> Result<SecretKey, SealError> {
 /// A file comes from somebody else's disk: it must not take this machine's memory.
 fn check_cost(kdf: &pbes2::Kdf) -> Result<(), SealError> {
     if let Some(scrypt) = kdf.scrypt() {
-        let blocks = scrypt.cost_parameter.saturating_mul(u64::from(scrypt.block_size));
-        let work = blocks.saturating_mul(u64::from(scrypt.parallelization));
+        if scrypt.cost_parameter == 0 {
+            return Err(SealError::Form("scrypt N=0".into())); // the reader below takes its logarithm
+        }
+        let (size, lanes) = (u64::from(scrypt.block_size), u64::from(scrypt.parallelization));
+        let work = scrypt.cost_parameter.saturating_mul(size).saturating_mul(lanes);
+        // The mixed blocks, and the first and last state of every lane.
+        let blocks = scrypt.cost_parameter.saturating_add(lanes).saturating_mul(size);
         if blocks > MAX_SCRYPT_BLOCKS || work > MAX_SCRYPT_WORK {
             let (n, r, p) = (scrypt.cost_parameter, scrypt.block_size, scrypt.parallelization);
             return Err(SealError::TooCostly(format!("scrypt N={n} r={r} p={p}")));
@@ -168,12 +173,19 @@ mod tests {
             assert!(matches!(open(&sealed, wrong), Err(SealError::Passphrase)), "{wrong:?}");
         }
         assert!(matches!(open("-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA", "x"), Err(SealError::Form(_))));
-        let cost = |log_n, p| {
-            let params = scrypt::Params::new(log_n, 8, p).unwrap();
+        let costs = |log_n, r, p| {
+            let params = scrypt::Params::new(log_n, r, p).unwrap();
             check_cost(&pbes2::ScryptParams::from_params_and_salt(params, &[0; 16]).unwrap().into())
         };
+        let cost = |log_n, p| costs(log_n, 8, p);
         assert!(cost(17, 1).is_ok() && cost(14, 5).is_ok());
         assert!(matches!(cost(22, 1), Err(SealError::TooCostly(_))));
         assert!(matches!(cost(14, 65_535), Err(SealError::TooCostly(_))));
+        let mut none =
+            pbes2::ScryptParams::from_params_and_salt(scrypt::Params::new(14, 8, 1).unwrap(), &[0; 16]).unwrap();
+        none.cost_parameter = 0;
+        assert!(matches!(check_cost(&none.into()), Err(SealError::Form(_))));
+        // Little work, and four gigabytes of lanes.
+        assert!(matches!(costs(1, 512, 65_535), Err(SealError::TooCostly(_))));
     }
 }

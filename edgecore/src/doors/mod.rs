@@ -17,6 +17,7 @@
 //! | `access` | user and password |
 //! | `bind` | sockets, and the ports that come back after a restart |
 //! | [`intake`] | the outbox behind the doors |
+//! | `harness` | a conversation as bytes, for the fuzzers |
 //!
 //! A door that cannot be opened is a problem in words ([`Endpoints::problems`]) and is tried again;
 //! the agent goes on without it. Everything here is bounded: connections, bytes of bodies, packets, time.
@@ -25,6 +26,8 @@ mod access;
 mod bind;
 mod body;
 pub mod broker;
+#[doc(hidden)]
+pub mod harness;
 pub mod http;
 pub mod intake;
 pub mod lines;

@@ -32,6 +32,13 @@ impl Filter {
         shared.map_or(self.0.as_str(), |(_, filter)| filter).split('/')
     }
 
+    /// Whether there is something to compare with, and a shared subscription's group has a name (MQTT-4.8.2-1, -2).
+    fn has_parts(&self) -> bool {
+        let Some(shared) = self.0.strip_prefix("$share/") else { return !self.0.is_empty() };
+        let is_named = |group: &str| !group.is_empty() && !group.contains(['+', '#']);
+        shared.split_once('/').is_some_and(|(group, filter)| is_named(group) && !filter.is_empty())
+    }
+
     /// Whether `topic` is meant.
     #[must_use]
     pub fn matches(&self, topic: &str) -> bool {
@@ -59,8 +66,8 @@ impl FromStr for Filter {
         let levels: Vec<&str> = filter.levels().collect();
         let whole = |level: &&str| !level.contains(['+', '#']) || level.len() == 1;
         let ends = levels.iter().rev().skip(1).all(|l| *l != "#");
-        let bounded = !text.is_empty() && text.len() <= MAX_FILTER_BYTES && !text.contains('\0');
-        if bounded && ends && levels.iter().all(whole) {
+        let bounded = text.len() <= MAX_FILTER_BYTES && !text.contains('\0');
+        if bounded && filter.has_parts() && ends && levels.iter().all(whole) {
             Ok(filter)
         } else {
             Err(FilterError(text.chars().take(80).collect()))
@@ -122,6 +129,10 @@ mod tests {
     #[test]
     fn what_is_no_filter_does_not_exist() {
         for bad in ["", "a/#/b", "a#", "a+", "+a/b", "a/b#", "##", "a\0", &"a".repeat(2000)] {
+            assert!(bad.parse::<Filter>().is_err(), "{bad:?}");
+        }
+        // A broker would close the connection, and be asked the same again for ever.
+        for bad in ["$share/", "$share/g", "$share/g/", "$share//a", "$share/+/a", "$share/a#/a"] {
             assert!(bad.parse::<Filter>().is_err(), "{bad:?}");
         }
     }

@@ -152,4 +152,18 @@ fn a_key_of_both_repositories_is_found_under_whatever_id() {
     assert_eq!(shared_keys(&release(6, 7), &director), BTreeSet::new());
     assert_eq!(shared_keys(&release(2, 7), &director), [key(2).id()].into(), "it signs releases");
     assert_eq!(shared_keys(&release(6, 2), &director), BTreeSet::new(), "a pipeline's key adds no release");
+    assert_eq!(shared_keys(&release(1, 7), &director), BTreeSet::new(), "the director's root key is not online");
+    let changes_keys = root(&[key(2).public()], 1, &key(6).public(), at(NOW));
+    assert_eq!(shared_keys(&changes_keys, &director), [key(2).id()].into(), "it may list keys that sign releases");
+}
+
+#[test]
+fn the_first_root_lists_who_may_change_it_and_who_signs() {
+    let root = root(&[key(1).public(), key(3).public()], 2, &key(2).public(), at(NOW));
+    let listed = |role: RoleName| (root.roles[role.as_str()].keyids.clone(), root.roles[role.as_str()].threshold);
+    assert_eq!(listed(RoleName::Root), (vec![key(1).id(), key(3).id()], 2));
+    for role in [RoleName::Timestamp, RoleName::Snapshot, RoleName::Targets] {
+        assert_eq!(listed(role), (vec![key(2).id()], 1));
+    }
+    assert!(root.consistent_snapshot && root.check().is_ok(), "other clients read it too");
 }

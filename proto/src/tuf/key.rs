@@ -280,6 +280,13 @@ mod tests {
         let mut other = public.clone();
         other.keytype = "rsa".into();
         assert!(!other.verifies(b"message", &good));
+        other = public.clone();
+        other.scheme = "ed448".into();
+        assert!(!other.verifies(b"message", &good));
+        // A point of small order: without the strict rules this signature is good for every message.
+        other = public.clone();
+        other.keyval.public = format!("01{}", "00".repeat(31));
+        assert!(other.bytes().is_some() && !other.verifies(b"message", &format!("01{}", "00".repeat(63))));
         other = public;
         other.keyval.public = "nonsense".into();
         assert!(!other.verifies(b"message", &good));

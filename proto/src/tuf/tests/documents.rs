@@ -1,6 +1,6 @@
 //! Form of documents: malformed, oversized, of newer writers; what is kept and what is sent of them.
 
-use super::*;
+use super::{schema::Offered, *};
 
 #[test]
 fn malformed_and_oversized_documents_are_refused() {
@@ -130,4 +130,97 @@ fn a_target_is_what_its_path_says() {
     assert!(refusal("scan@3.0.0").contains("custom"), "{}", refusal("scan@3.0.0"));
     assert_eq!(set.targets().len(), 2);
     assert!(set.manifest_target(&"scan@1.0.0".parse().unwrap()).is_ok());
+}
+
+#[test]
+fn bounds_hold_at_the_bound_and_over_it() {
+    let repo = Repo::new();
+    let text = repo.publish().timestamp.unwrap();
+    let padded = |bytes: usize| format!("{}{text}", " ".repeat(bytes - text.len()));
+    let limit = RoleName::Timestamp.limit_bytes();
+    assert!(Offered::<TimestampMeta>::parse(&padded(limit)).is_ok());
+    let error = Offered::<TimestampMeta>::parse(&padded(limit + 1)).unwrap_err();
+    assert_eq!(error, TufError::Oversized { role: RoleName::Timestamp, bytes: limit + 1, limit });
+    // A peer that is far behind a root gets as many at once as it takes.
+    let mut far = repo.clone();
+    far.root.version = 300;
+    let set = TrustedSet::new(&far.root_text()).unwrap();
+    let roots: Vec<String> = (1..=300).map(|n| n.to_string()).collect();
+    let reply = set.newer_than(&MetadataRequest { root: 2, ..MetadataRequest::default() }, &roots);
+    assert_eq!((reply.roots.len(), reply.roots[0].as_str()), (MAX_ROOTS, "3"));
+}
+
+#[test]
+fn who_is_behind_a_root_gets_everything() {
+    let repo = Repo::new();
+    let set = repo.trusted();
+    let mut next = repo.clone();
+    next.root.version = 2;
+    let roots = [repo.root_text(), next.root_text()];
+    let ahead = set.update_root(&roots, at(NOW)).unwrap();
+    let reply = ahead.newer_than(&set.versions(), &roots);
+    assert_eq!(reply.roots, roots[1..]);
+    let documents = set.documents();
+    let everything = (documents.timestamp, documents.snapshot, documents.targets);
+    assert_eq!((reply.timestamp, reply.snapshot, reply.targets), everything, "it may forget what old keys signed");
+}
+
+#[test]
+fn what_was_never_there_is_not_fresh() {
+    let set = TrustedSet::new(&Repo::new().root_text()).unwrap();
+    assert_eq!(set.check_fresh(at(NOW)), Err(TufError::Missing { role: RoleName::Timestamp }));
+}
+
+#[test]
+fn what_one_document_says_of_another_is_compared_whole() {
+    let all = MetaFile::of(1, "abc");
+    let hashes = |name: &str, hex: &str| Some([(name.to_owned(), hex.to_owned())].into());
+    let none = MetaFile { version: 1, length: None, hashes: None };
+    let said = |length, hashes| MetaFile { length, hashes, ..none.clone() }.check("abc");
+    assert_eq!((all.check("abc"), none.check("abc")), (Ok(()), Ok(())));
+    assert!(said(Some(4), None).unwrap_err().contains("4 are announced"));
+    assert!(said(Some(3), None).is_ok());
+    let sha256 = Digest::of(b"abc").hex();
+    assert!(said(None, hashes("sha256", &sha256.to_uppercase())).is_ok(), "other writers use capitals");
+    assert!(said(None, hashes("sha256", &Digest::of(b"abd").hex())).unwrap_err().contains("another sha256"));
+    // FIPS 180-4.
+    let sha512 = "ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f";
+    assert!(said(None, hashes("sha512", sha512)).is_ok());
+    assert!(said(None, hashes("sha512", &sha512.replace('d', "e"))).unwrap_err().contains("another sha512"));
+    assert!(
+        said(None, hashes("md5", "00")).unwrap_err().contains("unknown here"),
+        "what cannot be compared is refused"
+    );
+}
+
+#[test]
+fn documents_that_name_nothing_are_refused() {
+    let repo = Repo::new();
+    let text = |json: String| format!(r#"{{"signatures": [], "signed": {json}}}"#);
+    let timestamp = text(serde_json::to_string(&repo.timestamp).unwrap());
+    let error = Offered::<TimestampMeta>::parse(&timestamp).unwrap_err().to_string();
+    assert!(error.contains("names no snapshot.json"), "{error}");
+    let snapshot = text(serde_json::to_string(&repo.snapshot).unwrap());
+    let error = Offered::<SnapshotMeta>::parse(&snapshot).unwrap_err().to_string();
+    assert!(error.contains("names no targets.json"), "{error}");
+}
+
+#[test]
+fn no_root_is_met_by_nobody() {
+    let repo = Repo::new();
+    let unsigned = Document::new(&repo.targets).unwrap().offered::<TargetsMeta>().unwrap();
+    // Reading refuses such roots; here they are made by hand.
+    let mut root = repo.root.clone();
+    list(&mut root, RoleName::Targets, 0, &[key(4)]);
+    assert!(!unsigned.tally(&root).is_enough() && unsigned.verify(&root).is_err());
+    root.roles.remove("targets");
+    assert!(!unsigned.tally(&root).is_enough() && unsigned.verify(&root).is_err());
+}
+
+#[test]
+fn digests_of_other_writers_may_have_capitals() {
+    let ours = target("scan", "1.0.0", 1);
+    let mut file = ours.to_file().unwrap();
+    file.hashes.values_mut().for_each(|hex| *hex = hex.to_uppercase());
+    assert_eq!(Target::try_from(&file), Ok(ours));
 }

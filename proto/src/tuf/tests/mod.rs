@@ -2,11 +2,13 @@
 //!
 //! Here are the repository that the tests attack and the publication that is believed; then `signatures`,
 //! `versions` (freeze, rollback, mixed publications), `roots` (keys that change), and `documents` (their form,
-//! and what is kept and sent of them).
+//! and what is kept and sent of them); `thieves` has one role after the other stolen.
 
 mod documents;
 mod roots;
 mod signatures;
+mod signing;
+mod thieves;
 mod versions;
 
 use std::collections::BTreeMap;
