@@ -212,7 +212,7 @@ impl Director {
         (self.state().set.root().expires, self.0.dir.join("root.pem").exists())
     }
 
-    /// Signs what `node` should run, for the session in which it asked.
+    /// Signs what `node` should run, for the session in which it asked; `before` orders of that session were signed.
     ///
     /// # Errors
     /// When it has no form as metadata; none is known.
@@ -220,12 +220,13 @@ impl Director {
         &self,
         node: &Name,
         request: &DirectorRequest,
+        before: u64,
         assignment: Assignment,
         targets: BTreeMap<String, TargetFile>,
     ) -> Result<MetadataReply, TufError> {
         let (state, now) = (self.state(), whole_seconds(self.0.env.wall.now()));
         let have = &request.have;
-        let version = state.version_after(have);
+        let version = state.version_after(have).saturating_add(before);
         let directive = Directive { node: node.clone(), nonce: request.nonce.clone(), issued_at: now, assignment };
         let issue = Issue { directive, targets, version, expires: later(now, LIFETIME_DAYS) };
         let skip = usize::try_from(have.root).unwrap_or(usize::MAX);

@@ -25,7 +25,7 @@ impl World {
         let request = DirectorRequest { nonce: "nonce".into(), have: set.versions() };
         let assignment = Assignment { generation, ..Assignment::default() };
         let node = "n1".parse().unwrap();
-        let reply = director.sign(&node, &request, assignment, BTreeMap::new()).unwrap();
+        let reply = director.sign(&node, &request, 0, assignment, BTreeMap::new()).unwrap();
         let next = set.update(&reply, self.env.wall.now()).map_err(|e| e.code())?;
         director::admit(&next, &node, "nonce", generation).map_err(|e| e.code())?;
         Ok(next)
@@ -190,4 +190,24 @@ async fn the_old_key_stays_until_the_root_that_lists_the_new_one_is_on_disk() {
     world.take(&world.open(), &pinned(&director), 1).unwrap();
     fs::remove_dir(world.file("roots.bak.tmp")).unwrap();
     assert_eq!(director.rekey().await.unwrap(), Rekeyed::Done { root: 2 });
+}
+
+#[tokio::test]
+async fn orders_of_one_session_follow_each_other_across_a_new_key() {
+    let world = World::new();
+    let director = world.open();
+    let mut set = world.take(&director, &pinned(&director), 1).unwrap();
+    // What the hub knows of the agent is what it said when the session began.
+    let request = DirectorRequest { nonce: "nonce".into(), have: set.versions() };
+    let node: Name = "n1".parse().unwrap();
+    for (before, generation) in [2, 3, 4, 5].into_iter().enumerate() {
+        if generation == 3 {
+            director.rekey().await.unwrap();
+        }
+        let assignment = Assignment { generation, ..Assignment::default() };
+        let reply = director.sign(&node, &request, before as u64, assignment, BTreeMap::new()).unwrap();
+        set = set.update(&reply, world.env.wall.now()).unwrap();
+        let taken = director::admit(&set, &node, "nonce", generation).unwrap();
+        assert_eq!(taken.assignment.generation, generation);
+    }
 }

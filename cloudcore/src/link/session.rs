@@ -133,7 +133,7 @@ async fn run(
     }
     // What the store has of it was told when it was written, however often node and hub restart.
     failures(&node.status.workloads).iter().for_each(|(_, message)| turn.was_told(message));
-    let teller = Teller { hub: hub.clone(), name: name.clone(), director: hello.director.clone() };
+    let teller = Teller { hub: hub.clone(), name: name.clone(), director: hello.director.clone(), signed: 0 };
     let mut assignment = turn.assignment.clone();
     let knows = |feature: &str| hello.info.features.contains(feature);
     let renews = knows(feature::RENEW);
@@ -337,6 +337,8 @@ struct Teller {
     name: Name,
     /// What its directives must fit; nothing with an agent of before the director.
     director: Option<DirectorRequest>,
+    /// Orders that were signed in this session: each has a higher version than the one before.
+    signed: u64,
 }
 
 impl Teller {
@@ -377,11 +379,11 @@ impl Teller {
         assignment: Assignment,
         targets: BTreeMap<String, TargetFile>,
     ) -> Result<HubMessage, SessionError> {
-        let Some(request) = &mut self.director else { return Ok(HubMessage::Assignment(assignment)) };
-        let signed = self.hub.director().sign(&self.name, request, assignment, targets);
+        let Some(request) = &self.director else { return Ok(HubMessage::Assignment(assignment)) };
+        let signed = self.hub.director().sign(&self.name, request, self.signed, assignment, targets);
         let reply = signed.map_err(|e| SessionError::Over(format!("its assignment could not be signed: {e}")))?;
-        // Whether it took this one is not known: the next has a higher version, and roots are sent again.
-        request.have.targets = request.have.targets.saturating_add(1);
+        // Whether it took this one is not known: roots are sent again with the next.
+        self.signed += 1;
         Ok(HubMessage::Directive(Box::new(reply)))
     }
 }
