@@ -127,6 +127,14 @@ impl Dice {
     }
 }
 
+fn write_corpus(target: &str, seeds: &[Vec<u8>]) {
+    let folder = root().join("sim/fuzz/corpus").join(target);
+    fs::create_dir_all(&folder).unwrap();
+    for (n, seed) in seeds.iter().enumerate() {
+        fs::write(folder.join(format!("seed-{n}")), seed).unwrap();
+    }
+}
+
 #[test]
 fn no_input_of_the_corpus_or_near_it_does_harm() {
     for (name, target, _) in TARGETS {
@@ -138,6 +146,9 @@ fn no_input_of_the_corpus_or_near_it_does_harm() {
             assert!(held.is_ok(), "{name} fails with {:?} ({input:02x?})", String::from_utf8_lossy(input));
         };
         seeds.iter().for_each(|seed| tried(seed));
+        if std::env::var_os("CROSSDOCK_WRITE_CORPUS").is_some() {
+            write_corpus(name, &seeds); // where libFuzzer looks for them, for `sim/fuzz/run`
+        }
         let (start, mut runs) = (Instant::now(), 0);
         while runs < MOST_RUNS && start.elapsed() < MOST {
             tried(&dice.mutated(&seeds));
@@ -163,18 +174,5 @@ fn json_in_texts_does_not_end_the_stack() {
         // As large as a worker's of tokio.
         let thread = std::thread::Builder::new().stack_size(2 << 20).spawn(move || run(input.as_bytes()));
         thread.unwrap().join().unwrap();
-    }
-}
-
-/// For `sim/fuzz/run`: the seeds as files, where libFuzzer looks for them.
-#[test]
-#[ignore = "writes into sim/fuzz/corpus"]
-fn write_corpus() {
-    for (name, ..) in TARGETS {
-        let folder = root().join("sim/fuzz/corpus").join(name);
-        fs::create_dir_all(&folder).unwrap();
-        for (n, seed) in seeds(name).iter().enumerate() {
-            fs::write(folder.join(format!("seed-{n}")), seed).unwrap();
-        }
     }
 }

@@ -205,16 +205,8 @@ fn report(content: &[u8]) -> Report {
         last_exit: None,
     };
     let status = WorkloadStatus {
-        target: None,
-        phase: UpdatePhase::Succeeded,
-        reason: String::new(),
-        message: String::new(),
-        since: jiff::Timestamp::UNIX_EPOCH,
-        progress: None,
-        restarted: None,
-        restart_failed: None,
-        retried: None,
         running: Some(running),
+        ..WorkloadStatus::new(None, UpdatePhase::Succeeded, jiff::Timestamp::UNIX_EPOCH)
     };
     Report { workloads: [(name("web"), status)].into(), ..Report::default() }
 }
