@@ -128,6 +128,12 @@ impl DirectorError {
             DirectorError::Unsigned => "Unsigned",
         }
     }
+
+    /// Whether the same may be accepted once the clock of this box is right.
+    #[must_use]
+    pub fn may_be_the_clock(&self) -> bool {
+        matches!(self, DirectorError::Metadata(TufError::Expired { .. }))
+    }
 }
 
 /// What both repositories must say alike of a release, and do not.

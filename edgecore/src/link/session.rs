@@ -80,8 +80,8 @@ pub(super) struct Session {
     signer: Signer,
     /// What directives of this session must echo.
     nonce: String,
-    /// What the hub wants, and could not be written yet.
-    unwritten: Option<Order>,
+    /// What the hub wants, and could not be taken yet: no room on the disk, or a clock that is wrong.
+    waiting: Option<Order>,
     tasks: JoinSet<()>,
 }
 
@@ -147,7 +147,7 @@ impl Session {
             sent,
             signer,
             nonce,
-            unwritten: None,
+            waiting: None,
             tasks,
         };
         session.welcomed(&welcome);
@@ -206,13 +206,11 @@ impl Session {
     async fn handle(&mut self, message: HubMessage) -> Result<(), String> {
         match message {
             HubMessage::Assignment(assignment) => {
-                self.unwritten = Some(Order::Unsigned(assignment));
-                self.take_assignment().await;
+                self.take(Order::Unsigned(assignment), true).await;
                 Ok(())
             }
             HubMessage::Directive(reply) => {
-                self.unwritten = Some(Order::Directive(reply));
-                self.take_assignment().await;
+                self.take(Order::Directive(reply), true).await;
                 Ok(())
             }
             HubMessage::Welcome(_) => Err("the hub introduced itself twice".into()),
@@ -220,25 +218,29 @@ impl Session {
         }
     }
 
-    /// Writes and takes the newest assignment; what cannot be written now is tried with each heartbeat. What is
-    /// refused stays refused, and the report says why.
-    async fn take_assignment(&mut self) {
-        let Some(order) = self.unwritten.take() else { return };
+    /// Verifies, writes and takes what the hub wants. What cannot be written now, or is refused by a clock that may be
+    /// wrong, is tried again with each heartbeat: the hub has said it, and will not say it again. What is refused else
+    /// stays refused, and the report says why.
+    async fn take(&mut self, order: Order, is_new: bool) {
         let (assignments, board) = (&self.shared.assignments, &self.shared.board);
         let taken = match &order {
             Order::Unsigned(assignment) => assignments.accept(assignment.clone(), board).await,
             Order::Directive(reply) => assignments.direct(reply, &self.nonce, board).await,
         };
-        match taken {
-            Ok(()) => {}
+        let again = match &taken {
+            Ok(()) => false,
             Err(AssignmentError::Refused(error)) => {
-                tracing::error!(reason = error.code(), "what the hub wants is refused: {error}");
+                if is_new {
+                    tracing::error!(reason = error.code(), "what the hub wants is refused: {error}");
+                }
+                error.may_be_the_clock()
             }
             Err(error @ AssignmentError::NotKept(_)) => {
                 tracing::warn!(%error, "an assignment could not be kept, trying again");
-                self.unwritten = Some(order);
+                true
             }
-        }
+        };
+        self.waiting = again.then_some(order);
     }
 
     async fn report(&mut self, report: Report) -> Result<(), String> {
@@ -253,7 +255,9 @@ impl Session {
     }
 
     async fn beat(&mut self) -> Result<(), String> {
-        self.take_assignment().await;
+        if let Some(order) = self.waiting.take() {
+            self.take(order, false).await;
+        }
         let heartbeat = Heartbeat { usage: self.shared.facts.usage(), clock: self.shared.env.wall.now() };
         self.write(&AgentMessage::Heartbeat(Box::new(heartbeat))).await
     }
