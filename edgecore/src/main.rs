@@ -18,9 +18,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use edgecore::{
     agent::{Agent, AgentError},
     config::{DEFAULT_DATA_DIR, Paths},
-    driver::{self, process::ProcessDriver},
+    driver::{self, container::ContainerDriver, kinds::Kinds, process::ProcessDriver},
     facts::Facts,
     join::{self, JoinError, JoinOptions},
+    settings::Settings,
     status::{self, StatusError},
     unit,
 };
@@ -253,7 +254,9 @@ async fn join(args: JoinArgs) -> anyhow::Result<()> {
 async fn run(data_dir: PathBuf) -> anyhow::Result<()> {
     let env = Env::real()?;
     let paths = Paths::new(&data_dir);
-    let driver = Arc::new(ProcessDriver::new(paths.driver(), env.clone()));
+    let settings = Settings::load(&data_dir)?;
+    let containers = ContainerDriver::new(&paths.driver(), settings.containers.sockets, env.clone());
+    let driver = Arc::new(Kinds::new(ProcessDriver::new(paths.driver(), env.clone()), containers));
     let facts = Facts::new(data_dir.clone());
     let agent = Agent::open(&data_dir, env, driver, facts).await?;
     let mut terminate = signal(SignalKind::terminate())?;

@@ -4,9 +4,12 @@
 //! [node]
 //! reboot = "systemctl reboot"    # run when the hub wants the box to restart; words are split at blanks; or "off"
 //!
+//! [containers]
+//! socket = "/run/docker.sock"    # of the engine; default: the first there is of Docker's and Podman's; or "off"
+//!
 //! [streams]
 //! http = "127.0.0.1:7480"        # or "off"; port 0: one that is free, the same again after a restart
-//! socket = "streams.sock"        # Unix socket in the data folder, or "off"
+//! socket = "doors/streams.sock"  # Unix socket in the data folder, or "off"; containers see it if it is alone in its folder
 //! socket-mode = "0660"
 //! socket-group = ""
 //! mqtt = "127.0.0.1:7483"        # or "off"
@@ -72,7 +75,7 @@ use proto::{
 use toml::de::DeTable;
 
 use self::section::{Section, Wrong};
-use crate::doors::topic::Filter;
+use crate::{doors::topic::Filter, driver::container::SOCKETS};
 
 /// Name of the file in the data folder.
 pub const FILE: &str = "agent.toml";
@@ -89,6 +92,8 @@ const METRICS_MOST: Duration = Duration::from_secs(86_400);
 pub struct Settings {
     /// The box itself.
     pub node: NodeSetting,
+    /// Containers.
+    pub containers: Containers,
     /// How records come in and how many may wait.
     pub streams: Streams,
     /// How the hub is reached.
@@ -107,6 +112,19 @@ pub struct NodeSetting {
 impl Default for NodeSetting {
     fn default() -> NodeSetting {
         NodeSetting { reboot: words("systemctl reboot") }
+    }
+}
+
+/// Containers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Containers {
+    /// Sockets of the engine; the first that is there counts.
+    pub sockets: Vec<PathBuf>,
+}
+
+impl Default for Containers {
+    fn default() -> Containers {
+        Containers { sockets: SOCKETS.map(PathBuf::from).into() }
     }
 }
 
@@ -220,7 +238,7 @@ impl Default for Streams {
         let streams = default_streams();
         Streams {
             http: local(7480),
-            socket: Some("streams.sock".into()),
+            socket: Some("doors/streams.sock".into()),
             socket_mode: 0o660,
             socket_group: None,
             mqtt: local(7483),
@@ -251,7 +269,7 @@ fn default_topics(streams: &[StreamSetting]) -> Vec<TopicSetting> {
 }
 
 impl Settings {
-    /// Reads `agent.toml` of a data folder; without one, the defaults. What was skipped is logged too.
+    /// Reads `agent.toml` of a data folder; without one, the defaults.
     ///
     /// # Errors
     /// When the file cannot be read or holds a bad value; names the line.
@@ -267,9 +285,6 @@ impl Settings {
             line,
             problem,
         })?;
-        for warning in &settings.warnings {
-            tracing::warn!(file = %path.display(), "{warning}");
-        }
         Ok(settings)
     }
 
@@ -287,17 +302,19 @@ impl Settings {
         let read = (|| {
             let mut top = Section::new("", root.span(), root.get_ref(), &skipped);
             let node = top.section("node")?.map(read_node).transpose()?;
+            let containers = top.section("containers")?.map(read_containers).transpose()?;
             let streams = top.section("streams")?.map(read_streams).transpose()?;
             let link = top.section("link")?.map(read_link).transpose()?;
             top.done();
-            Ok::<_, Wrong>((node.unwrap_or_default(), streams.unwrap_or_default(), link.unwrap_or_default()))
+            let (node, containers) = (node.unwrap_or_default(), containers.unwrap_or_default());
+            Ok::<_, Wrong>((node, containers, streams.unwrap_or_default(), link.unwrap_or_default()))
         })();
-        let (node, streams, link) = read.map_err(|wrong| (line(wrong.at.start), wrong.problem))?;
+        let (node, containers, streams, link) = read.map_err(|wrong| (line(wrong.at.start), wrong.problem))?;
         let unknown = skipped.into_inner().into_iter();
         let warnings = unknown
             .map(|(at, key)| format!("line {}: {key} is not known to this version: skipped", line(at.start)))
             .collect();
-        Ok(Settings { node, streams, link, warnings })
+        Ok(Settings { node, containers, streams, link, warnings })
     }
 }
 
@@ -309,6 +326,16 @@ fn read_node(mut s: Section<'_>) -> Result<NodeSetting, Wrong> {
     })?;
     s.done();
     Ok(reboot.map_or_else(NodeSetting::default, |reboot| NodeSetting { reboot }))
+}
+
+fn read_containers(mut s: Section<'_>) -> Result<Containers, Wrong> {
+    let sockets = s.parsed("socket", |text| match text {
+        "off" => Ok(vec![]),
+        path if path.starts_with('/') => Ok(vec![path.into()]),
+        _ => Err("name the engine's socket by its whole path, or write \"off\"".into()),
+    })?;
+    s.done();
+    Ok(sockets.map_or_else(Containers::default, |sockets| Containers { sockets }))
 }
 
 fn read_streams(mut s: Section<'_>) -> Result<Streams, Wrong> {

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use proto::{
@@ -11,17 +12,19 @@ use proto::{
     digest::Digest,
     name::ReleaseName,
     release::{
-        ArtifactYaml, Attachment, ExecProbe, FileEntry, Hook, Hooks, HttpProbe, Limits, MAX_ATTACHMENT_BYTES,
-        MAX_MANIFEST_BYTES, MAX_RELEASE_YAML_BYTES, Manifest, ManifestError, Port, Probe, Probes, ReleaseYaml,
-        TcpProbe, Workload,
+        ArtifactYaml, Attachment, Container, ExecProbe, FileEntry, Hook, Hooks, HttpProbe, Limits,
+        MAX_ATTACHMENT_BYTES, MAX_MANIFEST_BYTES, MAX_RELEASE_YAML_BYTES, Manifest, ManifestError, Port, Probe, Probes,
+        ReleaseYaml, TcpProbe, Workload,
+        container::{self, Publish, Uses, Volume},
     },
 };
+use tempfile::TempDir;
 
-use super::{ReleaseError, io_error, provenance, read_text, tree};
+use super::{ReleaseError, image, io_error, provenance, read_text, tree};
 use crate::unknown::{self, fields_of};
 
 /// A release as built: nothing is signed or copied yet.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Built {
     /// What will be signed for.
     pub manifest: Manifest,
@@ -33,6 +36,8 @@ pub struct Built {
     pub blobs: BTreeMap<Digest, PathBuf>,
     /// What of `release.yaml` counts for nothing: fields that this version does not know.
     pub warnings: Vec<String>,
+    /// Holds content that was unpacked for this.
+    _spool: Option<Arc<TempDir>>,
 }
 
 impl Built {
@@ -55,7 +60,7 @@ impl Built {
             )));
         }
         let digest = Digest::of(&bytes);
-        Ok(Built { manifest, bytes, digest, blobs, warnings: vec![] })
+        Ok(Built { manifest, bytes, digest, blobs, warnings: vec![], _spool: None })
     }
 
     /// `app@version`.
@@ -88,6 +93,12 @@ pub fn build(path: &Path) -> Result<Built, ReleaseError> {
         files.push(FileEntry { path: file.path, digest, size, executable: file.executable });
         blobs.insert(digest, file.source);
     }
+    let mut yaml = yaml;
+    let spool = yaml.workload.as_mut().and_then(|workload| workload.container.as_mut());
+    let spool = spool.map_or(Ok(None), |container| pack_image(base, container, &mut files, &mut blobs))?;
+    if let (Some((_, class)), true) = (&spool, yaml.hardware.is_empty()) {
+        yaml.hardware.insert(class.clone());
+    }
     let (provenance, sbom) = (attach(base, yaml.provenance.as_deref())?, attach(base, yaml.sbom.as_deref())?);
     if let Some((path, text, attachment)) = &provenance {
         let subjects = provenance::Statement::parse(text).and_then(|statement| statement.check(&files));
@@ -110,7 +121,29 @@ pub fn build(path: &Path) -> Result<Built, ReleaseError> {
         provenance: provenance.map(|(_, _, attachment)| attachment),
         sbom: sbom.map(|(_, _, attachment)| attachment),
     };
-    Ok(Built { warnings, ..Built::new(manifest, blobs)? })
+    Ok(Built { warnings, _spool: spool.map(|(spool, _)| spool), ..Built::new(manifest, blobs)? })
+}
+
+/// Puts the image of a container into the tree. Returns what holds its content, and its hardware class.
+fn pack_image(
+    base: &Path,
+    container: &mut Container,
+    files: &mut Vec<FileEntry>,
+    blobs: &mut BTreeMap<Digest, PathBuf>,
+) -> Result<Option<(Arc<TempDir>, String)>, ReleaseError> {
+    if let Some(file) = files.iter().find(|file| container::is_of_image(file.path.as_str())) {
+        let problem = "image/ in the tree is for the container's image; give the artifact another target".into();
+        return Err(ReleaseError::Tree { path: file.path.as_str().into(), problem });
+    }
+    let Some(archive) = container.archive.take() else { return Ok(None) };
+    let unpacked = image::unpack(&base.join(archive))?;
+    container.image = Some(unpacked.image);
+    for (entry, from) in unpacked.files {
+        blobs.insert(entry.digest, from);
+        files.push(entry);
+    }
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(Some((unpacked.spool, unpacked.hardware)))
 }
 
 /// A document beside the tree, as the manifest names it.
@@ -122,7 +155,7 @@ fn attach(base: &Path, file: Option<&str>) -> Result<Option<(PathBuf, String, At
 }
 
 /// Names of all fields that may stand in a `release.yaml`.
-fn known_fields() -> [&'static [&'static str]; 12] {
+fn known_fields() -> [&'static [&'static str]; 16] {
     [
         fields_of::<ReleaseYaml>(),
         fields_of::<ArtifactYaml>(),
@@ -136,6 +169,10 @@ fn known_fields() -> [&'static [&'static str]; 12] {
         fields_of::<ExecProbe>(),
         fields_of::<Hooks>(),
         fields_of::<Hook>(),
+        fields_of::<Container>(),
+        fields_of::<Publish>(),
+        fields_of::<Volume>(),
+        fields_of::<Uses>(),
     ]
 }
 
@@ -169,7 +206,10 @@ fn check_commands(manifest: &Manifest) -> Result<(), ReleaseError> {
         }
     }
     let Some(workload) = &manifest.workload else { return Ok(()) };
-    check_command(manifest, "workload.command", &workload.command)?;
+    let in_image = workload.container.is_some(); // its commands are not in the tree
+    if !in_image {
+        check_command(manifest, "workload.command", &workload.command)?;
+    }
     let probes = [
         ("startup", &workload.probes.startup),
         ("liveness", &workload.probes.liveness),
@@ -182,11 +222,11 @@ fn check_commands(manifest: &Manifest) -> Result<(), ReleaseError> {
             return Err(ManifestError::Workload(problem).into()); // not for agents: what they have may hold it
         }
         let exec = probe.as_ref().and_then(|probe| probe.exec.as_ref());
-        if let Some(command) = exec.and_then(|exec| exec.command.first()) {
+        if let Some(command) = exec.and_then(|exec| exec.command.first()).filter(|_| !in_image) {
             check_command(manifest, &format!("{name} probe's command"), command)?;
         }
     }
-    let Some(folder) = workload.working_dir.as_deref().filter(|f| *f != ".") else { return Ok(()) };
+    let Some(folder) = workload.working_dir.as_deref().filter(|f| *f != "." && !in_image) else { return Ok(()) };
     let inside = format!("{folder}/");
     if manifest.files.iter().any(|file| file.path.as_str().starts_with(&inside)) {
         return Ok(());

@@ -9,6 +9,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`build`] | `release.yaml` and a folder become a manifest and blobs |
+//! | [`image`] | a container image becomes files of the release |
 //! | [`tree`] | walks the files, refusing what a release must not hold |
 //! | [`rotate`] | the next root, decided: keys added, taken away, revoked; thresholds |
 //! | [`chain`] | roots in a folder, staged and finished; with releases beside them or without |
@@ -34,6 +35,7 @@ pub mod ceremony;
 pub mod chain;
 pub mod describe;
 pub mod drill;
+pub mod image;
 pub mod keys;
 pub mod promote;
 pub mod provenance;

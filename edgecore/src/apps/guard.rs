@@ -3,6 +3,7 @@
 //! What runs already is left alone. Used by [`super::task`].
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,15 +13,16 @@ use std::{
 
 use bytes::Bytes;
 use proto::{
+    digest::Digest,
     env::{BoxFuture, Env},
     name::{Name, ReleaseName},
     object::LastExit,
-    release::{Hook, Probe},
+    release::{Hook, Probe, container::is_of_image},
 };
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::{
-    driver::{Driver, DriverError, HookOutcome, Instance, InstanceSpec, InstanceUsage, ProbeOutcome},
+    driver::{Driver, DriverError, HookOutcome, Instance, InstanceSpec, InstanceUsage, NotReady, ProbeOutcome},
     fetch::tree,
 };
 
@@ -48,12 +50,17 @@ impl Guard {
 impl Guard {
     /// Whether the tree is as its manifest says; otherwise `damaged` is raised.
     pub(super) async fn verify(&self, spec: &InstanceSpec) -> Result<(), String> {
+        // An image is at the engine, and who hands it over again hashes it on the way.
+        self.verify_but(if spec.workload.container.is_some() { is_of_image } else { |_| false }, spec).await
+    }
+
+    async fn verify_but(&self, skipped: fn(&str) -> bool, spec: &InstanceSpec) -> Result<(), String> {
         let name = ReleaseName { app: spec.app.clone(), version: spec.release.version.clone() };
         let (folder, digest) = (spec.tree.parent().map(ToOwned::to_owned).unwrap_or_default(), spec.release.digest);
         let permit = self.checks.clone().acquire_owned().await; // never closed
         let verified = self.env.blocking.run(move || {
             let _permit = permit; // a check goes on when nobody waits for it any more
-            tree::verify(&folder, digest, &name)
+            tree::verify_but(skipped, &folder, digest, &name)
         });
         if let Err(error) = verified.await {
             self.damaged.store(true, Ordering::Relaxed);
@@ -64,11 +71,19 @@ impl Guard {
 }
 
 impl Driver for Guard {
+    fn prepare<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), NotReady>> {
+        self.inner.prepare(spec)
+    }
+
     fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), DriverError>> {
         Box::pin(async move {
             let refused = |problem| DriverError { attempt: "start", app: spec.app.clone(), problem };
             self.verify(spec).await.map_err(refused)?;
-            self.inner.start(spec).await
+            let started = self.inner.start(spec).await;
+            if started.is_err() && spec.workload.container.is_some() {
+                self.verify_but(|_| false, spec).await.map_err(refused)?; // is it the image?
+            }
+            started
         })
     }
 
@@ -103,6 +118,10 @@ impl Driver for Guard {
 
     fn probe<'a>(&'a self, spec: &'a InstanceSpec, probe: &'a Probe) -> BoxFuture<'a, ProbeOutcome> {
         self.inner.probe(spec, probe)
+    }
+
+    fn collect<'a>(&'a self, app: &'a Name, keep: &'a BTreeSet<Digest>) -> BoxFuture<'a, Result<(), DriverError>> {
+        self.inner.collect(app, keep)
     }
 
     fn usage<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Option<InstanceUsage>> {

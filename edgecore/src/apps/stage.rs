@@ -14,6 +14,7 @@ use proto::{
 
 use super::{plan::Fetch, slot::Installed};
 use crate::{
+    driver::NotReady,
     fetch::{FetchError, Fetcher, Job, Source, SourceError},
     trust::{Refusal, Trust},
 };
@@ -100,6 +101,12 @@ impl From<Refusal> for Hindrance {
     fn from(refusal: Refusal) -> Hindrance {
         let offline = matches!(refusal, Refusal::Source(_));
         Hindrance { reason: refusal.reason(), message: refusal.to_string(), offline }
+    }
+}
+
+impl From<NotReady> for Hindrance {
+    fn from(NotReady { reason, message }: NotReady) -> Hindrance {
+        Hindrance { reason, message, offline: false }
     }
 }
 

@@ -194,6 +194,8 @@ fn listen_unix(path: &Path, mode: u32, group: Option<&str>) -> Result<std::os::u
         _ => Err(format!("there is no group {group:?}: add it (groupadd {group}), or mend streams.socket-group")),
     });
     let gid = gid.transpose()?;
+    // A default of ours lies in a folder of its own.
+    path.parent().map_or(Ok(()), fs::create_dir_all).map_err(failed)?;
     let listener = std::os::unix::net::UnixListener::bind(path).map_err(failed)?;
     if gid.is_some() {
         std::os::unix::fs::chown(path, None, gid).map_err(failed)?;

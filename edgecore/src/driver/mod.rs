@@ -4,8 +4,10 @@
 //! of an app exists at a time. What it started goes on when the agent ends, and is found again.
 
 pub mod cgroup;
+pub mod container;
 pub mod exec;
 pub mod hook;
+pub mod kinds;
 pub mod logs;
 pub mod output;
 pub mod probe;
@@ -15,11 +17,12 @@ mod reboot;
 pub mod records;
 pub mod shim;
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, fmt, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use proto::{
+    digest::Digest,
     env::BoxFuture,
     name::Name,
     object::{LastExit, ReleaseRef},
@@ -97,8 +100,25 @@ pub struct DriverError {
     pub problem: String,
 }
 
+/// A release that is whole on disk could not be started as things are. What runs goes on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct NotReady {
+    /// One word for programs.
+    pub reason: &'static str,
+    /// For people, with what to do.
+    pub message: String,
+}
+
 /// Runs instances of workloads. Every method may be called again after a crash of the agent.
 pub trait Driver: Send + Sync + fmt::Debug {
+    /// Does what can be done for a start beforehand, while whatever runs of the app goes on, such as loading an image.
+    /// May be dropped at any moment and called again. By default there is nothing to do.
+    fn prepare<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), NotReady>> {
+        let _ = spec;
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Starts an instance and returns once its program runs (or ended at once, which [`Driver::inspect`] tells).
     ///
     /// Whatever is left of an instance of the same app is stopped first.
@@ -128,6 +148,12 @@ pub trait Driver: Send + Sync + fmt::Debug {
     fn hook<'a>(&'a self, spec: &'a InstanceSpec, hook: &'a Hook) -> BoxFuture<'a, HookOutcome> {
         let _ = (spec, hook);
         Box::pin(std::future::ready(HookOutcome::Success))
+    }
+
+    /// Forgets what [`Driver::prepare`] made for releases of an app other than these. By default there is nothing.
+    fn collect<'a>(&'a self, app: &'a Name, keep: &'a BTreeSet<Digest>) -> BoxFuture<'a, Result<(), DriverError>> {
+        let _ = (app, keep);
+        Box::pin(std::future::ready(Ok(())))
     }
 
     /// What the running instance of an app uses; `None` when nothing runs or the driver cannot tell.

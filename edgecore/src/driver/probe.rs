@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     path::Path,
     process::Stdio,
 };
@@ -17,6 +17,9 @@ use tokio::{
 
 use super::{ProbeOutcome, records::Folder};
 
+/// Where a process of the box listens.
+pub const LOOPBACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
 /// Longest status line of an answer that is looked at.
 const MAX_STATUS_LINE_BYTES: u64 = 1024;
 /// Most of an answer that is read.
@@ -24,17 +27,20 @@ const MAX_ANSWER_BYTES: usize = 64 << 10;
 /// Output of a failed command that is shown.
 const SHOWN_BYTES: usize = 300;
 
-/// Makes one attempt, within the probe's time-out.
-pub async fn attempt(program: &Path, folder: &Folder, probe: &Probe) -> ProbeOutcome {
+/// Makes one attempt within the probe's time-out, at this address or by running its command.
+pub async fn attempt<'a, F>(at: IpAddr, probe: &'a Probe, run: impl FnOnce(&'a ExecProbe) -> F) -> ProbeOutcome
+where
+    F: Future<Output = Result<(), String>>,
+{
     let until = Instant::now() + probe.timeout.get();
     let mut answer = None;
     let attempt = async {
         if let Some(http) = &probe.http {
-            http_get(http, &mut answer).await
+            http_get(at, http, &mut answer).await
         } else if let Some(tcp) = &probe.tcp {
-            connect(tcp.port).await.map(drop)
+            connect(at, tcp.port).await.map(drop)
         } else if let Some(exec) = &probe.exec {
-            run(program, folder, exec).await
+            run(exec).await
         } else {
             Err("it has neither http, tcp nor exec".into())
         }
@@ -51,8 +57,8 @@ pub async fn attempt(program: &Path, folder: &Folder, probe: &Probe) -> ProbeOut
     outcome
 }
 
-async fn connect(port: u16) -> Result<TcpStream, String> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+async fn connect(at: IpAddr, port: u16) -> Result<TcpStream, String> {
+    let address = SocketAddr::from((at, port));
     TcpStream::connect(address).await.map_err(|e| format!("connecting to {address}: {e}"))
 }
 
@@ -87,13 +93,14 @@ fn is_whole(answer: &[u8]) -> bool {
 }
 
 /// Leaves the rest of the answer in `rest`.
-async fn http_get(http: &HttpProbe, rest: &mut Option<Answer>) -> Result<(), String> {
-    let mut stream = connect(http.port).await?;
+async fn http_get(at: IpAddr, http: &HttpProbe, rest: &mut Option<Answer>) -> Result<(), String> {
+    let mut stream = connect(at, http.port).await?;
+    let at = SocketAddr::from((at, http.port));
     let request = format!(
-        "GET {} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nUser-Agent: crossdock-probe\r\nAccept: */*\r\nConnection: close\r\n\r\n",
-        http.path, http.port
+        "GET {} HTTP/1.1\r\nHost: {at}\r\nUser-Agent: crossdock-probe\r\nAccept: */*\r\nConnection: close\r\n\r\n",
+        http.path
     );
-    let what = format!("GET http://127.0.0.1:{}{}", http.port, http.path);
+    let what = format!("GET http://{at}{}", http.path);
     let answer = async {
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
@@ -119,7 +126,7 @@ fn status_of(answer: &[u8]) -> Option<u16> {
 }
 
 /// Runs the command as the workload's user, in its control group, with its environment.
-async fn run(program: &Path, folder: &Folder, exec: &ExecProbe) -> Result<(), String> {
+pub(super) async fn run(program: &Path, folder: &Folder, exec: &ExecProbe) -> Result<(), String> {
     let problem = |e: io::Error| format!("its command cannot be run: {e}");
     let launch = folder.launch().map_err(problem)?.ok_or("the workload was never started")?;
     let running = folder.running(&launch).map_err(problem)?.ok_or("the workload does not run")?;
@@ -175,6 +182,10 @@ mod tests {
 
     use super::*;
 
+    async fn nothing(_: &ExecProbe) -> Result<(), String> {
+        Err("there is none".into())
+    }
+
     async fn against(answer: &'static [u8], close: bool) -> ProbeOutcome {
         within("30s", answer, close).await
     }
@@ -194,7 +205,7 @@ mod tests {
         });
         let text = format!(r#"{{"http": {{"path": "/healthz?x=1", "port": {port}}}, "timeout": "{limit}"}}"#);
         let probe: Probe = serde_json::from_str(&text).unwrap();
-        let outcome = attempt(Path::new("/nowhere"), &Folder::at("/nowhere"), &probe).await;
+        let outcome = attempt(LOOPBACK, &probe, nothing).await;
         server.abort();
         outcome
     }
@@ -239,7 +250,7 @@ mod tests {
                 stream.read(&mut buffer).await
             });
             let probe: Probe = serde_json::from_str(&format!(r#"{{"http": {{"port": {port}}}}}"#)).unwrap();
-            attempt(Path::new("/nowhere"), &Folder::at("/nowhere"), &probe).await;
+            attempt(LOOPBACK, &probe, nothing).await;
             assert_eq!(server.await.unwrap().unwrap(), 0, "the probe closes it in order");
         }
     }
@@ -247,15 +258,14 @@ mod tests {
     #[tokio::test]
     async fn tcp_succeeds_when_somebody_listens() {
         let probe = |port: u16| serde_json::from_str::<Probe>(&format!(r#"{{"tcp": {{"port": {port}}}}}"#)).unwrap();
-        let folder = Folder::at("/nowhere");
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        assert_eq!(attempt(Path::new("/nowhere"), &folder, &probe(port)).await, ProbeOutcome::Success);
+        assert_eq!(attempt(LOOPBACK, &probe(port), nothing).await, ProbeOutcome::Success);
         // Held and not listening: nobody else can come to listen there.
         let silent = TcpSocket::new_v4().unwrap();
         silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let port = silent.local_addr().unwrap().port();
-        let refused = text(attempt(Path::new("/nowhere"), &folder, &probe(port)).await);
+        let refused = text(attempt(LOOPBACK, &probe(port), nothing).await);
         assert!(refused.contains(&format!("127.0.0.1:{port}")), "{refused}");
     }
 }

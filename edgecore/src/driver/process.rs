@@ -474,7 +474,9 @@ impl Driver for ProcessDriver {
 
     fn probe<'a>(&'a self, spec: &'a InstanceSpec, probe: &'a Probe) -> BoxFuture<'a, ProbeOutcome> {
         let folder = self.folder(&spec.app);
-        Box::pin(async move { probe::attempt(&self.program, &folder, probe).await })
+        Box::pin(async move {
+            probe::attempt(probe::LOOPBACK, probe, |exec| probe::run(&self.program, &folder, exec)).await
+        })
     }
 
     fn hook<'a>(&'a self, spec: &'a InstanceSpec, hook: &'a Hook) -> BoxFuture<'a, HookOutcome> {

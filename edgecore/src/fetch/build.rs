@@ -14,7 +14,7 @@ use std::{
 use proto::{
     digest::{Digest, Hasher},
     durable,
-    release::{FileEntry, Manifest},
+    release::{FileEntry, Manifest, container::is_of_image},
 };
 
 use super::{FetchError, Job, tree};
@@ -25,6 +25,13 @@ pub(super) struct Download {
     pub digest: Digest,
     pub size: u64,
     entries: Vec<FileEntry>,
+}
+
+impl Download {
+    /// Whether releases share it on the disk. An image's layers are large, and nothing that runs can write to them.
+    fn is_linked(&self) -> bool {
+        matches!(&self.entries[..], [entry] if is_of_image(entry.path.as_str()))
+    }
 }
 
 /// A blob that a release on disk holds, and where its content goes.
@@ -110,6 +117,10 @@ pub(super) fn survey(job: &Job, manifest: &Manifest) -> Result<Survey, FetchErro
     }
     for (digest, to) in missing {
         match reusable.get(&digest) {
+            Some(from) if to.is_linked() => {
+                survey.needed_bytes = survey.needed_bytes.saturating_sub(to.size);
+                survey.copies.push(Copy { from: from.clone(), to });
+            }
             Some(from) => survey.copies.push(Copy { from: from.clone(), to }),
             None => {
                 let held = fs::metadata(part(&folder, digest)).map_or(0, |m| m.len());
@@ -140,11 +151,27 @@ fn reusable(job: &Job) -> BTreeMap<Digest, PathBuf> {
 pub(super) fn copy(job: &Job, copy: &Copy) -> Result<bool, FetchError> {
     let folder = tree::staging_folder(&job.releases, job.digest);
     let to = part(&folder, copy.to.digest);
-    let copied = copy_checked(&copy.from, &to, copy.to.digest, copy.to.size).map_err(io_in(&to))?;
+    let copied = match copy.to.is_linked() {
+        true => link(&copy.from, &to, copy.to.size), // all of the tree is hashed in the end
+        false => copy_checked(&copy.from, &to, copy.to.digest, copy.to.size),
+    };
+    let copied = copied.map_err(io_in(&to))?;
     if copied {
         place(job, &copy.to)?;
     }
     Ok(copied)
+}
+
+/// Makes `to` the same file; `false` when that cannot be.
+fn link(from: &Path, to: &Path, size: u64) -> io::Result<bool> {
+    if !fs::symlink_metadata(from).is_ok_and(|found| found.is_file() && found.len() == size) {
+        return Ok(false);
+    }
+    match fs::remove_file(to) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    Ok(fs::hard_link(from, to).is_ok())
 }
 
 fn copy_checked(from: &Path, to: &Path, digest: Digest, size: u64) -> io::Result<bool> {

@@ -230,7 +230,7 @@ impl Manifest {
         }
         self.hooks.check()?;
         match &self.workload {
-            Some(workload) => workload.check(),
+            Some(workload) => workload.check(&self.files),
             None if self.files.is_empty() => Err(ManifestError::Nothing),
             None => Ok(()),
         }

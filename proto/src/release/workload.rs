@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ManifestError, TreePath};
+use super::{Container, FileEntry, ManifestError, TreePath};
 use crate::units::{Bytes, Span};
 
 /// A process to run and to watch over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Workload {
-    /// Program: a path in the tree (`bin/server`), or absolute for one of the box.
+    /// Program: a path in the tree (`bin/server`), or absolute for one of the box. Of a container: in place of its
+    /// image's entrypoint, which is what runs without it.
+    #[serde(default)]
     pub command: String,
     /// Its arguments.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -22,7 +24,10 @@ pub struct Workload {
     /// Nothing else is inherited.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// User to run as, a name or a number of the box. Default: as the agent.
+    /// Run this image instead of a process of the box. Agents that know only processes refuse it: no command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
+    /// User to run as, a name or a number of the box. Default: as the agent. Of a container: as its image says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Working folder, relative to the tree. Default: the tree's root.
@@ -205,6 +210,7 @@ impl Workload {
             command,
             args: vec![],
             env: BTreeMap::new(),
+            container: None,
             user: None,
             working_dir: None,
             ports: vec![],
@@ -217,18 +223,22 @@ impl Workload {
         }
     }
 
-    /// Checks what the types do not.
+    /// Checks what the types do not, in a tree of these files.
     ///
     /// # Errors
     /// The first field that cannot work.
-    pub fn check(&self) -> Result<(), ManifestError> {
+    pub fn check(&self, files: &[FileEntry]) -> Result<(), ManifestError> {
         let wrong = |text: String| Err(ManifestError::Workload(text));
         let clean = |text: &str| !text.contains('\0');
-        if !self.command.starts_with('/') {
-            TreePath::try_from(self.command.clone())?;
-        }
-        if let Some(folder) = self.working_dir.as_deref().filter(|f| *f != ".") {
-            TreePath::try_from(folder.to_owned())?;
+        match &self.container {
+            Some(container) => {
+                container.check(files)?;
+                if let Some(folder) = self.working_dir.as_deref().filter(|folder| !folder.starts_with('/')) {
+                    return wrong(format!("workingDir {folder:?} of a container must be absolute"));
+                }
+            }
+            None if self.command.is_empty() => return wrong("it has neither a command nor a container".into()),
+            None => self.check_paths()?,
         }
         if !clean(&self.command) || !self.args.iter().all(|a| clean(a)) {
             return wrong("command and args must not hold a NUL character".into());
@@ -275,6 +285,17 @@ impl Workload {
         }
         Ok(())
     }
+
+    /// Those of a process that lead into the tree.
+    fn check_paths(&self) -> Result<(), ManifestError> {
+        if !self.command.starts_with('/') {
+            TreePath::try_from(self.command.clone())?;
+        }
+        if let Some(folder) = self.working_dir.as_deref().filter(|f| *f != ".") {
+            TreePath::try_from(folder.to_owned())?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -295,7 +316,7 @@ mod tests {
             r#"{"command": "run", "limits": {"pids": 0}}"#,
         ] {
             let workload: Workload = serde_json::from_str(bad).unwrap();
-            assert!(workload.check().is_err(), "{bad}");
+            assert!(workload.check(&[]).is_err(), "{bad}");
         }
     }
 }

@@ -111,7 +111,7 @@ impl Yard {
                 producers.push(producer.clone());
                 let address = match name {
                     "http" => Address::Http(doors.http),
-                    "socket" => Address::Unix(stage.path(node).join("streams.sock")),
+                    "socket" => Address::Unix(stage.path(node).join("doors/streams.sock")),
                     _ => {
                         let topic = format!("crossdock/streams/{}", producer.stream);
                         let paho = Paho::start(doors.mqtt, &topic)?;

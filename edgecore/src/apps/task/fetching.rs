@@ -92,13 +92,20 @@ impl App {
         };
         let stage = self.shared.stage.clone();
         let mut task = JoinSet::new();
-        let (app, env, releases) = (self.name.clone(), self.shared.env.clone(), order.releases.clone());
+        let (app, shared, at) = (self.name.clone(), self.shared.clone(), self.folder.clone());
         task.spawn(async move {
             let installed = stage.stage(order, sender).await?;
-            let (release, folder) = (&installed.release, tree::release_folder(&releases, installed.release.digest));
-            let (digest, name) = (release.digest, ReleaseName { app, version: release.version.clone() });
-            let manifest = env.blocking.run(move || tree::manifest(&folder, digest, &name)).await.map_err(damaged)?;
+            let release = &installed.release;
+            let folder = tree::release_folder(&at.join("releases"), release.digest);
+            let (digest, name) = (release.digest, ReleaseName { app: app.clone(), version: release.version.clone() });
+            let manifest =
+                shared.env.blocking.run(move || tree::manifest(&folder, digest, &name)).await.map_err(damaged)?;
             let Manifest { workload, hooks, .. } = manifest;
+            if workload.is_some() {
+                // Whatever takes long, or is found missing, while what runs goes on.
+                let spec = shared.spec(&app, &at, release, workload.clone());
+                shared.driver.prepare(&spec).await?;
+            }
             Ok(Staged { installed, workload, hooks, damaged: lowered() })
         });
         self.fetching = Fetching::Active { fetch: planned, task, progress };

@@ -26,9 +26,12 @@ impl App {
         }
         let mut keep: BTreeSet<Digest> = self.slot.kept().collect();
         keep.extend(wanted.release().map(|r| r.digest).filter(|digest| self.slot.failure(*digest).is_none()));
-        let releases = self.folder.join("releases");
-        let collected = self.shared.env.blocking.run(move || tree::collect(&releases, &keep)).await;
+        let (releases, kept) = (self.folder.join("releases"), keep.clone());
+        let collected = self.shared.env.blocking.run(move || tree::collect(&releases, &kept)).await;
         self.litter |= collected.is_err(); // the next turn tries again
-        collected.map_err(StepError::Collect)
+        collected.map_err(StepError::Collect)?;
+        let collected = self.shared.driver.collect(&self.name, &keep).await;
+        self.litter |= collected.is_err();
+        Ok(collected?)
     }
 }

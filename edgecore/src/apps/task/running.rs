@@ -1,13 +1,14 @@
 //! The workload of an app: started or adopted under a supervisor, looked at, stopped.
 
 use std::{
+    path::Path,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
 use proto::{
     durable,
-    name::ReleaseName,
+    name::{Name, ReleaseName},
     object::{ReleaseRef, RunState},
     release::{Hooks, Manifest, Probe, Probes, Workload},
     watch,
@@ -107,6 +108,17 @@ impl Context {
         ];
         variables.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)))
     }
+
+    /// What to run of a release of the app whose folder this is.
+    pub(super) fn spec(&self, app: &Name, at: &Path, release: &ReleaseRef, workload: Option<Workload>) -> InstanceSpec {
+        let mut workload = workload.unwrap_or_else(|| Workload::new(String::new())); // for its hooks
+        workload.env.extend(self.streams_environment());
+        let apps = at.parent().unwrap_or(at).display().to_string();
+        workload.env.insert("CROSSDOCK_APPS".into(), apps);
+        let folder = tree::release_folder(&at.join("releases"), release.digest);
+        let (tree, data) = (tree::tree_folder(&folder), at.join("data"));
+        InstanceSpec { app: app.clone(), release: release.clone(), tree, data, workload }
+    }
 }
 
 impl App {
@@ -147,7 +159,7 @@ impl App {
         };
         let Manifest { workload, hooks, .. } = manifest;
         let release = installed.release.clone();
-        let spec = self.spec(&release, workload.clone());
+        let spec = self.shared.spec(&self.name, &self.folder, &release, workload.clone());
         let damaged = lowered();
         let guard = self.guard(damaged.clone());
         let timing = workload.as_ref().map_or_else(Timing::default, Timing::of);
@@ -177,18 +189,6 @@ impl App {
     fn found_damaged(&mut self, installed: &Installed, problem: &str) {
         tracing::warn!(app = %self.name, problem, "not started");
         (self.damaged, self.staged) = (Some(installed.release.digest), None);
-    }
-
-    /// What to run of a release.
-    pub(super) fn spec(&self, release: &ReleaseRef, workload: Option<Workload>) -> InstanceSpec {
-        let mut workload = workload.unwrap_or_else(|| Workload::new(String::new())); // for its hooks
-        workload.env.extend(self.shared.streams_environment());
-        let apps = self.folder.parent().unwrap_or(&self.folder).display().to_string();
-        workload.env.insert("CROSSDOCK_APPS".into(), apps);
-        let folder = tree::release_folder(&self.folder.join("releases"), release.digest);
-        let (app, release) = (self.name.clone(), release.clone());
-        let (tree, data) = (tree::tree_folder(&folder), self.folder.join("data"));
-        InstanceSpec { app, release, tree, data, workload }
     }
 
     pub(super) fn guard(&self, damaged: Arc<AtomicBool>) -> Guard {

@@ -61,7 +61,7 @@ pub(super) fn release_yaml(data: &[u8]) {
     if let Ok((yaml, warnings)) = harness::release_yaml(text) {
         assert!(warnings.len() <= 32);
         if let Some(workload) = &yaml.workload {
-            workload.check().ok();
+            workload.check(&[]).ok();
         }
         yaml.hooks.check().ok();
     }

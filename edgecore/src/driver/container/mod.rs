@@ -1,0 +1,357 @@
+//! Workloads as containers, by the API of Docker Engine, which Podman speaks, too. The agent's supervisors call it.
+//!
+//! The driver keeps nothing in memory: which container is whose is in its labels, so an agent that is started anew
+//! finds all that the one before it left running, and a container without our label is never touched. Of each app
+//! there is the newest container, and one before it for its output. That one was asked to stop is in its name.
+//!
+//! `create` says what is asked of the engine, `look` what it answers, `image` how the release's image gets there,
+//! `engine` how it is reached.
+
+mod create;
+mod engine;
+mod image;
+mod look;
+mod output;
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use bollard::{
+    Docker,
+    errors::Error,
+    query_parameters::{
+        CreateContainerOptionsBuilder, KillContainerOptionsBuilder, RemoveContainerOptionsBuilder,
+        RenameContainerOptionsBuilder, StartContainerOptions, StatsOptionsBuilder, WaitContainerOptionsBuilder,
+    },
+};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use proto::{
+    digest::Digest,
+    durable,
+    env::{BoxFuture, Env},
+    name::Name,
+    object::LastExit,
+    release::{Container, Probe},
+};
+use rand::Rng as _;
+use rand_chacha::ChaCha12Rng;
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+
+pub use self::engine::SOCKETS;
+use self::{
+    create::Surroundings,
+    engine::{Engine, is_missing, why},
+    image::{Files, ImageError},
+    look::{Found, STOPPED},
+};
+use super::{Driver, DriverError, Instance, InstanceSpec, InstanceUsage, NotReady, ProbeOutcome, probe, procs};
+
+/// Beyond the grace: how long SIGKILL may take.
+const KILL_TIMEOUT: Duration = Duration::from_secs(20);
+/// The agent's socket for records, in a workload's environment.
+const STREAMS_SOCKET: &str = "CROSSDOCK_STREAMS_SOCKET";
+/// Until an engine that broke off is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Runs workloads as containers.
+#[derive(Debug)]
+pub struct ContainerDriver {
+    engine: Engine,
+    env: Env,
+    /// Whose containers are ours: agents with other folders have others.
+    agent: String,
+    names: Mutex<ChaCha12Rng>,
+}
+
+impl ContainerDriver {
+    /// Asks the engine at the first of `sockets` that is there. `root` is the folder that tells this agent from
+    /// others of the box.
+    #[must_use]
+    pub fn new(root: &Path, sockets: Vec<PathBuf>, env: Env) -> ContainerDriver {
+        let agent: String = Digest::of(root.as_os_str().as_encoded_bytes()).hex().chars().take(16).collect();
+        let names = Mutex::new(env.seed.stream("names of containers"));
+        ContainerDriver { engine: Engine::at(sockets), env, agent, names }
+    }
+
+    async fn found(&self, docker: &Docker, app: &Name) -> Result<Vec<Found>, String> {
+        look::of(docker, &self.agent, app, &procs::boot_id()).await.map_err(|e| why(&e))
+    }
+
+    async fn newest(&self, app: &Name) -> Result<Option<(Docker, Found)>, String> {
+        let docker = self.engine.get().await?;
+        let newest = self.found(&docker, app).await?.into_iter().next();
+        Ok(newest.map(|newest| (docker, newest)))
+    }
+
+    /// The image of a release is at the engine.
+    async fn load(&self, docker: &Docker, spec: &InstanceSpec, container: &Container) -> Result<(), ImageError> {
+        let digest = spec.release.digest;
+        match (&container.image, &container.registry) {
+            (Some(image), _) => {
+                let (tree, image) = (spec.tree.clone(), image.clone());
+                let files = self.env.blocking.run(move || Files::at(&tree, &image)).await?;
+                image::ensure(docker, &self.env, &spec.app, digest, files).await
+            }
+            (None, Some(pinned)) => image::pull(docker, &spec.app, digest, pinned).await,
+            (None, None) => Err(ImageError::Engine("the release names no image".into())), // manifests are checked
+        }
+    }
+
+    async fn try_start(&self, spec: &InstanceSpec) -> Result<(), String> {
+        let container = spec.workload.container.as_ref().ok_or("it is no container")?;
+        let docker = self.engine.get().await?;
+        self.load(&docker, spec, container).await.map_err(|e| e.to_string())?;
+        let mut before = self.found(&docker, &spec.app).await?;
+        for found in before.iter().filter(|found| found.running) {
+            self.end(&docker, found, spec.workload.stop_grace.get()).await?;
+        }
+        // The newest that ran stays, for its output.
+        let kept = before.iter().position(|found| found.instance.is_some());
+        kept.into_iter().for_each(|at| drop(before.remove(at)));
+        for found in before {
+            self.discard(&docker, &found.id).await?;
+        }
+        let uses = container.uses.iter().map(|uses| files_of(&spec.data, &uses.app)).collect::<Result<_, _>>()?;
+        let (data, volumes) = (spec.data.clone(), container.volumes.clone());
+        let made = self.env.blocking.run(move || {
+            durable::create_dir_all(&data)?;
+            volumes
+                .iter()
+                .filter_map(|v| v.name.as_ref())
+                .try_for_each(|name| durable::create_dir_all(&data.join(name.as_str())))
+        });
+        made.await.map_err(|e| format!("its folders cannot be made: {e}"))?;
+        let around = Surroundings {
+            image: image::reference(&spec.app, spec.release.digest),
+            agent: self.agent.clone(),
+            boot_id: procs::boot_id(),
+            uses,
+            socket: spec.workload.env.get(STREAMS_SOCKET).map(PathBuf::from).filter(|socket| is_alone(socket)),
+        };
+        let random = self.names.lock().unwrap_or_else(PoisonError::into_inner).next_u64();
+        let name = format!("crossdock-{}-{random:016x}", spec.app);
+        let options = CreateContainerOptionsBuilder::new().name(&name).build();
+        let created = docker.create_container(Some(options), create::body(spec, container, &around)).await;
+        let id = created.map_err(|e| format!("the engine would not make it: {}", why(&e)))?.id;
+        if let Err(e) = docker.start_container(&id, None::<StartContainerOptions>).await {
+            self.discard(&docker, &id).await?; // nothing half-started stays
+            return Err(format!("the engine would not start it: {}", why(&e)));
+        }
+        Ok(())
+    }
+
+    async fn discard(&self, docker: &Docker, id: &str) -> Result<(), String> {
+        let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+        match docker.remove_container(id, Some(options)).await {
+            // 409: it is on its way already.
+            Ok(()) | Err(Error::DockerResponseServerError { status_code: 404 | 409, .. }) => Ok(()),
+            Err(e) => Err(format!("container {id} cannot be removed: {}", why(&e))),
+        }
+    }
+
+    /// SIGTERM, grace, SIGKILL; noted in its name first.
+    async fn end(&self, docker: &Docker, found: &Found, grace: Duration) -> Result<(), String> {
+        if !found.name.ends_with(STOPPED) {
+            let options = RenameContainerOptionsBuilder::new().name(&format!("{}{STOPPED}", found.name)).build();
+            docker.rename_container(&found.id, options).await.map_err(|e| why(&e))?;
+        }
+        for (signal, patience) in [("SIGTERM", grace), ("SIGKILL", KILL_TIMEOUT)] {
+            let options = KillContainerOptionsBuilder::new().signal(signal).build();
+            match docker.kill_container(&found.id, Some(options)).await {
+                Ok(()) => {}
+                // It ended meanwhile.
+                Err(Error::DockerResponseServerError { status_code: 404 | 409, .. }) => {}
+                Err(e) => return Err(why(&e)),
+            }
+            if timeout(patience, self.over(docker, &found.id)).await.is_ok() {
+                return Ok(());
+            }
+        }
+        Err(format!("container {} does not end; it may hang in a device: reboot", found.name))
+    }
+
+    /// Until a container has ended. Cancel safe.
+    async fn over(&self, docker: &Docker, id: &str) {
+        loop {
+            let options = WaitContainerOptionsBuilder::new().condition("not-running").build();
+            match docker.wait_container(id, Some(options)).next().await {
+                Some(Ok(_) | Err(Error::DockerContainerWaitError { .. })) => return,
+                Some(Err(e)) if is_missing(&e) => return,
+                // The engine is restarted: what was running is not, unless it keeps containers alive.
+                Some(Err(_)) | None => sleep(ASK_AGAIN).await,
+            }
+        }
+    }
+
+    async fn try_wait(&self, app: &Name) -> Result<LastExit, String> {
+        loop {
+            let Some((docker, found)) = self.newest(app).await? else {
+                return Err("nothing of it was started".into());
+            };
+            match found.instance {
+                None => return Err("nothing of it was started".into()),
+                Some(Instance { exit: Some(mut exit), .. }) => {
+                    if exit.code != Some(0) && exit.message != super::STOPPED_ON_REQUEST {
+                        output::add_last_line(&docker, &found.id, &mut exit).await;
+                    }
+                    return Ok(exit);
+                }
+                Some(_) => self.over(&docker, &found.id).await,
+            }
+        }
+    }
+
+    async fn try_stop(&self, app: &Name, grace: Duration) -> Result<(), String> {
+        if !self.engine.is_there() {
+            return Ok(()); // no engine, no container
+        }
+        let docker = self.engine.get().await?;
+        for found in self.found(&docker, app).await?.iter().filter(|found| found.running) {
+            self.end(&docker, found, grace).await?;
+        }
+        Ok(())
+    }
+
+    async fn try_remove(&self, app: &Name) -> Result<(), String> {
+        if !self.engine.is_there() {
+            return Ok(());
+        }
+        let docker = self.engine.get().await?;
+        for found in self.found(&docker, app).await? {
+            self.discard(&docker, &found.id).await?;
+        }
+        image::collect(&docker, app, &BTreeSet::new()).await.map_err(|e| why(&e))
+    }
+}
+
+/// Whether nothing else is seen by who sees the folder of a file.
+fn is_alone(file: &Path) -> bool {
+    let entries = file.parent().and_then(|folder| folder.read_dir().ok());
+    file.exists() && entries.is_some_and(|entries| entries.count() == 1)
+}
+
+/// The files of another app's release, as they are now.
+fn files_of(data: &Path, app: &Name) -> Result<PathBuf, String> {
+    let current = data.parent().and_then(Path::parent).map(|apps| apps.join(app.as_str()).join("current"));
+    let found = current.and_then(|current| current.canonicalize().ok());
+    found.ok_or_else(|| format!("it uses the files of {app}, which is not on this box; roll that out first"))
+}
+
+fn failed<'a>(attempt: &'static str, app: &'a Name) -> impl FnOnce(String) -> DriverError + 'a {
+    move |problem| DriverError { attempt, app: app.clone(), problem }
+}
+
+impl Driver for ContainerDriver {
+    fn prepare<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), NotReady>> {
+        Box::pin(async move {
+            let Some(container) = &spec.workload.container else { return Ok(()) };
+            let no_engine = |message| NotReady { reason: "NoContainerEngine", message };
+            let docker = self.engine.get().await.map_err(no_engine)?;
+            let loaded = self.load(&docker, spec, container).await;
+            loaded.map_err(|e| NotReady { reason: "ImageNotLoaded", message: e.to_string() })?;
+            for uses in &container.uses {
+                files_of(&spec.data, &uses.app).map_err(|message| NotReady { reason: "FilesMissing", message })?;
+            }
+            Ok(())
+        })
+    }
+
+    fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), DriverError>> {
+        Box::pin(async move { self.try_start(spec).await.map_err(failed("start", &spec.app)) })
+    }
+
+    fn inspect<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<Option<Instance>, DriverError>> {
+        Box::pin(async move {
+            if !self.engine.is_there() {
+                return Ok(None);
+            }
+            let newest = self.newest(app).await.map_err(failed("inspect", app))?;
+            Ok(newest.and_then(|(_, found)| found.instance))
+        })
+    }
+
+    fn wait<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<LastExit, DriverError>> {
+        Box::pin(async move { self.try_wait(app).await.map_err(failed("wait for", app)) })
+    }
+
+    fn stop<'a>(&'a self, app: &'a Name, grace: Duration) -> BoxFuture<'a, Result<(), DriverError>> {
+        Box::pin(async move { self.try_stop(app, grace).await.map_err(failed("stop", app)) })
+    }
+
+    fn remove<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<(), DriverError>> {
+        Box::pin(async move { self.try_remove(app).await.map_err(failed("remove", app)) })
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Name>, DriverError>> {
+        Box::pin(async move {
+            if !self.engine.is_there() {
+                return Ok(vec![]);
+            }
+            // Without the engine nobody can tell: nothing is removed then.
+            let Ok(docker) = self.engine.get().await else { return Ok(vec![]) };
+            let found = look::ours(&docker, &self.agent, None).await.unwrap_or_default();
+            let names: BTreeSet<Name> = found.into_iter().map(|(app, _)| app).collect();
+            Ok(names.into_iter().collect())
+        })
+    }
+
+    fn probe<'a>(&'a self, spec: &'a InstanceSpec, probe: &'a Probe) -> BoxFuture<'a, ProbeOutcome> {
+        Box::pin(async move {
+            let (docker, found) = match self.newest(&spec.app).await {
+                Ok(Some(newest)) => newest,
+                Ok(None) => return ProbeOutcome::Failure("the workload was never started".into()),
+                Err(problem) => return ProbeOutcome::Failure(problem),
+            };
+            let at = found.address.unwrap_or(std::net::Ipv4Addr::LOCALHOST.into());
+            probe::attempt(at, probe, |exec| output::run(&docker, &found.id, &exec.command)).await
+        })
+    }
+
+    fn usage<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Option<InstanceUsage>> {
+        Box::pin(async move {
+            let (docker, found) = self.newest(app).await.ok()??;
+            let options = StatsOptionsBuilder::new().stream(false).one_shot(true).build();
+            let stats = docker.stats(&found.id, Some(options)).next().await?.ok().filter(|_| found.running)?;
+            let cpu = stats.cpu_stats.and_then(|cpu| cpu.cpu_usage).and_then(|usage| usage.total_usage);
+            let memory_bytes = stats.memory_stats.and_then(|memory| {
+                // Less what the kernel gives back when somebody needs it, as `docker stats` shows it.
+                let details = memory.stats.unwrap_or_default();
+                let cache = details.get("inactive_file").or_else(|| details.get("total_inactive_file"));
+                Some(memory.usage?.saturating_sub(cache.copied().unwrap_or(0)))
+            });
+            Some(InstanceUsage { cpu: cpu.map(Duration::from_nanos), memory_bytes })
+        })
+    }
+
+    fn collect<'a>(&'a self, app: &'a Name, keep: &'a BTreeSet<Digest>) -> BoxFuture<'a, Result<(), DriverError>> {
+        Box::pin(async move {
+            if !self.engine.is_there() {
+                return Ok(());
+            }
+            let docker = self.engine.get().await.map_err(failed("clean up after", app))?;
+            image::collect(&docker, app, keep).await.map_err(|e| failed("clean up after", app)(why(&e)))
+        })
+    }
+
+    fn logs<'a>(
+        &'a self,
+        app: &'a Name,
+        tail: Option<u32>,
+        follow: bool,
+    ) -> BoxFuture<'a, Option<mpsc::Receiver<Bytes>>> {
+        Box::pin(async move {
+            let docker = self.engine.get().await.ok()?;
+            let found = self.found(&docker, app).await.ok()?;
+            let ids: Vec<String> = found.into_iter().rev().map(|found| found.id).collect();
+            (!ids.is_empty()).then(|| output::stream(docker, ids, tail, follow))
+        })
+    }
+}
