@@ -28,6 +28,7 @@
 
 pub mod bench;
 pub mod clock;
+pub mod containers;
 pub mod disk;
 pub mod driver;
 pub mod fault;

@@ -348,11 +348,12 @@ pub async fn collect(docker: &Docker, app: &Name, keep: &BTreeSet<Digest>) -> Re
     let kept: BTreeSet<String> = keep.iter().map(|release| reference(app, *release)).collect();
     let surplus = images(docker, Some(app)).await?.into_keys().filter(|name| !kept.contains(name));
     for name in surplus.collect::<Vec<_>>() {
-        let options = RemoveImageOptionsBuilder::new().build();
+        // By force: one that ended and is kept for its output needs its image no more.
+        let options = RemoveImageOptionsBuilder::new().force(true).build();
         match docker.remove_image(&name, Some(options), None).await {
             Ok(_) => tracing::info!(%app, name, "an image that nobody needs is gone"),
             Err(e) if is_missing(&e) => {}
-            // A container of it is still there; the next sweep comes after that is gone.
+            // One of it still runs; the next sweep comes after that.
             Err(Error::DockerResponseServerError { status_code: 409, .. }) => {}
             Err(e) => return Err(e),
         }

@@ -1,0 +1,114 @@
+//! Docker's engine as a child: its socket, images and containers in a folder of its own, beside any other.
+
+use std::{fs::File, path::PathBuf, process::Stdio, time::Duration};
+
+use anyhow::{Context as _, bail};
+use tokio::{
+    process::{Child, Command},
+    time::{Instant, sleep},
+};
+
+/// How long it may take to come up or to go.
+const PATIENCE: Duration = Duration::from_secs(120);
+const PERIOD: Duration = Duration::from_millis(50);
+
+/// The engine of Docker. Dropped, it is killed; its containers with it.
+#[derive(Debug)]
+pub struct Engine {
+    folder: PathBuf,
+    child: Option<Child>,
+}
+
+impl Engine {
+    /// Starts one that keeps everything below `folder`.
+    ///
+    /// # Errors
+    /// When it is not installed, does not start, or nobody is root.
+    pub async fn start(folder: PathBuf) -> anyhow::Result<Engine> {
+        std::fs::create_dir_all(&folder)?;
+        let mut engine = Engine { folder, child: None };
+        engine.begin().await?;
+        Ok(engine)
+    }
+
+    /// Its socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("docker.sock")
+    }
+
+    async fn begin(&mut self) -> anyhow::Result<()> {
+        let log = File::options().create(true).append(true).open(self.folder.join("dockerd.log"))?;
+        let at = |name: &str| self.folder.join(name);
+        let mut command = Command::new("dockerd");
+        command.arg("--data-root").arg(at("data")).arg("--exec-root").arg(at("exec")).arg("-p").arg(at("pid"));
+        command.arg("-H").arg(format!("unix://{}", self.socket().display()));
+        command.env("PATH", search_path()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.process_group(0).kill_on_drop(true);
+        self.child = Some(command.spawn().context("start dockerd (Debian: docker.io)")?);
+        let deadline = Instant::now() + PATIENCE;
+        while self.docker(&["version"]).await.is_err() {
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+            if ended.is_some() || Instant::now() > deadline {
+                let log = std::fs::read_to_string(at("dockerd.log")).unwrap_or_default();
+                let last: Vec<&str> = log.lines().rev().take(5).collect();
+                bail!("dockerd does not come up: {}", last.join("\n"));
+            }
+            sleep(PERIOD).await; // one look to the next
+        }
+        Ok(())
+    }
+
+    /// Runs Docker's own command line against it.
+    ///
+    /// # Errors
+    /// What that says.
+    pub async fn docker(&self, args: &[&str]) -> anyhow::Result<String> {
+        let host = format!("unix://{}", self.socket().display());
+        let mut command = Command::new("docker");
+        command.arg("-H").arg(host).args(args).env("PATH", search_path());
+        let output = command.output().await.context("run docker")?;
+        if !output.status.success() {
+            bail!("docker {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// Ends it, and its containers, as `systemctl restart docker` does, and starts it again.
+    ///
+    /// # Errors
+    /// When it does not come back.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        self.end().await?;
+        self.begin().await
+    }
+
+    /// Ends it in order.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn end(&mut self) -> anyhow::Result<()> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        if let Some(pid) = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed())) {
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok(); // it may have ended
+        }
+        tokio::time::timeout(PATIENCE, child.wait()).await.context("dockerd does not end")??;
+        Ok(())
+    }
+
+    /// Ends it and gives up what it holds mounted, so that its folder can be removed.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn close(mut self) -> anyhow::Result<()> {
+        let all = self.docker(&["ps", "-aq"]).await?;
+        for id in all.lines() {
+            self.docker(&["rm", "-f", id]).await?;
+        }
+        self.end().await
+    }
+}
+
+fn search_path() -> String {
+    format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
+}

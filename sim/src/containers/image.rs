@@ -1,0 +1,99 @@
+//! Images made of files, from scratch, as `docker save` would write them: no registry is needed.
+
+use std::{io::Write as _, path::Path};
+
+use anyhow::Context as _;
+use proto::digest::Digest;
+
+/// A file of a layer.
+#[derive(Debug, Clone)]
+pub struct LayerFile {
+    /// Path without the first slash.
+    pub path: String,
+    /// Content.
+    pub content: Vec<u8>,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+impl LayerFile {
+    /// A file that all may read, and run when it is `executable`.
+    #[must_use]
+    pub fn new(path: &str, content: impl Into<Vec<u8>>, executable: bool) -> LayerFile {
+        LayerFile { path: path.into(), content: content.into(), mode: if executable { 0o755 } else { 0o644 } }
+    }
+}
+
+/// A layer as an uncompressed tar file.
+///
+/// # Errors
+/// When a path cannot be in one.
+pub fn layer(files: &[LayerFile]) -> anyhow::Result<Vec<u8>> {
+    let mut archive = tar::Builder::new(vec![]);
+    for file in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(file.content.len() as u64);
+        header.set_mode(file.mode);
+        archive.append_data(&mut header, &file.path, &file.content[..])?;
+    }
+    Ok(archive.into_inner()?)
+}
+
+/// A layer with Debian's static busybox under the names of a shell and its friends.
+///
+/// # Errors
+/// When busybox is not installed.
+pub fn busybox() -> anyhow::Result<Vec<u8>> {
+    let content = std::fs::read("/bin/busybox").context("busybox-static is not installed")?;
+    let mut archive = tar::Builder::new(vec![]);
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o755);
+    archive.append_data(&mut header, "bin/busybox", &content[..])?;
+    for name in ["sh", "httpd", "sleep", "cat", "echo", "id", "touch", "dd", "wget", "ls", "env", "tail"] {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        header.set_mode(0o777);
+        archive.append_link(&mut header, format!("bin/{name}"), "busybox")?;
+    }
+    Ok(archive.into_inner()?)
+}
+
+/// The configuration of an image of these layers that runs `command`.
+#[must_use]
+pub fn config(layers: &[Vec<u8>], command: &[&str]) -> String {
+    let diff_ids: Vec<String> = layers.iter().map(|layer| Digest::of(layer).to_string()).collect();
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    serde_json::json!({
+        "architecture": architecture,
+        "os": "linux",
+        "config": { "Cmd": command, "Env": ["PATH=/bin"], "WorkingDir": "/" },
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+    })
+    .to_string()
+}
+
+/// Writes an image as `docker save` does.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn save(path: &Path, layers: &[Vec<u8>], config: &str) -> anyhow::Result<()> {
+    let mut archive = tar::Builder::new(std::fs::File::create(path)?);
+    let mut append = |name: &str, content: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, name, content)
+    };
+    let name = |content: &[u8]| format!("blobs/sha256/{}", Digest::of(content).hex());
+    for layer in layers {
+        append(&name(layer), layer)?;
+    }
+    append(&name(config.as_bytes()), config.as_bytes())?;
+    let names: Vec<String> = layers.iter().map(|layer| name(layer)).collect();
+    let saved = serde_json::json!([{ "Config": name(config.as_bytes()), "RepoTags": null, "Layers": names }]);
+    append("manifest.json", saved.to_string().as_bytes())?;
+    archive.into_inner()?.flush()?;
+    Ok(())
+}
