@@ -105,6 +105,7 @@ fn info() -> NodeInfo {
         addresses: vec![NodeAddress { interface: "eth0".into(), address: "10.1.2.3".into() }],
         hardware: vec!["x86_64".into()],
         features: Default::default(),
+        sealing_key: None,
     }
 }
 

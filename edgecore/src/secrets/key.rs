@@ -1,0 +1,46 @@
+//! The node's sealing key: made on the node, kept beside its identity, and kept when that is renewed or joined anew.
+
+use std::path::PathBuf;
+
+use proto::{
+    durable::{DurableError, Loaded},
+    env::Env,
+    secret::SealingKey,
+};
+use zeroize::Zeroizing;
+
+use crate::config::Paths;
+
+/// The node's key; where a file of it is there and neither copy is whole, the path of that file.
+type Found = Result<SealingKey, PathBuf>;
+
+/// The node's key, made where there is none. A damaged copy is mended from the other; where both are damaged no new key
+/// takes its place, since the old one may still be mended.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn load_or_make(paths: &Paths, env: &Env) -> Result<Found, DurableError> {
+    if let Some(found) = read(paths)? {
+        return Ok(found);
+    }
+    let bytes = Zeroizing::new(env.seed.bytes::<32>("sealing key"));
+    let record = paths.sealing_key();
+    let Ok(key) = SealingKey::from_bytes(&bytes) else { return Ok(Err(record.path().to_owned())) };
+    record.store(format!("{}\n", *key.text()).as_bytes())?;
+    Ok(Ok(key))
+}
+
+/// The node's key; `None` where there is none yet.
+///
+/// # Errors
+/// When a file is there and cannot be read.
+pub fn read(paths: &Paths) -> Result<Option<Found>, DurableError> {
+    let record = paths.sealing_key();
+    let content = match record.load_and_mend()? {
+        Loaded::Absent => return Ok(None),
+        Loaded::Lost => return Ok(Some(Err(record.path().to_owned()))),
+        Loaded::Good(content) | Loaded::Fallback(content) => Zeroizing::new(content),
+    };
+    let key = std::str::from_utf8(&content).ok().and_then(|text| text.parse().ok());
+    Ok(Some(key.ok_or_else(|| record.path().to_owned())))
+}
