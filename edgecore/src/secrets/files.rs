@@ -79,8 +79,9 @@ pub(super) fn clear_in(folder: &Path, gone: impl Fn(&str) -> bool) -> Result<(),
             continue;
         }
         let removed = match fs::symlink_metadata(&path) {
-            Ok(found) if found.is_dir() => fs::set_permissions(&path, fs::Permissions::from_mode(0o700))
-                .and_then(|()| fs::remove_dir_all(&path)),
+            Ok(found) if found.is_dir() => {
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).and_then(|()| fs::remove_dir_all(&path))
+            }
             _ => fs::remove_file(&path),
         };
         removed.map_err(io_error("remove", &path))?;

@@ -52,7 +52,8 @@ impl Room {
         if !self.mountable {
             return Err(format!("{} is on disk", self.path.display()));
         }
-        self.mount().map_err(|e| format!("{} is on disk, and no tmpfs can be mounted on it: {e}", self.path.display()))?;
+        self.mount()
+            .map_err(|e| format!("{} is on disk, and no tmpfs can be mounted on it: {e}", self.path.display()))?;
         self.check_ours()?;
         match self.is_memory()? {
             true => Ok(()),

@@ -312,7 +312,9 @@ impl Workload {
         let mut names = BTreeSet::new();
         for Secret { name, file, sealed_to } in &self.secrets {
             if !secret::is_secret_name(name) {
-                return wrong(format!("{name:?} cannot name a secret: letters, digits, '-', '_' and '.', no '.' first"));
+                return wrong(format!(
+                    "{name:?} cannot name a secret: letters, digits, '-', '_' and '.', no '.' first"
+                ));
             }
             if !names.insert(name) {
                 return wrong(format!("there are two secrets {name:?}"));

@@ -87,7 +87,9 @@ fn damage_is_noticed_wherever_it_is() {
         assert!(open(&damaged, "scan", "db", &key(1)).is_err(), "byte {i}");
         assert!(open(&sealed[..i], "scan", "db", &key(1)).is_err(), "cut at {i}");
     }
-    for none in [&b""[..], b"PASSWORD=x", b"-----BEGIN AGE ENCRYPTED FILE-----\nYWdl\n-----END AGE ENCRYPTED FILE-----\n"] {
+    for none in
+        [&b""[..], b"PASSWORD=x", b"-----BEGIN AGE ENCRYPTED FILE-----\nYWdl\n-----END AGE ENCRYPTED FILE-----\n"]
+    {
         assert!(matches!(inspect(none), Err(SecretError::NotAge(_))), "{none:?}");
         assert!(matches!(open(none, "scan", "db", &key(1)), Err(SecretError::NotAge(_))));
     }

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::release::{
     Repository,
-    secrets::{Decision, PINS_FILE, Pins, names},
+    secrets::{Decision, PINS_FILE, names},
 };
 
 /// Largest file with an age identity, in bytes.
@@ -118,11 +118,12 @@ pub async fn run(args: SecretArgs, context: &Context) -> anyhow::Result<()> {
 }
 
 async fn seal(repo: &Path, args: SealArgs, context: &Context) -> anyhow::Result<()> {
+    let repository = Repository::open(repo).map_err(failed)?;
     let plaintext = args.source.read()?;
-    let mut decision = args.recipients.decide(repo, &[], context).await?;
+    let decision = args.recipients.decide(&repository, &[], context).await?;
     let sealed = secret::seal(&plaintext, &args.app, &args.name, &decision.to)?;
     let output = args.output.unwrap_or_else(|| PathBuf::from(format!("{}.age", args.name)));
-    keep(repo, &mut decision, &sealed, &output)?;
+    keep(&repository, &decision, &sealed, &output)?;
     println!("sealed secret {} of {} to {}: {}", args.name, args.app, names(&decision.to), output.display());
     println!(
         "in release.yaml: this file among artifacts, and below workload: secrets: [{{ name: {}, file: PATH/IN/TREE }}]",
@@ -132,6 +133,7 @@ async fn seal(repo: &Path, args: SealArgs, context: &Context) -> anyhow::Result<
 }
 
 async fn reseal(repo: &Path, args: ResealArgs, context: &Context) -> anyhow::Result<()> {
+    let repository = Repository::open(repo).map_err(failed)?;
     let path = args.file.display().to_string();
     let key = identity(&args.identity)?;
     let sealed = list::read_sealed(&args.file)?;
@@ -152,9 +154,9 @@ async fn reseal(repo: &Path, args: ResealArgs, context: &Context) -> anyhow::Res
     let people = before.to.iter().filter(|to| to.node.is_none()).map(|to| to.key.parse());
     let mut also = people.collect::<Result<Vec<_>, _>>().with_context(|| format!("{path}: a recipient of it"))?;
     also.push(key.public());
-    let mut decision = args.recipients.decide(repo, &also, context).await?;
+    let decision = args.recipients.decide(&repository, &also, context).await?;
     let resealed = secret::seal(&plaintext, &app, &name, &decision.to)?;
-    keep(repo, &mut decision, &resealed, args.output.as_ref().unwrap_or(&args.file))?;
+    keep(&repository, &decision, &resealed, args.output.as_ref().unwrap_or(&args.file))?;
     println!("sealed secret {name} of {app} again, to {}", names(&decision.to));
     let gone: Vec<SealedTo> = before
         .to
@@ -168,29 +170,23 @@ async fn reseal(repo: &Path, args: ResealArgs, context: &Context) -> anyhow::Res
 }
 
 /// Writes the sealed file, then the pins: nothing is pinned for a secret that is not there.
-fn keep(repo: &Path, decision: &mut Decision, sealed: &[u8], output: &Path) -> anyhow::Result<()> {
+fn keep(repository: &Repository, decision: &Decision, sealed: &[u8], output: &Path) -> anyhow::Result<()> {
     if let Some(parent) = output.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         durable::create_dir_all(parent)?;
     }
     durable::write(output, sealed, 0o644)?;
-    let news = !decision.first.is_empty() || !decision.replaced.is_empty();
-    if !news {
-        return Ok(());
-    }
-    let _lock = Repository::open(repo).map_err(failed)?;
-    // Others may have pinned other nodes meanwhile; of these the key is the one that it was sealed to.
-    let mut pins = Pins::load(repo).map_err(failed)?;
-    for node in decision.first.iter().chain(decision.replaced.keys()) {
-        pins.nodes.extend(decision.pins.nodes.remove_entry(node));
-    }
-    pins.store(repo).map_err(failed)?;
-    for (words, nodes) in [
-        ("seen for the first time", decision.first.iter().collect::<Vec<_>>()),
-        ("replaced, as accepted", decision.replaced.keys().collect()),
-    ] {
-        if !nodes.is_empty() {
-            println!("{words}, and pinned in {PINS_FILE}; compare with `edgecore status` on the box:");
-            nodes.iter().for_each(|node| println!("  {node}   {}", pins.nodes.get(*node).map_or(String::new(), ToString::to_string)));
+    let first: Vec<&Name> = decision.first.iter().collect();
+    for (words, nodes) in
+        [("seen for the first time", first), ("replaced, as accepted", decision.replaced.keys().collect())]
+    {
+        if nodes.is_empty() {
+            continue;
+        }
+        decision.pins.store(repository.dir()).map_err(failed)?;
+        println!("{words}, and pinned in {PINS_FILE}; compare with `edgecore status` on the box:");
+        for node in nodes {
+            let key = decision.pins.nodes.get(node).map(ToString::to_string).unwrap_or_default();
+            println!("  {node}   {key}");
         }
     }
     Ok(())

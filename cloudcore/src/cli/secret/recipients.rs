@@ -1,7 +1,5 @@
 //! To whom a secret is sealed: nodes of a selector as the hub has them, keys given by hand, people.
 
-use std::path::Path;
-
 use anyhow::Context as _;
 use clap::Args;
 use proto::{name::Name, object::Node, secret::Recipient, selector::Selector};
@@ -12,7 +10,10 @@ use crate::{
         exit::{CliError, Exit},
         release::failed,
     },
-    release::secrets::{Decision, PinError, Pins, Told, Wish},
+    release::{
+        Repository,
+        secrets::{Decision, PinError, Pins, Told, Wish},
+    },
 };
 
 /// Options that say to whom.
@@ -43,17 +44,19 @@ fn recipient(text: &str) -> Result<(Name, Recipient), String> {
 
 impl RecipientArgs {
     /// To whom, as far as the pinned keys allow; `also` are keys besides.
-    pub(super) async fn decide(&self, repo: &Path, also: &[Recipient], context: &Context) -> anyhow::Result<Decision> {
-        let pins = Pins::load(repo).map_err(failed)?;
+    pub(super) async fn decide(
+        &self,
+        repository: &Repository,
+        also: &[Recipient],
+        context: &Context,
+    ) -> anyhow::Result<Decision> {
+        let pins = Pins::load(repository.dir()).map_err(failed)?;
         let mut told = match &self.to {
             Some(selector) => ask(selector, context).await?,
             None => Told::new(),
         };
         told.extend(self.recipients.iter().map(|(node, key)| (node.clone(), Some(key.clone()))));
-        let wish = Wish {
-            accept: self.accept_new_key.iter().cloned().collect(),
-            skip_without: self.skip_without_key,
-        };
+        let wish = Wish { accept: self.accept_new_key.iter().cloned().collect(), skip_without: self.skip_without_key };
         let also: Vec<Recipient> = self.also.iter().chain(also).cloned().collect();
         let decision = pins.decide(&told, &also, &wish).map_err(|error| {
             let exit = match &error {

@@ -75,7 +75,9 @@ pub enum PinError {
     #[error("no node is named: look at the selector (crossdock get nodes -l SELECTOR), or give --recipient or --also")]
     Nobody,
     /// There are too many.
-    #[error("{0} recipients are more than the {MAX_RECIPIENTS} of one secret: seal it several times, for a release each")]
+    #[error(
+        "{0} recipients are more than the {MAX_RECIPIENTS} of one secret: seal it several times, for a release each"
+    )]
     TooMany(usize),
 }
 
@@ -84,7 +86,9 @@ fn list(nodes: &[Name]) -> String {
 }
 
 fn changed(nodes: &BTreeMap<Name, (Recipient, Recipient)>) -> String {
-    let one = |(node, (was, is)): (&Name, &(Recipient, Recipient))| format!("\n  {node}: pinned {was}\n  {node}: now    {is}");
+    let one = |(node, (was, is)): (&Name, &(Recipient, Recipient))| {
+        format!("\n  {node}: pinned {was}\n  {node}: now    {is}")
+    };
     let each: String = nodes.iter().map(one).collect();
     let accept: Vec<String> = nodes.keys().map(|node| format!("--accept-new-key {node}")).collect();
     format!(
@@ -116,7 +120,10 @@ impl Pins {
         let pins: Pins = serde_json::from_str(&text)
             .map_err(|e| refuse(format!("{e}; bring it back from version control, or a copy of the repository")))?;
         if pins.version != VERSION {
-            return Err(refuse(format!("its version is {}, this program reads {VERSION}; use a newer one", pins.version)));
+            return Err(refuse(format!(
+                "its version is {}, this program reads {VERSION}; use a newer one",
+                pins.version
+            )));
         }
         Ok(pins)
     }

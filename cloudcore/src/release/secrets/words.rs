@@ -57,9 +57,8 @@ fn content<'a>(manifest: &'a Manifest, secret: &Secret) -> Option<&'a FileEntry>
 /// Who can read it that could not before, and who no longer.
 fn differences(name: &str, was: &Secret, is: &Secret) -> Vec<String> {
     let more: Vec<SealedTo> = is.sealed_to.iter().filter(|to| !was.sealed_to.contains(to)).cloned().collect();
-    let (changed, more): (Vec<_>, Vec<_>) = more.into_iter().partition(|to| {
-        to.node.is_some() && was.sealed_to.iter().any(|before| before.node == to.node)
-    });
+    let (changed, more): (Vec<_>, Vec<_>) =
+        more.into_iter().partition(|to| to.node.is_some() && was.sealed_to.iter().any(|before| before.node == to.node));
     let node = |to: &SealedTo, all: &[SealedTo]| to.node.is_some() && all.iter().any(|other| other.node == to.node);
     let less: Vec<SealedTo> =
         was.sealed_to.iter().filter(|to| !is.sealed_to.contains(to) && !node(to, &is.sealed_to)).cloned().collect();
@@ -84,8 +83,13 @@ fn unpinned(name: &str, secret: &Secret, pins: &Pins) -> Vec<String> {
         let node = plain(node);
         match pinned {
             Some(pinned) if pinned.to_string() == to.key => None,
-            Some(pinned) => Some(format!("secret {name} is NOT sealed to the pinned key of {node} ({pinned}) but to {}", plain(&to.key))),
-            None => Some(format!("secret {name} is sealed to a key of {node} that is not pinned here: {}", plain(&to.key))),
+            Some(pinned) => Some(format!(
+                "secret {name} is NOT sealed to the pinned key of {node} ({pinned}) but to {}",
+                plain(&to.key)
+            )),
+            None => {
+                Some(format!("secret {name} is sealed to a key of {node} that is not pinned here: {}", plain(&to.key)))
+            }
         }
     };
     secret.sealed_to.iter().filter_map(line).take(SHOWN).collect()
