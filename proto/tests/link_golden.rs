@@ -119,8 +119,8 @@ fn agent_messages() {
     golden("agent-hello-director.json", &AgentMessage::Hello(Box::new(Hello { director, ..hello.clone() })));
     // An agent that has a sealing key says so; those before it say nothing, as in the files above.
     let sealing_key = Some("age18nkfdkrlfydkj9hpujmj5wcdvkmf8n9epjxt78d8fx73m6n8ky7qe9fykk".into());
-    let info = NodeInfo { sealing_key, ..info() };
-    golden("agent-hello-sealing.json", &AgentMessage::Hello(Box::new(Hello { info, ..hello })));
+    let sealing = Hello { info: NodeInfo { sealing_key, ..info() }, ..hello };
+    golden("agent-hello-sealing.json", &AgentMessage::Hello(Box::new(sealing)));
     golden("agent-report.json", &AgentMessage::Report(Box::new(report())));
     golden("agent-heartbeat.json", &AgentMessage::Heartbeat(Box::new(Heartbeat { usage: usage(), clock: time(3) })));
     let mut restarted = report();
