@@ -244,8 +244,11 @@ async fn a_secret_reaches_the_nodes_that_need_it_and_nobody_else() -> anyhow::Re
     roll_out(&stage, "4.0.0", true).await?;
     ensure!(noted(&stage, "box-2", "sum").starts_with(&sum));
 
-    // 7. The hub tells another key of box-2: nothing is sealed before a person accepts it.
+    // 7. A box that joins again keeps its key. When it is gone the hub tells another one: nothing is sealed before a
+    // person accepts that.
     stage.kill_agent("box-2").await?;
+    stage.join("box-2", "hz-01").await?;
+    ensure!(key_of(&stage, "box-2").await? == keys[1], "joining again made another key");
     for name in ["sealing", "sealing.bak"] {
         fs::remove_file(stage.path("box-2/identity").join(name))?;
     }

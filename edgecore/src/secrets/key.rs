@@ -20,7 +20,7 @@ type Found = Result<SealingKey, PathBuf>;
 /// # Errors
 /// When a file cannot be read or written.
 pub fn load_or_make(paths: &Paths, env: &Env) -> Result<Found, DurableError> {
-    if let Some(found) = read(paths)? {
+    if let Some(found) = key_of(paths, paths.sealing_key().load_and_mend()?) {
         return Ok(found);
     }
     let bytes = Zeroizing::new(env.seed.bytes::<32>("sealing key"));
@@ -30,17 +30,21 @@ pub fn load_or_make(paths: &Paths, env: &Env) -> Result<Found, DurableError> {
     Ok(Ok(key))
 }
 
-/// The node's key; `None` where there is none yet.
+/// The node's key, for who only looks; `None` where there is none yet.
 ///
 /// # Errors
 /// When a file is there and cannot be read.
 pub fn read(paths: &Paths) -> Result<Option<Found>, DurableError> {
-    let record = paths.sealing_key();
-    let content = match record.load_and_mend()? {
-        Loaded::Absent => return Ok(None),
-        Loaded::Lost => return Ok(Some(Err(record.path().to_owned()))),
+    Ok(key_of(paths, paths.sealing_key().load()?))
+}
+
+fn key_of(paths: &Paths, loaded: Loaded) -> Option<Found> {
+    let path = || paths.sealing_key().path().to_owned();
+    let content = match loaded {
+        Loaded::Absent => return None,
+        Loaded::Lost => return Some(Err(path())),
         Loaded::Good(content) | Loaded::Fallback(content) => Zeroizing::new(content),
     };
     let key = std::str::from_utf8(&content).ok().and_then(|text| text.parse().ok());
-    Ok(Some(key.ok_or_else(|| record.path().to_owned())))
+    Some(key.ok_or_else(path))
 }

@@ -64,7 +64,8 @@ pub enum PinError {
     Changed(BTreeMap<Name, (Recipient, Recipient)>),
     /// Some have none.
     #[error(
-        "no sealing key is known of {}: update the agent there, or seal to the others with --skip-without-key",
+        "no sealing key is known of {}: the box never connected, or its agent (or the hub) is older than secrets and is to \
+         be updated; seal to the others with --skip-without-key",
         list(.0)
     )]
     WithoutKey(Vec<Name>),
