@@ -276,5 +276,11 @@ async fn a_secret_reaches_the_nodes_that_need_it_and_nobody_else() -> anyhow::Re
     ensure!(memory.exists());
     stage.crossdock(&["drain", "box-1"]).await?;
     stage.wait_until("its secrets are gone", || !memory.exists()).await?;
-    stage.close().await
+    let rooms = ["box-1", "box-2"].map(|node| PathBuf::from(noted(&stage, node, "where")));
+    stage.close().await?;
+    for room in rooms.iter().filter_map(|memory| memory.parent()?.parent()) {
+        let _ = Command::new("umount").arg("-l").arg(room).status(); // where the agent mounted it
+        fs::remove_dir_all(room)?;
+    }
+    Ok(())
 }
