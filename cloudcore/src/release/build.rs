@@ -12,12 +12,13 @@ use proto::{
     name::ReleaseName,
     release::{
         ArtifactYaml, Attachment, ExecProbe, FileEntry, Hook, Hooks, HttpProbe, Limits, MAX_ATTACHMENT_BYTES,
-        MAX_MANIFEST_BYTES, MAX_RELEASE_YAML_BYTES, Manifest, ManifestError, Port, Probe, Probes, ReleaseYaml,
+        MAX_MANIFEST_BYTES, MAX_RELEASE_YAML_BYTES, Manifest, ManifestError, Port, Probe, Probes, ReleaseYaml, Secret,
         TcpProbe, Workload,
     },
+    secret::SealedTo,
 };
 
-use super::{ReleaseError, io_error, provenance, read_text, tree};
+use super::{ReleaseError, io_error, provenance, read_text, secrets, tree};
 use crate::unknown::{self, fields_of};
 
 /// A release as built: nothing is signed or copied yet.
@@ -70,7 +71,7 @@ impl Built {
 /// # Errors
 /// What is wrong with it or with a file, and how to mend it.
 pub fn build(path: &Path) -> Result<Built, ReleaseError> {
-    let (yaml, warnings) = read_yaml(path)?;
+    let (mut yaml, warnings) = read_yaml(path)?;
     let base = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut found = vec![];
     for artifact in &yaml.artifacts {
@@ -87,6 +88,9 @@ pub fn build(path: &Path) -> Result<Built, ReleaseError> {
         let (digest, size) = Digest::of_reader(opened).map_err(io_error("read", &file.source))?;
         files.push(FileEntry { path: file.path, digest, size, executable: file.executable });
         blobs.insert(digest, file.source);
+    }
+    if let Some(workload) = &mut yaml.workload {
+        secrets::complete(&yaml.app, workload, &files, &blobs)?;
     }
     let (provenance, sbom) = (attach(base, yaml.provenance.as_deref())?, attach(base, yaml.sbom.as_deref())?);
     if let Some((path, text, attachment)) = &provenance {
@@ -122,11 +126,13 @@ fn attach(base: &Path, file: Option<&str>) -> Result<Option<(PathBuf, String, At
 }
 
 /// Names of all fields that may stand in a `release.yaml`.
-fn known_fields() -> [&'static [&'static str]; 12] {
+fn known_fields() -> [&'static [&'static str]; 14] {
     [
         fields_of::<ReleaseYaml>(),
         fields_of::<ArtifactYaml>(),
         fields_of::<Workload>(),
+        fields_of::<Secret>(),
+        fields_of::<SealedTo>(),
         fields_of::<Port>(),
         fields_of::<Limits>(),
         fields_of::<Probes>(),

@@ -1,6 +1,6 @@
 //! A driver that verifies the tree of a release before every start, restarts after a crash included, and
-//! before every hook that it runs: a file that was damaged at rest since the last start is never executed.
-//! What runs already is left alone. Used by [`super::task`].
+//! before every hook that it runs: a file that was damaged at rest since the last start is never executed. Then it
+//! puts the release's secrets in place. What runs already is left alone. Used by [`super::task`].
 
 use std::{
     sync::{
@@ -22,6 +22,7 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::{
     driver::{Driver, DriverError, HookOutcome, Instance, InstanceSpec, InstanceUsage, ProbeOutcome},
     fetch::tree,
+    secrets::{Secrets, SecretsError},
 };
 
 /// Trees that are hashed at once, over all apps: the agent has few threads for what blocks.
@@ -33,6 +34,7 @@ pub struct Guard {
     inner: Arc<dyn Driver>,
     env: Env,
     checks: Arc<Semaphore>,
+    secrets: Arc<Secrets>,
     damaged: Arc<AtomicBool>,
 }
 
@@ -40,8 +42,14 @@ impl Guard {
     /// Passes everything on to `inner`, and raises `damaged` instead of starting a damaged tree. `checks`
     /// is shared by all apps.
     #[must_use]
-    pub fn new(inner: Arc<dyn Driver>, env: Env, checks: Arc<Semaphore>, damaged: Arc<AtomicBool>) -> Guard {
-        Guard { inner, env, checks, damaged }
+    pub fn new(
+        inner: Arc<dyn Driver>,
+        env: Env,
+        checks: Arc<Semaphore>,
+        secrets: Arc<Secrets>,
+        damaged: Arc<AtomicBool>,
+    ) -> Guard {
+        Guard { inner, env, checks, secrets, damaged }
     }
 }
 
@@ -63,20 +71,52 @@ impl Guard {
     }
 }
 
+impl Guard {
+    /// Puts the release's secrets in place; those of the app's other releases go where it is about to run `alone`.
+    async fn place(&self, spec: &InstanceSpec, alone: bool) -> Result<(), SecretsError> {
+        let (secrets, spec) = (self.secrets.clone(), spec.clone());
+        let placed = self.env.blocking.run(move || {
+            secrets.place(&spec)?;
+            if alone { secrets.remove_others(&spec.app, spec.release.digest) } else { Ok(()) }
+        });
+        placed.await
+    }
+}
+
+/// The secrets of a release whose hook runs, while another of the app does. They go with it.
+struct Lent<'a> {
+    secrets: &'a Secrets,
+    spec: &'a InstanceSpec,
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        // In memory and small: no work for the pool. What stays goes at the next start or stop.
+        if let Err(error) = self.secrets.remove_release(&self.spec.app, self.spec.release.digest) {
+            tracing::warn!(app = %self.spec.app, %error, "secrets of a hook stay for now");
+        }
+    }
+}
+
 impl Driver for Guard {
     fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), DriverError>> {
         Box::pin(async move {
             let refused = |problem| DriverError { attempt: "start", app: spec.app.clone(), problem };
             self.verify(spec).await.map_err(refused)?;
+            self.place(spec, true).await.map_err(|e| refused(e.to_string()))?;
             self.inner.start(spec).await
         })
     }
 
     fn hook<'a>(&'a self, spec: &'a InstanceSpec, hook: &'a Hook) -> BoxFuture<'a, HookOutcome> {
         Box::pin(async move {
-            match self.verify(spec).await {
+            if let Err(problem) = self.verify(spec).await {
+                return HookOutcome::Failure(problem);
+            }
+            let _gone_at_its_end = Lent { secrets: &self.secrets, spec };
+            match self.place(spec, false).await {
                 Ok(()) => self.inner.hook(spec, hook).await,
-                Err(problem) => HookOutcome::Failure(problem),
+                Err(error) => HookOutcome::Failure(error.to_string()),
             }
         })
     }

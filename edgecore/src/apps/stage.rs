@@ -15,6 +15,7 @@ use proto::{
 use super::{plan::Fetch, slot::Installed};
 use crate::{
     fetch::{FetchError, Fetcher, Job, Source, SourceError},
+    secrets::SecretsError,
     trust::{Refusal, Trust},
 };
 
@@ -100,6 +101,12 @@ impl From<Refusal> for Hindrance {
     fn from(refusal: Refusal) -> Hindrance {
         let offline = matches!(refusal, Refusal::Source(_));
         Hindrance { reason: refusal.reason(), message: refusal.to_string(), offline }
+    }
+}
+
+impl From<SecretsError> for Hindrance {
+    fn from(error: SecretsError) -> Hindrance {
+        Hindrance { reason: error.reason(), message: error.to_string(), offline: false }
     }
 }
 

@@ -93,12 +93,20 @@ impl App {
         let stage = self.shared.stage.clone();
         let mut task = JoinSet::new();
         let (app, env, releases) = (self.name.clone(), self.shared.env.clone(), order.releases.clone());
+        // What ran already is only mended; a new release must not stop it when its secrets cannot be opened.
+        let (secrets, new) = (self.shared.secrets.clone(), matches!(planned, Fetch::New(_)));
         task.spawn(async move {
             let installed = stage.stage(order, sender).await?;
             let (release, folder) = (&installed.release, tree::release_folder(&releases, installed.release.digest));
             let (digest, name) = (release.digest, ReleaseName { app, version: release.version.clone() });
-            let manifest = env.blocking.run(move || tree::manifest(&folder, digest, &name)).await.map_err(damaged)?;
-            let Manifest { workload, hooks, .. } = manifest;
+            let manifest = env.blocking.run(move || {
+                let manifest = tree::manifest(&folder, digest, &name).map_err(damaged)?;
+                if let Some(workload) = manifest.workload.as_ref().filter(|_| new) {
+                    secrets.check(&name.app, &tree::tree_folder(&folder), &workload.secrets)?;
+                }
+                Ok::<_, Hindrance>(manifest)
+            });
+            let Manifest { workload, hooks, .. } = manifest.await?;
             Ok(Staged { installed, workload, hooks, damaged: lowered() })
         });
         self.fetching = Fetching::Active { fetch: planned, task, progress };
