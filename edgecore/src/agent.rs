@@ -55,6 +55,7 @@ use crate::{
     },
     outbox::{Outbox, OutboxConfig, OutboxError, OutboxState},
     reboot::{self, Reboots},
+    secrets::Secrets,
     settings::{self, Settings, SettingsError},
     status::StatusView,
     telemetry::{self, Teller},
@@ -141,6 +142,8 @@ impl Agent {
         let assignment = assignments.subscribe();
         let board = watch::channel(Report { observed_generation: assignments.generation(), ..Report::default() }).0;
         let trust = Arc::new(Trust::open(paths.trust(), env.clone(), clock, assignments.directed())?);
+        let secrets = Arc::new(Secrets::open(&paths, &config.node, &env)?);
+        let sealing_key = secrets.public();
         let shared = Arc::new(Shared {
             env: env.clone(),
             node: config.node.clone(),
@@ -150,6 +153,7 @@ impl Agent {
             board: board.clone(),
             assignments,
             tells_events: telemetry::stream(&outbox, event::STREAM).is_some(),
+            sealing_key: sealing_key.clone(),
             carriers: carriers(&env, &config, &settings.link),
         });
         let link = Arc::new(Link::new(shared.clone()));
@@ -167,10 +171,12 @@ impl Agent {
             trust: trust.state(),
             outbox: outbox.clone(),
             endpoints: doors.endpoints(),
+            sealing_key,
         };
         let online = link.online();
         let checks = Arc::new(Semaphore::new(PARALLEL_CHECKS));
-        let context = Context { env, driver, stage, boot_id, board, online, checks, endpoints: doors.endpoints() };
+        let endpoints = doors.endpoints();
+        let context = Context { env, driver, stage, boot_id, board, online, checks, secrets, endpoints };
         let apps = Apps::new(Arc::new(context), paths.apps(), assignment);
         let metrics_interval = settings.streams.metrics_interval;
         let reboot = settings.node.reboot;

@@ -3,7 +3,7 @@
 //! ```text
 //! <data>/agent.json      who this node is and where its hub listens (this module's record)
 //! <data>/identity/       node.pem (private key, own certificate, the CA's), root.json (first trust root of the
-//!                        releases), director.json (that of the director)
+//!                        releases), director.json (that of the director), sealing (the key that opens secrets)
 //! <data>/trust           the verified metadata ([`crate::trust`])
 //! <data>/assignment      the newest assignment ([`crate::agent`])
 //! <data>/told            what was told as events (`telemetry`)
@@ -112,6 +112,11 @@ impl Paths {
     #[must_use]
     pub fn renewing_key(&self) -> PathBuf {
         self.0.join("identity/renewing.key")
+    }
+    /// The key that opens secrets sealed to this node.
+    #[must_use]
+    pub fn sealing_key(&self) -> Record {
+        Record::at(self.0.join("identity/sealing"))
     }
     /// The identity before the last renewal, in the same form.
     #[must_use]

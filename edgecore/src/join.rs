@@ -43,6 +43,7 @@ use crate::{
         quic,
         renew::{self, RenewError},
     },
+    secrets,
     settings::{Settings, SettingsError},
     trust::{self, Refusal},
 };
@@ -195,7 +196,7 @@ pub async fn join(options: JoinOptions, env: &Env) -> Result<Joined, JoinError> 
                     config.hubs.push(hub);
                 }
             }
-            keep(&paths, &config, &key, &certificates, &roots)?;
+            keep(&paths, &config, &key, &certificates, &roots, env)?;
             Ok(Joined { node: config.node, site: config.site, fleet: config.fleet })
         }
     }
@@ -419,6 +420,7 @@ fn keep(
     key: &KeyPair,
     certificates: &str,
     roots: &Roots,
+    env: &Env,
 ) -> Result<(), JoinError> {
     let first_root = paths.first_root();
     let is_at = |path: &PathBuf, root: &str| fs::read(path).is_ok_and(|bytes| bytes == root.as_bytes());
@@ -447,6 +449,8 @@ fn keep(
     durable::write(&paths.identity(), bundle.as_bytes(), 0o600)?;
     config.store()?;
     apps::forget_lost(&paths.apps())?;
+    // The same one as before where there is one: what is sealed to this box stays so. A damaged one is told by the agent.
+    let _ = secrets::key::load_or_make(paths, env)?;
     for of_before in [paths.renewing_key(), paths.previous_identity()] {
         durable::remove(&of_before)?;
     }

@@ -10,6 +10,7 @@
 //! | [`fetch`] | artifacts: resumed by range, reserved, verified |
 //! | [`apps`] | one app: stage, switch, trial, confirm or revert |
 //! | [`driver`] | how a workload runs: processes under a shim, control groups, logs |
+//! | [`secrets`] | secrets of workloads: the node's own key, plaintext in memory alone |
 //! | [`supervisor`] | keeps one workload running: probes, restart back-off |
 //! | [`facts`] | what the box is and how it does |
 //! | [`outbox`] | records on disk until the hub has them |
@@ -34,6 +35,7 @@ pub mod join;
 pub mod link;
 pub mod outbox;
 mod reboot;
+pub mod secrets;
 pub mod settings;
 pub mod status;
 pub mod supervisor;

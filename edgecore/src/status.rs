@@ -37,6 +37,7 @@ use crate::{
     driver::records::{Folder, Running},
     link::LinkState,
     outbox::{Outbox, OutboxState},
+    secrets::key,
     trust::TrustState,
 };
 
@@ -77,6 +78,9 @@ pub struct Status {
     /// Streams of records.
     #[serde(default)]
     pub streams: Option<StreamsStatus>,
+    /// What secrets for this node are sealed to; absent while that key is damaged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealing_key: Option<String>,
     /// Conditions and apps.
     pub report: Report,
     /// What is durably known of each app; only from the records.
@@ -129,6 +133,7 @@ pub struct StatusView {
     pub(crate) trust: watch::Receiver<TrustState>,
     pub(crate) outbox: Outbox,
     pub(crate) endpoints: watch::Receiver<Endpoints>,
+    pub(crate) sealing_key: Option<String>,
 }
 
 impl StatusView {
@@ -158,6 +163,7 @@ impl StatusView {
                 outbox: self.outbox.state().borrow().clone(),
                 lag: self.outbox.lag(),
             }),
+            sealing_key: self.sealing_key.clone(),
             report: self.board.borrow().clone(),
             slots: BTreeMap::new(),
             processes: BTreeMap::new(),
@@ -246,6 +252,7 @@ fn from_records(data_dir: &Path, paths: &Paths, env: &Env) -> Result<Status, Sta
         link: None,
         trust: None,
         streams: None,
+        sealing_key: key::read(paths).ok().flatten().and_then(Result::ok).map(|key| key.public().to_string()),
         report: Report { observed_generation: assignment.map_or(0, |a| a.generation), ..Report::default() },
         slots,
         processes,
@@ -273,6 +280,10 @@ pub fn explain(status: &Status) -> String {
         Some(link) => line(format!("hub {} not connected yet", link.hub)),
         None => line(format!("hub {}", status.hubs.join(", "))),
     }
+    line(match &status.sealing_key {
+        Some(key) => format!("secrets for this node are sealed to {key}"),
+        None => "secrets for this node cannot be opened: no sealing key can be read here".into(),
+    });
     for carrier in &status.report.carriers {
         line(self::carrier(carrier));
     }

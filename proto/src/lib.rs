@@ -12,6 +12,7 @@
 //! | [`name`], [`digest`], [`units`], [`selector`] | small values that cannot be wrong once they exist |
 //! | [`object`] | `Node`, `Site`, `Release`, `Rollout`, `JoinToken`, `Event`: the one object model |
 //! | [`release`] | what a release contains: files, command, probes, limits |
+//! | [`secret`] | secrets sealed to the nodes that need them, without I/O |
 //! | [`tuf`] | The Update Framework's metadata and its verification, without I/O |
 //! | [`director`] | what one node should run, signed for it alone, without I/O |
 //! | [`link`] | the protocol between agent and hub: frames, messages, limits, priorities |
@@ -37,6 +38,7 @@ pub mod link;
 pub mod name;
 pub mod object;
 pub mod release;
+pub mod secret;
 pub mod selector;
 pub mod shallow;
 pub mod stream;

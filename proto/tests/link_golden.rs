@@ -105,6 +105,7 @@ fn info() -> NodeInfo {
         addresses: vec![NodeAddress { interface: "eth0".into(), address: "10.1.2.3".into() }],
         hardware: vec!["x86_64".into()],
         features: Default::default(),
+        sealing_key: None,
     }
 }
 
@@ -115,7 +116,11 @@ fn agent_messages() {
     golden("agent-hello.json", &AgentMessage::Hello(Box::new(hello.clone())));
     let have = MetadataRequest { root: 1, timestamp: 7, snapshot: 7, targets: 7 };
     let director = Some(DirectorRequest { nonce: "b2f1c0".into(), have });
-    golden("agent-hello-director.json", &AgentMessage::Hello(Box::new(Hello { director, ..hello })));
+    golden("agent-hello-director.json", &AgentMessage::Hello(Box::new(Hello { director, ..hello.clone() })));
+    // An agent that has a sealing key says so; those before it say nothing, as in the files above.
+    let sealing_key = Some("age18nkfdkrlfydkj9hpujmj5wcdvkmf8n9epjxt78d8fx73m6n8ky7qe9fykk".into());
+    let sealing = Hello { info: NodeInfo { sealing_key, ..info() }, ..hello };
+    golden("agent-hello-sealing.json", &AgentMessage::Hello(Box::new(sealing)));
     golden("agent-report.json", &AgentMessage::Report(Box::new(report())));
     golden("agent-heartbeat.json", &AgentMessage::Heartbeat(Box::new(Heartbeat { usage: usage(), clock: time(3) })));
     let mut restarted = report();

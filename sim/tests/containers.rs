@@ -171,7 +171,8 @@ async fn a_container_is_released_upgraded_reverted_and_left_alone() -> anyhow::R
     ensure!(ours.lines().count() == 2, "{ours}");
 
     // The app is taken away: nothing of it is left, and the foreign one never noticed.
-    let node = "kind: Node\napiVersion: crossdock.io/v1\nmetadata: {name: box-1}\nspec: {site: hz-01, apps: {vision: null}}\n";
+    let node =
+        "kind: Node\napiVersion: crossdock.io/v1\nmetadata: {name: box-1}\nspec: {site: hz-01, apps: {vision: null}}\n";
     fs::write(stage.path("none.yaml"), node)?;
     for rollout in stage.crossdock(&["get", "rollouts", "-o", "name"]).await?.lines() {
         stage.crossdock(&["delete", "rollout", rollout.trim_start_matches("rollouts/")]).await?; // who would put it back

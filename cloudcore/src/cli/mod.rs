@@ -34,6 +34,7 @@ pub mod promote;
 pub mod release;
 pub mod rollout;
 pub mod root;
+pub mod secret;
 pub mod streams;
 #[cfg(test)]
 mod tests;
@@ -103,6 +104,8 @@ enum Command {
     Root(root::RootArgs),
     /// Build, sign, publish and verify releases
     Release(release::ReleaseArgs),
+    /// Secrets for workloads, encrypted to the nodes that need them
+    Secret(secret::SecretArgs),
     /// Take releases to nodes
     #[command(subcommand)]
     Rollout(rollout::RolloutCommand),
@@ -201,6 +204,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Keys(args) => keys::run(args, &context).await,
         Command::Root(args) => root::run(args),
         Command::Release(args) => release::run(args, &context).await,
+        Command::Secret(args) => secret::run(args, &context).await,
         Command::Rollout(command) => rollout::run(command, &context).await,
         Command::Restart(args) => nodes::restart(args, &context).await,
         Command::Reboot(args) => nodes::reboot(args, &context).await,

@@ -36,7 +36,9 @@ pub async fn run(command: NodeCommand, context: &Context) -> anyhow::Result<()> 
     println!("nodes/{node} {done}");
     if verb == "revoke" {
         let apps = changed.spec.apps.len();
-        println!("its key is let in no longer; {apps} app(s) run on while the box has power: releases hold no secrets");
+        println!("its key is let in no longer; {apps} app(s) run on while the box has power");
+        println!("secrets that were sealed to it are in other hands: make them anew, and seal them to the others");
+        println!("which they are: crossdock secret list --node {node}; step by step: crossdock key drill stolen-node");
         println!("for a box in its place: crossdock token create --site {} --node {node}", changed.spec.site);
     } else if changed.status.phase != NodePhase::Ready {
         println!("its agent comes back by itself within half a minute");

@@ -88,6 +88,27 @@ fn the_example_pipeline_is_what_the_command_line_takes() {
 }
 
 #[test]
+fn the_commands_of_drills_are_what_the_command_line_takes() {
+    use crate::release::drill::hub::{HubCase, steps};
+    for case in HubCase::ALL {
+        let lines: Vec<String> = steps(case, "repo").into_iter().flat_map(|step| step.commands).collect();
+        let text = [
+            ("NODE", "box-7"),
+            ("SITE", "hz-01"),
+            ("NAME", "name"),
+            ("APP", "app"),
+            ("VERSION", "1"),
+            ("ROLE", "viewer"),
+        ]
+        .iter()
+        .fold(lines.join("\n"), |text, (word, value)| text.replace(word, value));
+        for command in commands(&text) {
+            parse(&command, &BTreeMap::new()).unwrap_or_else(|e| panic!("{case}: {}\n{e}", command.join(" ")));
+        }
+    }
+}
+
+#[test]
 fn the_commands_of_the_readme_are_what_the_command_line_takes() {
     let text = include_str!("../../../README.md");
     // A node, and the ends of examples that stand side by side.

@@ -282,6 +282,7 @@ pub(crate) fn hello(hub: &Hub, report: Report) -> Hello {
     let info = NodeInfo {
         // These boxes sign nothing, unless a test has them do so.
         features: [feature::ORDERS, feature::REBOOT].map(str::to_owned).into(),
+        sealing_key: None,
         agent_version: "0.1.0".into(),
         boot_id: "b".into(),
         architecture: "x86_64".into(),

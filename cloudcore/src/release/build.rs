@@ -14,13 +14,14 @@ use proto::{
     release::{
         ArtifactYaml, Attachment, Container, ExecProbe, FileEntry, Hook, Hooks, HttpProbe, Limits,
         MAX_ATTACHMENT_BYTES, MAX_MANIFEST_BYTES, MAX_RELEASE_YAML_BYTES, Manifest, ManifestError, Port, Probe, Probes,
-        ReleaseYaml, TcpProbe, Workload,
+        ReleaseYaml, Secret, TcpProbe, Workload,
         container::{self, Publish, Uses, Volume},
     },
+    secret::SealedTo,
 };
 use tempfile::TempDir;
 
-use super::{ReleaseError, image, io_error, provenance, read_text, tree};
+use super::{ReleaseError, image, io_error, provenance, read_text, secrets, tree};
 use crate::unknown::{self, fields_of};
 
 /// A release as built: nothing is signed or copied yet.
@@ -75,7 +76,7 @@ impl Built {
 /// # Errors
 /// What is wrong with it or with a file, and how to mend it.
 pub fn build(path: &Path) -> Result<Built, ReleaseError> {
-    let (yaml, warnings) = read_yaml(path)?;
+    let (mut yaml, warnings) = read_yaml(path)?;
     let base = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut found = vec![];
     for artifact in &yaml.artifacts {
@@ -93,11 +94,13 @@ pub fn build(path: &Path) -> Result<Built, ReleaseError> {
         files.push(FileEntry { path: file.path, digest, size, executable: file.executable });
         blobs.insert(digest, file.source);
     }
-    let mut yaml = yaml;
     let spool = yaml.workload.as_mut().and_then(|workload| workload.container.as_mut());
     let spool = spool.map_or(Ok(None), |container| pack_image(base, container, &mut files, &mut blobs))?;
     if let (Some((_, class)), true) = (&spool, yaml.hardware.is_empty()) {
         yaml.hardware.insert(class.clone());
+    }
+    if let Some(workload) = &mut yaml.workload {
+        secrets::complete(&yaml.app, workload, &files, &blobs)?;
     }
     let (provenance, sbom) = (attach(base, yaml.provenance.as_deref())?, attach(base, yaml.sbom.as_deref())?);
     if let Some((path, text, attachment)) = &provenance {
@@ -155,11 +158,13 @@ fn attach(base: &Path, file: Option<&str>) -> Result<Option<(PathBuf, String, At
 }
 
 /// Names of all fields that may stand in a `release.yaml`.
-fn known_fields() -> [&'static [&'static str]; 16] {
+fn known_fields() -> [&'static [&'static str]; 18] {
     [
         fields_of::<ReleaseYaml>(),
         fields_of::<ArtifactYaml>(),
         fields_of::<Workload>(),
+        fields_of::<Secret>(),
+        fields_of::<SealedTo>(),
         fields_of::<Port>(),
         fields_of::<Limits>(),
         fields_of::<Probes>(),

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use proto::{
     digest::Digest,
-    release::Manifest,
+    release::{Manifest, Workload},
     tuf::{
         PublicKey, RoleName, Target,
         json::Json,
@@ -18,6 +18,7 @@ use super::{
     provenance,
     repository::Repository,
     rotate::{Duty, label},
+    secrets::{self, Pins},
     staging::readable,
 };
 
@@ -118,6 +119,7 @@ fn content(repository: &Repository, before: &BTreeMap<&str, Target>, target: &Ta
         newest.and_then(|old| Some((old.custom.version.clone(), repository.manifest(old).ok()?)))
     else {
         lines.push("         first release of this app here".into());
+        lines.extend(secrets(repository, None, &new));
         return lines;
     };
     let (was, is) = (files(&old), files(&new));
@@ -132,13 +134,23 @@ fn content(repository: &Repository, before: &BTreeMap<&str, Target>, target: &Ta
         let needs = new.min_agent.as_deref().unwrap_or("any");
         lines.push(format!("         the oldest agent that takes it is now: {}", needs.escape_debug()));
     }
-    if old.workload != new.workload {
+    lines.extend(secrets(repository, Some(&old), &new));
+    let but_secrets = |manifest: &Manifest| manifest.workload.clone().map(|w| Workload { secrets: vec![], ..w });
+    if but_secrets(&old) != but_secrets(&new) {
         lines.push("         the workload changes: command, environment, limits or probes".into());
     }
     if old.hooks != new.hooks {
         lines.push("         the hooks change: what runs before the old one stops, or in the trial".into());
     }
     lines
+}
+
+/// What changes about its secrets. Pinned keys that cannot be read are told, and keep nobody from reading the rest.
+fn secrets(repository: &Repository, old: Option<&Manifest>, new: &Manifest) -> Vec<String> {
+    let pins = Pins::load(repository.dir());
+    let problem = pins.as_ref().err().filter(|_| !secrets::of(new).is_empty()).map(ToString::to_string);
+    let lines = secrets::describe(old, new, pins.ok().as_ref());
+    lines.into_iter().chain(problem).map(|line| format!("         {line}")).collect()
 }
 
 fn files(manifest: &Manifest) -> BTreeMap<&str, Digest> {

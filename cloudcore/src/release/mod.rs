@@ -19,6 +19,7 @@
 //! | [`repository`] | the folder with metadata, staged changes and blobs |
 //! | [`describe`] | what a staged change adds and removes, in words |
 //! | [`keys`], [`sealed`] | key files, and their encryption |
+//! | [`secrets`] | secrets sealed to nodes: whose key is believed, what a release holds for whom |
 //! | [`signer`] | keys by reference, wherever their secret half is |
 //! | [`provenance`] | who built a release and from what, and what is in it: read, and compared with its files |
 //! | [`publish`] | to a hub, through its API |
@@ -43,6 +44,7 @@ pub mod publish;
 pub mod repository;
 pub mod rotate;
 pub mod sealed;
+pub mod secrets;
 pub mod signer;
 pub mod staging;
 pub mod tree;

@@ -1,6 +1,6 @@
 //! A driver that verifies the tree of a release before every start, restarts after a crash included, and
-//! before every hook that it runs: a file that was damaged at rest since the last start is never executed.
-//! What runs already is left alone. Used by [`super::task`].
+//! before every hook that it runs: a file that was damaged at rest since the last start is never executed. Then it
+//! puts the release's secrets in place. What runs already is left alone. Used by [`super::task`].
 
 use std::{
     collections::BTreeSet,
@@ -24,6 +24,7 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::{
     driver::{Driver, DriverError, HookOutcome, Instance, InstanceSpec, InstanceUsage, NotReady, ProbeOutcome},
     fetch::tree,
+    secrets::{Secrets, SecretsError},
 };
 
 /// Trees that are hashed at once, over all apps: the agent has few threads for what blocks.
@@ -35,6 +36,7 @@ pub struct Guard {
     inner: Arc<dyn Driver>,
     env: Env,
     checks: Arc<Semaphore>,
+    secrets: Arc<Secrets>,
     damaged: Arc<AtomicBool>,
 }
 
@@ -42,8 +44,14 @@ impl Guard {
     /// Passes everything on to `inner`, and raises `damaged` instead of starting a damaged tree. `checks`
     /// is shared by all apps.
     #[must_use]
-    pub fn new(inner: Arc<dyn Driver>, env: Env, checks: Arc<Semaphore>, damaged: Arc<AtomicBool>) -> Guard {
-        Guard { inner, env, checks, damaged }
+    pub fn new(
+        inner: Arc<dyn Driver>,
+        env: Env,
+        checks: Arc<Semaphore>,
+        secrets: Arc<Secrets>,
+        damaged: Arc<AtomicBool>,
+    ) -> Guard {
+        Guard { inner, env, checks, secrets, damaged }
     }
 }
 
@@ -70,6 +78,33 @@ impl Guard {
     }
 }
 
+impl Guard {
+    /// Puts the release's secrets in place; those of the app's other releases go where it is about to run `alone`.
+    async fn place(&self, spec: &InstanceSpec, alone: bool) -> Result<(), SecretsError> {
+        let (secrets, spec) = (self.secrets.clone(), spec.clone());
+        let placed = self.env.blocking.run(move || {
+            secrets.place(&spec)?;
+            if alone { secrets.remove_others(&spec.app, spec.release.digest) } else { Ok(()) }
+        });
+        placed.await
+    }
+}
+
+/// The secrets of a release whose hook runs, while another of the app does. They go with it.
+struct Lent<'a> {
+    secrets: &'a Secrets,
+    spec: &'a InstanceSpec,
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        // In memory and small: no work for the pool. What stays goes at the next start or stop.
+        if let Err(error) = self.secrets.remove_release(&self.spec.app, self.spec.release.digest) {
+            tracing::warn!(app = %self.spec.app, %error, "secrets of a hook stay for now");
+        }
+    }
+}
+
 impl Driver for Guard {
     fn prepare<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), NotReady>> {
         self.inner.prepare(spec)
@@ -79,6 +114,7 @@ impl Driver for Guard {
         Box::pin(async move {
             let refused = |problem| DriverError { attempt: "start", app: spec.app.clone(), problem };
             self.verify(spec).await.map_err(refused)?;
+            self.place(spec, true).await.map_err(|e| refused(e.to_string()))?;
             let started = self.inner.start(spec).await;
             if started.is_err() && spec.workload.container.is_some() {
                 self.verify_but(|_| false, spec).await.map_err(refused)?; // is it the image?
@@ -89,9 +125,13 @@ impl Driver for Guard {
 
     fn hook<'a>(&'a self, spec: &'a InstanceSpec, hook: &'a Hook) -> BoxFuture<'a, HookOutcome> {
         Box::pin(async move {
-            match self.verify(spec).await {
+            if let Err(problem) = self.verify(spec).await {
+                return HookOutcome::Failure(problem);
+            }
+            let _gone_at_its_end = Lent { secrets: &self.secrets, spec };
+            match self.place(spec, false).await {
                 Ok(()) => self.inner.hook(spec, hook).await,
-                Err(problem) => HookOutcome::Failure(problem),
+                Err(error) => HookOutcome::Failure(error.to_string()),
             }
         })
     }

@@ -16,6 +16,7 @@ use super::{plan::Fetch, slot::Installed};
 use crate::{
     driver::NotReady,
     fetch::{FetchError, Fetcher, Job, Source, SourceError},
+    secrets::SecretsError,
     trust::{Refusal, Trust},
 };
 
@@ -107,6 +108,12 @@ impl From<Refusal> for Hindrance {
 impl From<NotReady> for Hindrance {
     fn from(NotReady { reason, message }: NotReady) -> Hindrance {
         Hindrance { reason, message, offline: false }
+    }
+}
+
+impl From<SecretsError> for Hindrance {
+    fn from(error: SecretsError) -> Hindrance {
+        Hindrance { reason: error.reason(), message: error.to_string(), offline: false }
     }
 }
 

@@ -47,6 +47,7 @@ use super::{
 use crate::{
     doors::Endpoints,
     driver::{Driver, DriverError},
+    secrets::{Secrets, SecretsError},
 };
 
 /// Wait after a step that could not be carried out.
@@ -71,6 +72,8 @@ pub struct Context {
     pub online: watch::Receiver<bool>,
     /// [`PARALLEL_CHECKS`](super::guard::PARALLEL_CHECKS) trees are hashed at once.
     pub checks: Arc<Semaphore>,
+    /// Opens and holds the secrets of workloads.
+    pub secrets: Arc<Secrets>,
     /// Where records of streams are handed in.
     pub endpoints: watch::Receiver<Endpoints>,
 }
@@ -95,6 +98,9 @@ pub enum StepError {
     /// The driver could not do it.
     #[error(transparent)]
     Driver(#[from] DriverError),
+    /// Secrets of a workload that was stopped are still there.
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
     /// A folder could not be made.
     #[error(transparent)]
     Durable(#[from] durable::DurableError),
@@ -300,6 +306,7 @@ impl App {
             Step::Remove => self.store(Slot::clear).await?,
             Step::Done => {
                 self.shared.driver.remove(&self.name).await?;
+                self.remove_secrets().await?;
                 self.link(None).await?;
                 self.litter = true;
                 self.sweep(wanted).await?;

@@ -177,14 +177,16 @@ fn environment(launch: &Launch) -> BTreeMap<String, OsString> {
     variables
 }
 
-struct Account {
-    uid: Uid,
-    gid: Gid,
+/// A user of the box, as a release names one.
+pub(crate) struct Account {
+    pub(crate) uid: Uid,
+    pub(crate) gid: Gid,
     name: Option<String>,
 }
 
 impl Account {
-    fn find(text: &str) -> Result<Account, Failure> {
+    /// By name or number.
+    pub(crate) fn find(text: &str) -> Result<Account, Failure> {
         let by_number = text.parse::<u32>().ok();
         let found = match by_number {
             Some(uid) => User::from_uid(Uid::from_raw(uid))?,

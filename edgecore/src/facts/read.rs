@@ -31,6 +31,7 @@ pub(super) fn info() -> NodeInfo {
     }
     NodeInfo {
         features: feature::ALL.map(str::to_owned).into(),
+        sealing_key: None,
         agent_version: proto::VERSION.into(),
         boot_id: procs::boot_id(),
         architecture,

@@ -106,6 +106,8 @@ pub(crate) struct Shared {
     pub assignments: Assignments,
     /// Whether events are told as records.
     pub tells_events: bool,
+    /// Public half of the key that secrets for this node are sealed to.
+    pub sealing_key: Option<String>,
     /// Where there are brokers.
     pub carriers: Option<Arc<Carriers>>,
 }

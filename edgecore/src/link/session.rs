@@ -15,6 +15,7 @@ use proto::{
         priority,
     },
     name::Name,
+    object::NodeInfo,
     tuf::SecretKey,
 };
 use quinn::{Connection, RecvStream, SendStream};
@@ -115,7 +116,7 @@ impl Session {
         let director = shared.assignments.request();
         let nonce = director.nonce.clone();
         let hello = Hello {
-            info: shared.facts.info(),
+            info: NodeInfo { sealing_key: shared.sealing_key.clone(), ..shared.facts.info() },
             report: sent.clone(),
             usage: shared.facts.usage(),
             clock: shared.env.wall.now(),

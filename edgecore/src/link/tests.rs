@@ -206,6 +206,7 @@ struct Node {
 fn facts() -> Facts {
     let info = NodeInfo {
         features: Default::default(),
+        sealing_key: None,
         agent_version: "1".into(),
         boot_id: "b".into(),
         architecture: "x86_64".into(),

@@ -229,6 +229,10 @@ data! {
         /// What its agent can do that agents before it could not, of [`feature`].
         #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
         pub features: BTreeSet<String>,
+        /// Public key that secrets for it are sealed to, `age1...`: see [`crate::secret`]. Nobody vouches for it but
+        /// the node, at its technician's ear.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub sealing_key: Option<String>,
     }
 
     /// An interface of a node. Never part of its identity.

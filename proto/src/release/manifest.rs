@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Hooks, MAX_ATTACHMENT_BYTES, MAX_FILES, MAX_PATH_BYTES, Workload};
+use super::{Hooks, MAX_ATTACHMENT_BYTES, MAX_FILES, MAX_PATH_BYTES, Secret, Workload};
 use crate::{
     digest::Digest,
     name::{Name, ReleaseName, Version},
+    secret::MAX_SEALED_BYTES,
 };
 
 /// The signed description of a release, stored as JSON.
@@ -230,10 +231,26 @@ impl Manifest {
         }
         self.hooks.check()?;
         match &self.workload {
-            Some(workload) => workload.check(&self.files),
+            Some(workload) => {
+                workload.check(&self.files)?;
+                self.check_secrets(workload)
+            }
             None if self.files.is_empty() => Err(ManifestError::Nothing),
             None => Ok(()),
         }
+    }
+
+    /// Every secret is a file of the tree, of a size that an agent opens.
+    fn check_secrets(&self, workload: &Workload) -> Result<(), ManifestError> {
+        for Secret { name, file, .. } in &workload.secrets {
+            let problem = match self.files.iter().find(|entry| entry.path.as_str() == file) {
+                Some(entry) if entry.size <= MAX_SEALED_BYTES => continue,
+                Some(_) => format!("is larger than the {MAX_SEALED_BYTES} bytes of a sealed secret"),
+                None => "is not in the tree; add it to artifacts".to_owned(),
+            };
+            return Err(ManifestError::Workload(format!("secret {name:?}: file {file:?} {problem}")));
+        }
+        Ok(())
     }
 
     /// What stands beside the tree: at the hub, never on a node.
@@ -321,6 +338,21 @@ mod tests {
         assert_eq!(Manifest::parse(text.as_bytes(), &"a@1".parse().unwrap()).unwrap(), files);
         let nothing = Manifest { files: vec![], ..files };
         assert_eq!(nothing.check().unwrap_err(), ManifestError::Nothing);
+    }
+
+    #[test]
+    fn a_secret_is_a_file_of_the_tree() {
+        let secret = |file: &str| {
+            let mut manifest = manifest(&["db.age", "bin/run"]).unwrap();
+            let secret = Secret { name: "db".into(), file: file.into(), sealed_to: vec![] };
+            manifest.workload.as_mut().unwrap().secrets = vec![secret];
+            manifest
+        };
+        secret("db.age").check().unwrap();
+        assert!(secret("other.age").check().unwrap_err().to_string().contains("not in the tree"));
+        let mut large = secret("db.age");
+        large.files[0].size = MAX_SEALED_BYTES + 1;
+        assert!(large.check().unwrap_err().to_string().contains("larger"));
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub use self::{
     container::{Container, Image},
     hooks::{Hook, Hooks, MAX_HOOK_TIMEOUT, PUT_OFF},
     manifest::{Attachment, FileEntry, Manifest, ManifestError, TreePath},
-    workload::{ExecProbe, HttpProbe, Limits, Port, Probe, Probes, RestartPolicy, TcpProbe, Workload},
+    workload::{ExecProbe, HttpProbe, Limits, Port, Probe, Probes, RestartPolicy, Secret, TcpProbe, Workload},
 };
 
 /// Most files of one release.

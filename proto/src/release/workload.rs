@@ -1,11 +1,17 @@
 //! The process that a release runs: how it is started, limited, probed and stopped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Container, FileEntry, ManifestError, TreePath};
-use crate::units::{Bytes, Span};
+use crate::{
+    secret::{self, MAX_RECIPIENTS, MAX_SECRETS, SealedTo},
+    units::{Bytes, Span},
+};
+
+/// Longest public key of a recipient in a manifest, in bytes: kinds of age that are to come have longer ones.
+const MAX_KEY_BYTES: usize = 4096;
 
 /// A process to run and to watch over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,13 +26,17 @@ pub struct Workload {
     pub args: Vec<String>,
     /// Its environment, besides `PATH` and `CROSSDOCK_APP`, `CROSSDOCK_VERSION`, `CROSSDOCK_DIGEST`,
     /// `CROSSDOCK_TREE` (its files), `CROSSDOCK_DATA` (a folder that stays from release to release) and
-    /// `CROSSDOCK_APPS` (`$CROSSDOCK_APPS/<app>/current` leads to the files of another app's release).
-    /// Nothing else is inherited.
+    /// `CROSSDOCK_APPS` (`$CROSSDOCK_APPS/<app>/current` leads to the files of another app's release), and with
+    /// secrets `CROSSDOCK_SECRETS`. Nothing else is inherited.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     /// Run this image instead of a process of the box. Agents that know only processes refuse it: no command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<Container>,
+    /// Secrets that the node opens for it before it starts: files in the folder `CROSSDOCK_SECRETS`, in memory,
+    /// which its user alone may read. Agents that know of none start it without them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<Secret>,
     /// User to run as, a name or a number of the box. Default: as the agent. Of a container: as its image says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
@@ -66,6 +76,19 @@ fn default_soak() -> Span {
 
 fn default_deadline() -> Span {
     Span::from_secs(60)
+}
+
+/// A secret of a workload, sealed to the nodes that need it: see [`crate::secret`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Secret {
+    /// Its file in `CROSSDOCK_SECRETS`.
+    pub name: String,
+    /// The sealed secret, an age file: path in the tree.
+    pub file: String,
+    /// To whom it is sealed, as who sealed it says. `release build` takes it from the file where that says it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sealed_to: Vec<SealedTo>,
 }
 
 /// A port that a workload listens on.
@@ -211,6 +234,7 @@ impl Workload {
             args: vec![],
             env: BTreeMap::new(),
             container: None,
+            secrets: vec![],
             user: None,
             working_dir: None,
             ports: vec![],
@@ -248,6 +272,7 @@ impl Workload {
                 return wrong(format!("environment variable {key:?} is not usable: no '=' or NUL in its name"));
             }
         }
+        self.check_secrets()?;
         let probes = [
             ("startup", &self.probes.startup),
             ("liveness", &self.probes.liveness),
@@ -296,6 +321,33 @@ impl Workload {
         }
         Ok(())
     }
+
+    fn check_secrets(&self) -> Result<(), ManifestError> {
+        let wrong = |text: String| Err(ManifestError::Workload(text));
+        if self.secrets.len() > MAX_SECRETS {
+            return wrong(format!(
+                "{} secrets are more than {MAX_SECRETS}; put several into one file",
+                self.secrets.len()
+            ));
+        }
+        let mut names = BTreeSet::new();
+        for Secret { name, file, sealed_to } in &self.secrets {
+            if !secret::is_secret_name(name) {
+                return wrong(format!(
+                    "{name:?} cannot name a secret: letters, digits, '-', '_' and '.', no '.' first"
+                ));
+            }
+            if !names.insert(name) {
+                return wrong(format!("there are two secrets {name:?}"));
+            }
+            TreePath::try_from(file.clone())?;
+            let too_long = |to: &SealedTo| to.key.len() > MAX_KEY_BYTES || to.node.iter().any(|n| n.len() > 63);
+            if sealed_to.len() > MAX_RECIPIENTS || sealed_to.iter().any(too_long) {
+                return wrong(format!("secret {name:?} names more than {MAX_RECIPIENTS} keys, or what is none"));
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -314,6 +366,10 @@ mod tests {
             r#"{"command": "run", "probes": {"startup": {"exec": {"command": []}}}}"#,
             r#"{"command": "run", "soak": "2m", "deadline": "1m"}"#,
             r#"{"command": "run", "limits": {"pids": 0}}"#,
+            r#"{"command": "run", "secrets": [{"name": "a/b", "file": "a.age"}]}"#,
+            r#"{"command": "run", "secrets": [{"name": "..", "file": "a.age"}]}"#,
+            r#"{"command": "run", "secrets": [{"name": "a", "file": "../a.age"}]}"#,
+            r#"{"command": "run", "secrets": [{"name": "a", "file": "a.age"}, {"name": "a", "file": "b.age"}]}"#,
         ] {
             let workload: Workload = serde_json::from_str(bad).unwrap();
             assert!(workload.check(&[]).is_err(), "{bad}");

@@ -180,6 +180,7 @@ fn info(name: &Name) -> NodeInfo {
         addresses: vec![],
         hardware: vec!["x86_64".into()],
         features: feature::ALL.map(str::to_owned).into(),
+        sealing_key: None,
     }
 }
 

@@ -244,6 +244,7 @@ async fn start_all(
         let driver = Arc::new(Pretend::new(Arc::clone(&env.wall)));
         let facts = Facts::fixed(NodeInfo {
             features: feature::ALL.map(str::to_owned).into(),
+            sealing_key: None,
             agent_version: proto::VERSION.into(),
             boot_id: format!("boot of {name}"),
             architecture: std::env::consts::ARCH.into(),

@@ -30,6 +30,7 @@ pub(super) fn agent_toml(settings: &str) -> anyhow::Result<String> {
 pub(super) fn node_info(name: &str, boots: u32) -> NodeInfo {
     NodeInfo {
         features: feature::ALL.map(str::to_owned).into(),
+        sealing_key: None,
         agent_version: proto::VERSION.into(),
         boot_id: format!("boot {boots} of {name}"),
         architecture: "x86_64".into(),

@@ -39,7 +39,7 @@ pub(super) struct RevokeArgs {
 #[derive(Debug, Args)]
 pub(super) struct DrillArgs {
     /// What happened: lost-root-key, stolen-root-key, lost-targets-key, stolen-targets-key, lost-pipeline-key,
-    /// stolen-pipeline-key, stolen-online-key or stolen-hub.
+    /// stolen-pipeline-key, stolen-online-key, stolen-hub or stolen-node.
     name: Drill,
     /// Which key it is: its ID, its name in the root, a file, or agent:WHICH.
     #[arg(long)]

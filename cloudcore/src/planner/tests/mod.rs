@@ -78,6 +78,7 @@ fn info() -> NodeInfo {
         addresses: vec![],
         hardware: vec![],
         features: feature::ALL.map(str::to_owned).into(),
+        sealing_key: None,
     }
 }
 

@@ -1,21 +1,23 @@
-//! What to do when the hub, or its online key, is in other hands. See [`super`].
+//! What to do when the hub, its online key, or a box is in other hands. See [`super`].
 
 use std::{fmt, str::FromStr};
 
 use super::{Step, step};
 
-/// What of the hub was stolen.
+/// What was stolen, where it is no key of people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HubCase {
     /// A copy of the key that signs for nodes; the machine is the fleet's again.
     OnlineKey,
     /// The machine, or all that was on its disk.
     Hub,
+    /// A box, or its disk.
+    Node,
 }
 
 impl HubCase {
     /// All of them.
-    pub const ALL: [HubCase; 2] = [HubCase::OnlineKey, HubCase::Hub];
+    pub const ALL: [HubCase; 3] = [HubCase::OnlineKey, HubCase::Hub, HubCase::Node];
 }
 
 impl fmt::Display for HubCase {
@@ -23,6 +25,7 @@ impl fmt::Display for HubCase {
         f.pad(match self {
             HubCase::OnlineKey => "stolen-online-key",
             HubCase::Hub => "stolen-hub",
+            HubCase::Node => "stolen-node",
         })
     }
 }
@@ -55,6 +58,7 @@ pub fn steps(case: HubCase, folder: &str) -> Vec<Step> {
                 ["crossdock get nodes".to_owned()],
             ),
         ],
+        HubCase::Node => node(folder),
         HubCase::Hub => vec![
             step(
                 "Take the stolen machine off the network, or its name out of the DNS: nodes run on, and keep counting. \
@@ -92,4 +96,45 @@ pub fn steps(case: HubCase, folder: &str) -> Vec<Step> {
             ),
         ],
     }
+}
+
+/// A box is lost: its certificate is revoked, and what its disk opens is made anew.
+fn node(folder: &str) -> Vec<Step> {
+    vec![
+        step(
+            "Let its key in no longer. Its session ends at once; what runs on it runs on while it has power.",
+            ["crossdock node revoke NODE".to_owned()],
+        ),
+        step(
+            "See which secrets were sealed to it. Its disk holds them and the key that opens them: each of them counts as \
+             known to the thief, whatever is sealed from now on.",
+            [format!("crossdock secret list --node NODE --repo {folder}")],
+        ),
+        step(
+            "Make each of them anew where it comes from (the database, the broker), let the old one be worth nothing once \
+             the boxes have the new one, and seal that to the boxes that are left.",
+            [format!(
+                "crossdock secret seal NAME --app APP --from-file FILE --to 'SELECTOR,name!=NODE' --repo {folder}"
+            )],
+        ),
+        step(
+            "Release them under a new version, and roll it out.",
+            [
+                format!("crossdock release build PATH/release.yaml --repo {folder}"),
+                format!("crossdock release sign --repo {folder}"),
+                format!("crossdock release publish --repo {folder}"),
+                "crossdock rollout start APP@VERSION --to all".to_owned(),
+            ],
+        ),
+        step(
+            "A box in its place joins under the same name, with a sealing key of its own. Compare it with `edgecore status` \
+             on that box before you seal to it.",
+            [
+                "crossdock token create --site SITE --node NODE".to_owned(),
+                format!(
+                    "crossdock secret seal NAME --app APP --from-file FILE --to SELECTOR --accept-new-key NODE --repo {folder}"
+                ),
+            ],
+        ),
+    ]
 }

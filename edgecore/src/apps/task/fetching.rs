@@ -93,14 +93,22 @@ impl App {
         let stage = self.shared.stage.clone();
         let mut task = JoinSet::new();
         let (app, shared, at) = (self.name.clone(), self.shared.clone(), self.folder.clone());
+        // What ran already is only mended; a new release must not stop it when its secrets cannot be opened.
+        let new = matches!(planned, Fetch::New(_));
         task.spawn(async move {
             let installed = stage.stage(order, sender).await?;
             let release = &installed.release;
             let folder = tree::release_folder(&at.join("releases"), release.digest);
             let (digest, name) = (release.digest, ReleaseName { app: app.clone(), version: release.version.clone() });
-            let manifest =
-                shared.env.blocking.run(move || tree::manifest(&folder, digest, &name)).await.map_err(damaged)?;
-            let Manifest { workload, hooks, .. } = manifest;
+            let secrets = shared.secrets.clone();
+            let manifest = shared.env.blocking.run(move || {
+                let manifest = tree::manifest(&folder, digest, &name).map_err(damaged)?;
+                if let Some(workload) = manifest.workload.as_ref().filter(|_| new) {
+                    secrets.check(&name.app, &tree::tree_folder(&folder), &workload.secrets)?;
+                }
+                Ok::<_, Hindrance>(manifest)
+            });
+            let Manifest { workload, hooks, .. } = manifest.await?;
             if workload.is_some() {
                 // Whatever takes long, or is found missing, while what runs goes on.
                 let spec = shared.spec(&app, &at, release, workload.clone());

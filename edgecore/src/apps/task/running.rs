@@ -23,6 +23,7 @@ use crate::{
     apps::{guard::Guard, plan::RunningView, slot::Installed},
     driver::{HookOutcome, InstanceSpec},
     fetch::tree,
+    secrets,
     supervisor::{Health, Supervisor},
 };
 
@@ -115,6 +116,11 @@ impl Context {
         workload.env.extend(self.streams_environment());
         let apps = at.parent().unwrap_or(at).display().to_string();
         workload.env.insert("CROSSDOCK_APPS".into(), apps);
+        if !workload.secrets.is_empty()
+            && let Some(folder) = self.secrets.folder(app, release.digest)
+        {
+            workload.env.insert(secrets::VARIABLE.into(), folder.display().to_string());
+        }
         let folder = tree::release_folder(&at.join("releases"), release.digest);
         let (tree, data) = (tree::tree_folder(&folder), at.join("data"));
         InstanceSpec { app: app.clone(), release: release.clone(), tree, data, workload }
@@ -135,8 +141,15 @@ impl App {
             Some(None) => {}
             None => self.shared.driver.stop(&self.name, LEFTOVER_GRACE).await?,
         }
+        self.remove_secrets().await?;
         self.leftover = false;
         Ok(())
+    }
+
+    /// Nothing of the app runs: nobody needs the plaintext.
+    pub(super) async fn remove_secrets(&self) -> Result<(), StepError> {
+        let (secrets, app) = (self.shared.secrets.clone(), self.name.clone());
+        Ok(self.shared.env.blocking.run(move || secrets.remove(&app)).await?)
     }
 
     /// Adopts the release where it runs already, however its tree changed since; starts it otherwise,
@@ -192,8 +205,8 @@ impl App {
     }
 
     pub(super) fn guard(&self, damaged: Arc<AtomicBool>) -> Guard {
-        let Context { driver, env, checks, .. } = &*self.shared;
-        Guard::new(driver.clone(), env.clone(), checks.clone(), damaged)
+        let Context { driver, env, checks, secrets, .. } = &*self.shared;
+        Guard::new(driver.clone(), env.clone(), checks.clone(), secrets.clone(), damaged)
     }
 }
 

@@ -32,12 +32,14 @@ use crate::{
         slot::{self, MAX_ATTEMPTS, RestartState, Slot},
         task::{App, Context, Turn},
     },
+    config::{self, Paths},
     doors::Endpoints,
     fetch::{
         Fetcher, Space,
         tests::{MemorySource, env, publish},
         tree,
     },
+    secrets::Secrets,
 };
 
 const HOOKS: &str = r#""hooks": {"preApply": {"command": ["bin/pre"]}, "postApply": {"command": ["bin/post"]}}"#;
@@ -45,6 +47,9 @@ const HOOKS: &str = r#""hooks": {"preApply": {"command": ["bin/pre"]}, "postAppl
 /// It keeps what a crash keeps: the disk, and the workloads unless the box itself went down.
 pub(super) struct World {
     pub(super) folder: TempDir,
+    pub(super) secrets: Arc<Secrets>,
+    /// The node's identity, which the app knows nothing of.
+    _identity: TempDir,
     pub(super) driver: Arc<FakeDriver>,
     pub(super) source: Arc<MemorySource>,
     pub(super) releases: BTreeMap<&'static str, ReleaseRef>,
@@ -74,8 +79,13 @@ impl World {
             let (digest, _) = publish(&source, &format!("{APP}@{version}"), files, workload);
             (*version, ReleaseRef { version: version.parse().unwrap(), digest })
         });
+        let identity = tempfile::tempdir().unwrap();
+        let paths = Paths::new(identity.path());
+        config::create_folders(&paths).unwrap();
         World {
             folder: tempfile::tempdir().unwrap(),
+            secrets: Arc::new(Secrets::open(&paths, &"box-1".parse().unwrap(), &env()).unwrap()),
+            _identity: identity,
             driver: Arc::default(),
             releases: releases.collect(),
             source,
@@ -159,6 +169,7 @@ impl World {
             board: self.board.clone(),
             online: self.online.subscribe(),
             checks: Arc::new(Semaphore::new(1)),
+            secrets: self.secrets.clone(),
             endpoints: watch::channel(Endpoints::default()).1,
         })
     }
