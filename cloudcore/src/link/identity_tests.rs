@@ -1,6 +1,6 @@
 //! A node's identity over its life: renewed, renewed after long absence, revoked, approved; what it signs.
 
-use std::time::Duration;
+use std::{future::poll_fn, task::Poll, time::Duration};
 
 use data_encoding::BASE64;
 use proto::{
@@ -16,6 +16,7 @@ use proto::{
         Admission, EventSpec, Node, NodeSpec, ReleaseRef, RunState, Running, UpdatePhase, WorkloadStatus, feature,
     },
     tuf::SecretKey,
+    watch,
 };
 use quinn::Connection;
 use rcgen::{CertificateParams, KeyPair, PKCS_ED25519};
@@ -172,6 +173,53 @@ async fn a_lost_box_is_out_within_a_second_and_neither_key_nor_token_brings_it_b
     let (_in, welcome) = greet(&new, &fixture, &[]).await;
     assert!(welcome.is_some());
     assert_eq!(why(&lost.connect(&fixture.hub).await).await, Some(CloseCode::NotAdmitted));
+}
+
+/// `work`, which stands still before its poll number `held` until `go` is true.
+async fn held_at<T>(work: impl Future<Output = T>, held: usize, mut go: watch::Receiver<bool>) -> T {
+    let mut work = std::pin::pin!(work);
+    for _ in 0..held {
+        if let Poll::Ready(done) = poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+            return done;
+        }
+        // Its waker is gone by now, so it is looked at again, with time for what it waits for.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    go.wait_for(|go| *go).await.unwrap();
+    work.await
+}
+
+#[tokio::test]
+async fn a_node_is_revoked_whatever_moment_of_its_join_the_revocation_meets() {
+    let fixture = Fixture::start().await;
+    let hub = &fixture.hub;
+    let mut refused = 0;
+    for moment in 0..40 {
+        let n1 = name(&format!("n{moment}"));
+        let (token, id) = (fixture.token(Some(n1.as_str()), 9).await, format!("m{moment}"));
+        let joined = Machine::new(&id).join(hub, &token, n1.as_str()).await;
+        assert!(matches!(joined, JoinReply::Accepted { .. }), "{joined:?}");
+        // Reinstalled, with the same token, while somebody revokes it.
+        let again = Machine::new(&id).request(&token, n1.as_str());
+        let (go, gate) = watch::channel(false);
+        let revoke = async {
+            let mut revoking = std::pin::pin!(hub.set_admission(&n1, Admission::Revoked));
+            let early = tokio::time::timeout(Duration::from_millis(moment + 10), &mut revoking).await;
+            go.send_replace(true);
+            match early {
+                Ok(revoked) => revoked,
+                Err(_) => revoking.await,
+            }
+        };
+        let join = held_at(super::join::admit(hub, again), moment as usize, gate);
+        let (join, revoked) = tokio::join!(join, revoke);
+        assert!(revoked.unwrap().is_some());
+        refused += usize::from(join.unwrap().is_err_and(|refusal| refusal.code == "Revoked"));
+        let identity = node(&fixture, n1.as_str()).await.status.identity.unwrap();
+        assert_eq!(identity.admission, Admission::Revoked, "moment {moment}");
+    }
+    assert!(refused > 0, "no revocation came before a join");
+    assert!(refused < 40, "no revocation came into a join");
 }
 
 #[tokio::test]
