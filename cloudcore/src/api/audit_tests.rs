@@ -8,7 +8,7 @@ use std::{
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::tests::Served;
+use super::{MAX_REQUESTS_USER, tests::Served};
 use crate::{
     access::Role,
     audit::{Head, log},
@@ -131,6 +131,90 @@ async fn who_fails_or_asks_too_often_waits() {
     }
     assert!(codes[0] == 200 && codes.contains(&429), "{codes:?}");
     assert_eq!(get("cda1.wrong").await.0, 429);
+}
+
+/// A body of which nothing more ever comes.
+fn endless() -> reqwest::Body {
+    let piece = futures_util::stream::iter([Ok::<_, io::Error>(b"{".to_vec())]);
+    reqwest::Body::wrap_stream(futures_util::StreamExt::chain(piece, futures_util::stream::pending()))
+}
+
+#[tokio::test]
+async fn one_user_has_a_part_of_the_seats_and_gives_them_back() {
+    let served = Served::start().await;
+    let eve = served.user("eve", Role::Admin, &[], &[]).await;
+    let url = format!("{}/api/v1/sites", served.url);
+    let slow: Vec<_> =
+        (0..MAX_REQUESTS_USER + 16) // some are refused
+            .map(|_| tokio::spawn(served.http.post(&url).bearer_auth(&eve.token).body(endless()).send()))
+            .collect();
+    let ask = async || served.http.get(&url).bearer_auth(&eve.token).send().await.unwrap();
+    let mut answer = ask().await;
+    for _ in 0..2_000 {
+        if answer.status() == StatusCode::TOO_MANY_REQUESTS {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await; // until they are all at the hub
+        answer = ask().await;
+    }
+    assert_eq!(answer.status(), StatusCode::TOO_MANY_REQUESTS, "{:?}", slow.iter().filter(|s| s.is_finished()).count());
+    assert_eq!(answer.headers()["retry-after"], "2");
+    let text = answer.text().await.unwrap();
+    assert!(text.contains("64 requests of yours are in work"), "{text}");
+    served.client.list("sites", None).await.unwrap(); // another user
+
+    slow.iter().for_each(tokio::task::JoinHandle::abort);
+    let mut answer = ask().await;
+    for _ in 0..2_000 {
+        if answer.status() == StatusCode::OK {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await; // until the hub has seen it
+        answer = ask().await;
+    }
+    assert_eq!(answer.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn the_provider_is_not_asked_for_whom_the_address_speaks_against() {
+    let provider = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let issuer = format!("http://{}", provider.local_addr().unwrap());
+    let asked = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&asked);
+    let answering = tokio::spawn(async move {
+        while provider.accept().await.is_ok() {
+            *count.lock().unwrap() += 1; // and is gone: no provider
+        }
+    });
+    let config = json!({"issuer": issuer, "clientId": "crossdock"});
+    let fixture = Fixture::start_with(|hub| {
+        hub.oidc = Some(serde_json::from_value(config).unwrap());
+        hub.limits.failed_logins_per_min = 3;
+    })
+    .await;
+    let served = Served::of(fixture, |sink| sink);
+    let end = served.fixture.hub.env().wall.now().as_second() + 600;
+    let id_token = |alg: &str| {
+        let part = |value: Value| data_encoding::BASE64URL_NOPAD.encode(value.to_string().as_bytes());
+        let claims = json!({"iss": issuer, "aud": "crossdock", "sub": "eve", "exp": end, "iat": end - 600});
+        format!("{}.{}.AAAA", part(json!({"alg": alg, "kid": "k"})), part(claims))
+    };
+    let get = async |token: String| {
+        let request = served.http.get(format!("{}/api/v1/self", served.url)).bearer_auth(token);
+        request.send().await.unwrap().status().as_u16()
+    };
+    assert_eq!(get(id_token("RS256")).await, 503, "the provider is asked for somebody new");
+    let before = *asked.lock().unwrap();
+    assert!(before > 0);
+    for _ in 0..3 {
+        assert_eq!(get(id_token("none")).await, 401);
+    }
+    for token in [id_token("RS256"), id_token("none")] {
+        assert_eq!(get(token).await, 429);
+    }
+    assert_eq!(*asked.lock().unwrap(), before);
+    assert_eq!(get(served.token.clone()).await, 200, "a token of ours costs a hash, and goes on");
+    answering.abort();
 }
 
 #[tokio::test]

@@ -1,8 +1,10 @@
-//! How often: failed logins of a source, requests of a user, refusals that the audit log takes. Token buckets in bounded
-//! maps.
+//! How often, and how many at once: failed logins of a source, requests of a user, refusals that the audit log takes.
+//! Token buckets in bounded maps.
 //!
 //! A token has 256 random bits, so what is bounded here is work and the log, not guessing: who has a right token is let
-//! in from an address that others fail from, such as behind the same NAT.
+//! in from an address that others fail from, such as behind the same NAT. Looking for a token of ours is one hash. ID
+//! tokens cost a signature, or a question to the provider: from such an address only those that got in from there
+//! before are looked at.
 
 use std::{
     collections::BTreeMap,
@@ -80,10 +82,24 @@ impl<K: Ord + Clone> Buckets<K> {
         let bucket = buckets.entry(key.clone()).or_insert(Bucket { tokens: self.burst, at: now });
         let tokens = self.level(bucket, now);
         if tokens < 1.0 {
-            return Err(Duration::from_secs_f64(((1.0 - tokens) / self.per_s).clamp(0.0, 86_400.0)));
+            return Err(self.wait(tokens));
         }
         *bucket = Bucket { tokens: tokens - 1.0, at: now };
         Ok(())
+    }
+
+    /// Whether there is one to take.
+    ///
+    /// # Errors
+    /// As [`Buckets::take`].
+    pub(crate) fn has(&self, key: &K, now: Instant) -> Result<(), Duration> {
+        let buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let tokens = buckets.get(key).map_or(self.burst, |bucket| self.level(bucket, now));
+        if tokens < 1.0 { Err(self.wait(tokens)) } else { Ok(()) }
+    }
+
+    fn wait(&self, tokens: f64) -> Duration {
+        Duration::from_secs_f64(((1.0 - tokens) / self.per_s).clamp(0.0, 86_400.0))
     }
 
     fn level(&self, bucket: &Bucket, now: Instant) -> f64 {
@@ -146,6 +162,10 @@ pub(crate) struct Limits {
     pub(crate) logins: Buckets<IpAddr>,
     /// Requests, by user.
     pub(crate) requests: Buckets<String>,
+    /// Requests in work, by user.
+    pub(crate) working: Seats<String>,
+    /// Requests of whom nobody knows yet whose they are, and those that everybody may send, by source.
+    pub(crate) unknown: Seats<IpAddr>,
     /// Answers that are not over yet, by user.
     pub(crate) open: Seats<String>,
 }
@@ -156,6 +176,8 @@ impl Limits {
         Limits {
             logins: Buckets::new(per_min / 60.0, per_min),
             requests: Buckets::new(f64::from(config.requests_per_s), f64::from(config.request_burst)),
+            working: Seats::default(),
+            unknown: Seats::default(),
             open: Seats::default(),
         }
     }
