@@ -133,6 +133,25 @@ async fn who_fails_or_asks_too_often_waits() {
     assert_eq!(get("cda1.wrong").await.0, 429);
 }
 
+#[tokio::test]
+async fn who_changes_too_often_waits_and_pushes_nothing_out_of_the_log() {
+    let fixture = Fixture::start_with(|hub| (hub.limits.changes_per_s, hub.limits.change_burst) = (0.01, 5)).await;
+    let served = Served::of(fixture, |sink| sink);
+    let mut codes = vec![];
+    for n in 0..80 {
+        let body = SITE.replace("\"a\"", &format!("\"a{n}\""));
+        codes.push(served.raw(Method::POST, "/api/v1/sites", body).await.0.as_u16());
+    }
+    assert!(codes[..5].iter().all(|code| *code == 201) && codes[5..].iter().all(|code| *code == 429), "{codes:?}");
+    // Artifacts are no changes, and reading goes on.
+    let blob = b"content";
+    let path = format!("/api/v1/blobs/{}", proto::digest::Digest::of(blob));
+    assert!(served.raw(Method::PUT, &path, blob.as_slice()).await.0.is_success());
+    let lines = lines(&served).await;
+    assert!(lines.len() < 70, "of 75 refusals the first are written: {} lines", lines.len());
+    assert_eq!(lines.iter().filter(|line| line["outcome"] == "asked").count(), 5);
+}
+
 /// A body of which nothing more ever comes.
 fn endless() -> reqwest::Body {
     let piece = futures_util::stream::iter([Ok::<_, io::Error>(b"{".to_vec())]);

@@ -212,7 +212,7 @@ pub(crate) async fn admit(State(api): State<Api>, mut request: Request, next: Ne
     if shown.is_some_and(|shown| is_new(&api, shown)) {
         let (verb, kind, outcome) = ("login".to_owned(), "users".to_owned(), "200".to_owned());
         let entry = Entry { verb, kind, outcome, name: String::new(), ..guard::entry_of(&request) };
-        api.hub.audit().note(entry).await;
+        api.hub.audit().noted_often(&format!("logins of {}", entry.user), entry).await;
     }
     let Ok(_permit): Result<OwnedSemaphorePermit, _> = Arc::clone(&api.requests).try_acquire_owned() else {
         return ApiError::unavailable("the hub is busy with other requests; try again").into_response();
@@ -272,7 +272,7 @@ impl Stranger {
         }
         let (verb, kind, outcome) = ("login".to_owned(), "users".to_owned(), "401".to_owned());
         let entry = Entry { verb, kind, outcome, detail: error.message().to_owned(), ..self.entry };
-        api.hub.audit().refused(&source.to_string(), entry).await;
+        api.hub.audit().noted_often(&source.to_string(), entry).await;
         error.into_response()
     }
 }

@@ -83,7 +83,8 @@ async fn note(hub: &Hub, wanted: &[String; 3], outcome: &str, detail: &str, is_a
     let (via, verb, kind) = ("join token".into(), "admit".into(), "nodes".into());
     let (outcome, detail) = (outcome.to_owned(), detail.to_owned());
     let entry = Entry { user, via, verb, kind, name, from, outcome, detail, ..Entry::default() };
-    if is_admitted { hub.audit().note(entry).await } else { hub.audit().refused("boxes", entry).await }
+    let by = if is_admitted { format!("boxes of {}: {}", entry.user, entry.detail) } else { "boxes".into() };
+    hub.audit().noted_often(&by, entry).await;
 }
 
 async fn answer(hub: &Hub, request: JoinRequest) -> JoinReply {
