@@ -234,9 +234,10 @@ async fn a_node_that_needs_approval_waits_for_it() {
     fixture.hub.set_admission(&name("n1"), Admission::Admitted).await.unwrap().unwrap();
     let (_in, welcome) = greet(&machine, &fixture, &[]).await;
     assert!(welcome.is_some());
-    // Its answer was lost: what was decided stands. Another box is another decision.
+    // Its answer was lost: what was decided stands. Another box is another decision, once this one is silent.
     assert!(matches!(machine.join(&fixture.hub, &token, "n1").await, JoinReply::Accepted { .. }));
     assert_eq!(node(&fixture, "n1").await.status.identity.unwrap().admission, Admission::Admitted);
+    fixture.shift(Duration::from_secs(150));
     let mut reinstalled = Machine::new("m1");
     assert!(matches!(reinstalled.join(&fixture.hub, &token, "n1").await, JoinReply::Accepted { .. }));
     assert_eq!(node(&fixture, "n1").await.status.identity.unwrap().admission, Admission::Pending);
@@ -302,6 +303,46 @@ async fn what_a_node_signed_of_what_it_runs_is_kept_and_a_wrong_signature_ends_t
     }
     let events = fixture.hub.store().list::<EventSpec>(None).await.unwrap().items;
     assert!(events.iter().any(|event| event.spec.reason == "AttestationWrong"));
+}
+
+#[tokio::test]
+async fn a_token_of_the_site_takes_over_no_node_that_is_here() {
+    let fixture = Fixture::start().await;
+    let code = |reply: JoinReply| match reply {
+        JoinReply::Accepted { node, .. } => node.to_string(),
+        JoinReply::Refused { code, .. } => code,
+    };
+    let site = fixture.token(None, 9).await;
+    let mut machine = Machine::new("m1");
+    assert_eq!(code(machine.join(&fixture.hub, &site, "n1").await), "n1");
+    let (open, welcome) = greet(&machine, &fixture, &[feature::RENEW]).await;
+    assert!(welcome.is_some());
+
+    // Whoever has the token says that it is this machine.
+    let mut thief = Machine::new("m1");
+    let reply = thief.join(&fixture.hub, &site, "n1").await;
+    assert!(format!("{reply:?}").contains("token create --node n1"), "{reply:?}");
+    assert_eq!(code(reply), "NodeIsHere");
+    assert!(open.close_reason().is_none(), "the node did not notice");
+    assert_eq!(code(machine.join(&fixture.hub, &site, "n1").await), "n1", "its own key may ask again");
+    let events = fixture.hub.store().list::<EventSpec>(None).await.unwrap().items;
+    for kind in ["Node", "JoinToken"] {
+        let is_told = |e: &&proto::object::Event| e.spec.reason == "NodeIsHere" && e.spec.involved_kind == kind;
+        assert_eq!(events.iter().filter(is_told).count(), 1, "{kind}");
+    }
+
+    // A box that is reinstalled says nothing for a while; then the same command lets it in.
+    drop((open, welcome));
+    assert_eq!(code(Machine::new("m1").join(&fixture.hub, &site, "n1").await), "NodeIsHere", "it was here just now");
+    fixture.shift(Duration::from_secs(150));
+    let mut again = Machine::new("m1");
+    assert_eq!(code(again.join(&fixture.hub, &site, "n1").await), "n1");
+    assert_eq!(why(&machine.connect(&fixture.hub).await).await, Some(CloseCode::NotAdmitted));
+    // And at once with a token for it: somebody meant this node.
+    let (_open, welcome) = greet(&again, &fixture, &[feature::RENEW]).await;
+    assert!(welcome.is_some());
+    let own = fixture.token(Some("n1"), 1).await;
+    assert_eq!(code(Machine::new("m2").join(&fixture.hub, &own, "n1").await), "n1");
 }
 
 #[tokio::test]
