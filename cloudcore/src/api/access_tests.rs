@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use futures_util::StreamExt as _;
-use proto::digest::Digest;
+use proto::{digest::Digest, link::message::JoinReply};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -15,6 +15,7 @@ use super::{
 use crate::{
     access::{Binding, Resource, Role, Scope, Verb, allowed},
     cli::client::Client,
+    hub::fixture::Machine,
 };
 
 /// A user of the API.
@@ -293,6 +294,35 @@ async fn what_a_user_may_do_is_changed_and_its_token_stays() {
     assert_eq!(put("boss", json!([{"role": "admin"}])).await.0, 200);
     assert_eq!(put("admin", json!([{"role": "viewer"}])).await.0, 200, "there is another now");
     assert_eq!(put("admin", json!([{"role": "admin"}])).await.0, 403, "and it has no way back by itself");
+}
+
+#[tokio::test]
+async fn a_deleted_token_admits_nobody_and_those_for_a_node_go_with_it() {
+    let served = Served::start().await;
+    let hub = &served.fixture.hub;
+    let code = |reply: &JoinReply| match reply {
+        JoinReply::Accepted { node, .. } => node.to_string(),
+        JoinReply::Refused { code, .. } => code.clone(),
+    };
+    // Of a node that is not there yet there is nothing to compare with: the token's secret, uses and end decide.
+    let token = served.fixture.token(Some("n1"), 1).await;
+    served.client.delete("jointokens", &token.id).await.unwrap();
+    assert_eq!(code(&Machine::new("m1").join(hub, &token, "n1").await), "TokenUnknown");
+    let token = served.fixture.token(Some("n1"), 2).await;
+    let mut lost = Machine::new("m1");
+    assert_eq!(code(&lost.join(hub, &token, "other").await), "n1");
+    served.client.delete("nodes", "n1").await.unwrap();
+    for machine in [&mut lost, &mut Machine::new("m2")] {
+        let came = machine.join(hub, &token, "n1").await;
+        assert_eq!(code(&came), "TokenUnknown", "as the event says, it needs a new one");
+    }
+    // Neither ends before a join that is under way does.
+    let [used, kept] = [served.fixture.token(None, 1).await, served.fixture.token(None, 1).await];
+    let under_way = hub.joining().lock().await;
+    let deleting = served.client.delete("jointokens", &used.id);
+    assert!(tokio::time::timeout(std::time::Duration::from_millis(200), deleting).await.is_err());
+    drop(under_way);
+    assert_eq!(code(&Machine::new("m3").join(hub, &kept, "n3").await), "n3");
 }
 
 #[tokio::test]
