@@ -212,6 +212,16 @@ impl Director {
         (self.state().set.root().expires, self.0.dir.join("root.pem").exists())
     }
 
+    /// Roots for a peer that has `have` and is further behind than one answer takes it: parts
+    /// ([`MetadataReply::is_part`]), to be sent in order before what is signed for it.
+    #[must_use]
+    pub fn parts(&self, have: &MetadataRequest) -> Vec<MetadataReply> {
+        let state = self.state();
+        let behind = state.roots.get(usize::try_from(have.root).unwrap_or(usize::MAX)..).unwrap_or_default();
+        let parts = behind.chunks(MAX_ROOTS).map(|roots| MetadataReply { roots: roots.to_vec(), ..Default::default() });
+        parts.take(behind.len().saturating_sub(1) / MAX_ROOTS).collect()
+    }
+
     /// Signs what `node` should run, for the session in which it asked; `before` orders of that session were signed.
     ///
     /// # Errors
@@ -230,8 +240,9 @@ impl Director {
         let directive = Directive { node: node.clone(), nonce: request.nonce.clone(), issued_at: now, assignment };
         let issue = Issue { directive, targets, version, expires: later(now, LIFETIME_DAYS) };
         let skip = usize::try_from(have.root).unwrap_or(usize::MAX);
-        let roots = state.roots.iter().skip(skip).take(MAX_ROOTS).cloned().collect();
-        Ok(MetadataReply { roots, ..issue.sign(&state.online)? })
+        let behind = state.roots.get(skip..).unwrap_or_default();
+        let last = behind.chunks(MAX_ROOTS).next_back().unwrap_or_default(); // see `Director::parts`
+        Ok(MetadataReply { roots: last.to_vec(), ..issue.sign(&state.online)? })
     }
 
     /// Takes newer roots, each signed by the one before.

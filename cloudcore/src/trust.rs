@@ -23,7 +23,7 @@ use proto::{
     name::ReleaseName,
     object::{Object, Release, ReleaseSpec},
     release::{MAX_MANIFEST_BYTES, Manifest, ManifestError},
-    tuf::{Documents, Target, TrustedSet, TufError, schema::TargetFile},
+    tuf::{Documents, MAX_ROOTS, Target, TrustedSet, TufError, schema::TargetFile},
     watch,
 };
 use serde::{Deserialize, Serialize};
@@ -375,7 +375,7 @@ fn verify(before: Option<&State>, reply: &MetadataReply, now: jiff::Timestamp) -
             (TrustedSet::new(first)?, vec![first.clone()])
         }
     };
-    let set = set.update(reply, now)?;
+    let set = newest(set, reply, now)?;
     not_from_the_future(&set, now)?;
     for root in &reply.roots {
         // The n-th root has version n; those that were skipped are not kept.
@@ -385,6 +385,16 @@ fn verify(before: Option<&State>, reply: &MetadataReply, now: jiff::Timestamp) -
     }
     let withdrawn = before.map(|before| withdrawn(before, &set)).transpose()?.unwrap_or_default();
     Ok(State { roots, set, withdrawn })
+}
+
+/// What a publication leads to, which may bring more roots than an answer to a box.
+fn newest(mut set: TrustedSet, reply: &MetadataReply, now: jiff::Timestamp) -> Result<TrustedSet, TrustError> {
+    let mut parts = reply.roots.chunks(MAX_ROOTS).map(<[String]>::to_vec);
+    let last = parts.next_back().unwrap_or_default();
+    for roots in parts {
+        set = set.walk(&MetadataReply { roots, ..MetadataReply::default() })?.unwrap_or(set);
+    }
+    Ok(set.update(&MetadataReply { roots: last, ..reply.clone() }, now)?)
 }
 
 /// Issue times are the floor of the boxes' time: one that is ahead of the hub's is refused before anybody has it.

@@ -318,10 +318,17 @@ impl Trust {
         stale
     }
 
-    /// Asks for newer metadata and keeps what verifies.
+    /// Asks for newer metadata and keeps what verifies, once all of it came.
     async fn update(&self, source: &dyn Source, set: &mut TrustedSet) -> Result<(), Refusal> {
-        let reply = source.metadata(set.versions()).await?;
-        let newer = set.update(&reply, self.clock.now())?;
+        let mut reached = set.clone();
+        let reply = loop {
+            let reply = source.metadata(reached.versions()).await?;
+            match reached.walk(&reply)? {
+                Some(further) => reached = further, // far behind: the next roots from there
+                None => break reply,
+            }
+        };
+        let newer = reached.update(&reply, self.clock.now())?;
         if newer.versions() != set.versions() {
             let floor = newest_issue(&newer).into_iter().fold(self.clock.floor(), Timestamp::max);
             let (record, shared) = (self.record.clone(), newer.clone());

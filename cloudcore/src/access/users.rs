@@ -98,7 +98,7 @@ pub enum AuthError {
     /// Too many.
     #[error("there are {MAX_USERS} users, which is the bound; delete some that are not used any more")]
     Full,
-    /// Nobody could make users any more.
+    /// Nobody could make users any more. An administrator may do all that there is, so none raises itself.
     #[error("{0} is the last administrator of the fleet whose token does not expire; make another one first")]
     LastAdmin(String),
 }
@@ -332,6 +332,27 @@ impl Users {
             })
             .await?;
         Ok((entry, token))
+    }
+
+    /// Changes what a user may do: it and what it was before. What it follows at that moment ends.
+    ///
+    /// # Errors
+    /// When there is none of that name, it is the last administrator and would be none, or the list cannot be written.
+    pub async fn bind(&self, name: &str, bindings: Vec<Binding>) -> Result<(Entry, Entry), AuthError> {
+        let name = name.to_owned();
+        self.change(move |tokens| {
+            let at = tokens.position(&name)?;
+            let before = tokens.users.get(at).cloned().ok_or_else(|| AuthError::Unknown(name.clone()))?;
+            let after = Entry { bindings, ..before.clone() };
+            if before.is_fleet_admin() && !after.is_fleet_admin() {
+                tokens.check_other_admin(&name)?;
+            }
+            if let Some(entry) = tokens.users.get_mut(at) {
+                *entry = after.clone();
+            }
+            Ok((after, before))
+        })
+        .await
     }
 
     /// Takes a user away; what it follows at that moment ends.

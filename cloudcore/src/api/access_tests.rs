@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use futures_util::StreamExt as _;
-use proto::digest::Digest;
+use proto::{digest::Digest, link::message::JoinReply};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -15,6 +15,7 @@ use super::{
 use crate::{
     access::{Binding, Resource, Role, Scope, Verb, allowed},
     cli::client::Client,
+    hub::fixture::Machine,
 };
 
 /// A user of the API.
@@ -250,6 +251,78 @@ async fn a_watch_shows_a_bounded_user_nothing_else_and_ends_with_its_token() {
         assert!(watch.next().await.is_none(), "nobody listens any more");
     }
     assert!(duty.client.list("nodes", None).await.is_err());
+}
+
+#[tokio::test]
+async fn what_a_user_may_do_is_changed_and_its_token_stays() {
+    let served = Served::start().await;
+    let ci = served.user("ci", Role::Viewer, &[], &["app"]).await;
+    let boss = served.user("boss", Role::Admin, &["a"], &[]).await;
+    let put = async |name: &str, bindings: Value| {
+        let body = json!({"bindings": bindings}).to_string();
+        served.raw(Method::PUT, &format!("/api/v1/users/{name}"), body).await
+    };
+    let can =
+        async || served.as_(Some(&ci), Method::GET, "/api/v1/self/can?verb=create&kind=rollouts&app=app", "").await.1;
+    assert_eq!(can().await["allowed"], false);
+    let mut watch = Box::pin(ci.client.watch("nodes", "", None).await.unwrap());
+    let (code, answer) = put("ci", json!([{"role": "operator", "apps": ["app"]}])).await;
+    assert!(code == 200 && answer["bindings"][0]["role"] == "operator" && answer["token"].is_null(), "{answer}");
+    assert_eq!(can().await["allowed"], true);
+    served.site_with_node("a", "a1").await;
+    assert!(watch.next().await.is_none(), "what was followed by the rights of before ends");
+    let (_, lines) = served.raw(Method::GET, "/api/v1/audit?verb=update&kind=users", "").await;
+    assert_eq!(lines["items"][0]["detail"], "operator for app; before: viewer for app");
+    assert_eq!((&lines["items"][0]["name"], &lines["items"][1]["outcome"]), (&json!("ci"), &json!("asked")));
+
+    // Nobody but an administrator of the whole fleet gives roles, to whom it may be.
+    for (who, name) in [(&ci, "ci"), (&boss, "boss"), (&boss, "ci")] {
+        let body = json!({"bindings": [{"role": "admin"}]}).to_string();
+        let (code, answer) = served.as_(Some(who), Method::PUT, &format!("/api/v1/users/{name}"), &body).await;
+        assert_eq!(code, 403, "{answer}");
+    }
+    for (name, bindings, code, word) in [
+        ("admin", json!([{"role": "viewer"}]), 409, "last administrator"),
+        ("admin", json!([{"role": "admin", "sites": ["a"]}]), 409, "last administrator"),
+        ("nobody", json!([{"role": "viewer"}]), 404, "no user nobody"),
+        ("ci", json!([]), 422, "bindings"),
+        ("ci", json!([{"role": "viewer", "apps": []}]), 422, "leave sites out"),
+    ] {
+        let (found, answer) = put(name, bindings).await;
+        assert!(found == code && answer["message"].as_str().unwrap().contains(word), "{found} {answer}");
+    }
+    assert_eq!(put("boss", json!([{"role": "admin"}])).await.0, 200);
+    assert_eq!(put("admin", json!([{"role": "viewer"}])).await.0, 200, "there is another now");
+    assert_eq!(put("admin", json!([{"role": "admin"}])).await.0, 403, "and it has no way back by itself");
+}
+
+#[tokio::test]
+async fn a_deleted_token_admits_nobody_and_those_for_a_node_go_with_it() {
+    let served = Served::start().await;
+    let hub = &served.fixture.hub;
+    let code = |reply: &JoinReply| match reply {
+        JoinReply::Accepted { node, .. } => node.to_string(),
+        JoinReply::Refused { code, .. } => code.clone(),
+    };
+    // Of a node that is not there yet there is nothing to compare with: the token's secret, uses and end decide.
+    let token = served.fixture.token(Some("n1"), 1).await;
+    served.client.delete("jointokens", &token.id).await.unwrap();
+    assert_eq!(code(&Machine::new("m1").join(hub, &token, "n1").await), "TokenUnknown");
+    let token = served.fixture.token(Some("n1"), 2).await;
+    let mut lost = Machine::new("m1");
+    assert_eq!(code(&lost.join(hub, &token, "other").await), "n1");
+    served.client.delete("nodes", "n1").await.unwrap();
+    for machine in [&mut lost, &mut Machine::new("m2")] {
+        let came = machine.join(hub, &token, "n1").await;
+        assert_eq!(code(&came), "TokenUnknown", "as the event says, it needs a new one");
+    }
+    // Neither ends before a join that is under way does.
+    let [used, kept] = [served.fixture.token(None, 1).await, served.fixture.token(None, 1).await];
+    let under_way = hub.joining().lock().await;
+    let deleting = served.client.delete("jointokens", &used.id);
+    assert!(tokio::time::timeout(std::time::Duration::from_millis(200), deleting).await.is_err());
+    drop(under_way);
+    assert_eq!(code(&Machine::new("m3").join(hub, &kept, "n3").await), "n3");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::{
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::tests::Served;
+use super::{MAX_REQUESTS_USER, tests::Served};
 use crate::{
     access::Role,
     audit::{Head, log},
@@ -134,6 +134,110 @@ async fn who_fails_or_asks_too_often_waits() {
 }
 
 #[tokio::test]
+async fn who_changes_too_often_waits_and_pushes_nothing_out_of_the_log() {
+    let fixture = Fixture::start_with(|hub| (hub.limits.changes_per_s, hub.limits.change_burst) = (0.01, 5)).await;
+    let served = Served::of(fixture, |sink| sink);
+    let mut codes = vec![];
+    for n in 0..80 {
+        let body = SITE.replace("\"a\"", &format!("\"a{n}\""));
+        codes.push(served.raw(Method::POST, "/api/v1/sites", body).await.0.as_u16());
+    }
+    assert!(codes[..5].iter().all(|code| *code == 201) && codes[5..].iter().all(|code| *code == 429), "{codes:?}");
+    // Artifacts are no changes, and reading goes on.
+    let blob = b"content";
+    let path = format!("/api/v1/blobs/{}", proto::digest::Digest::of(blob));
+    assert!(served.raw(Method::PUT, &path, blob.as_slice()).await.0.is_success());
+    let lines = lines(&served).await;
+    assert!(lines.len() < 70, "of 75 refusals the first are written: {} lines", lines.len());
+    assert_eq!(lines.iter().filter(|line| line["outcome"] == "asked").count(), 5);
+}
+
+/// A body of which nothing more ever comes.
+fn endless() -> reqwest::Body {
+    let piece = futures_util::stream::iter([Ok::<_, io::Error>(b"{".to_vec())]);
+    reqwest::Body::wrap_stream(futures_util::StreamExt::chain(piece, futures_util::stream::pending()))
+}
+
+#[tokio::test]
+async fn one_user_has_a_part_of_the_seats_and_gives_them_back() {
+    let served = Served::start().await;
+    let eve = served.user("eve", Role::Admin, &[], &[]).await;
+    let url = format!("{}/api/v1/sites", served.url);
+    let send = || tokio::spawn(served.http.post(&url).bearer_auth(&eve.token).body(endless()).send());
+    let mut slow: Vec<_> = (0..MAX_REQUESTS_USER).map(|_| send()).collect();
+    let ask = async || served.http.get(&url).bearer_auth(&eve.token).send().await.unwrap();
+    let mut answer = ask().await;
+    for _ in 0..2_000 {
+        if answer.status() == StatusCode::TOO_MANY_REQUESTS {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await; // until they are all at the hub
+        if slow.len() < 2 * MAX_REQUESTS_USER {
+            slow.push(send()); // the look before may have had the seat of one
+        }
+        answer = ask().await;
+    }
+    assert_eq!(answer.status(), StatusCode::TOO_MANY_REQUESTS, "{:?}", slow.iter().filter(|s| s.is_finished()).count());
+    assert_eq!(answer.headers()["retry-after"], "2");
+    let text = answer.text().await.unwrap();
+    assert!(text.contains("64 requests of yours are in work"), "{text}");
+    served.client.list("sites", None).await.unwrap(); // another user
+
+    slow.iter().for_each(tokio::task::JoinHandle::abort);
+    let mut answer = ask().await;
+    for _ in 0..2_000 {
+        if answer.status() == StatusCode::OK {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await; // until the hub has seen it
+        answer = ask().await;
+    }
+    assert_eq!(answer.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn the_provider_is_not_asked_for_whom_the_address_speaks_against() {
+    let provider = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let issuer = format!("http://{}", provider.local_addr().unwrap());
+    let asked = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&asked);
+    let answering = tokio::spawn(async move {
+        while provider.accept().await.is_ok() {
+            *count.lock().unwrap() += 1; // and is gone: no provider
+        }
+    });
+    let config = json!({"issuer": issuer, "clientId": "crossdock"});
+    let fixture = Fixture::start_with(|hub| {
+        hub.oidc = Some(serde_json::from_value(config).unwrap());
+        hub.limits.failed_logins_per_min = 3;
+    })
+    .await;
+    let served = Served::of(fixture, |sink| sink);
+    let end = served.fixture.hub.env().wall.now().as_second() + 600;
+    let id_token = |alg: &str| {
+        let part = |value: Value| data_encoding::BASE64URL_NOPAD.encode(value.to_string().as_bytes());
+        let claims = json!({"iss": issuer, "aud": "crossdock", "sub": "eve", "exp": end, "iat": end - 600});
+        format!("{}.{}.AAAA", part(json!({"alg": alg, "kid": "k"})), part(claims))
+    };
+    let get = async |token: String| {
+        let request = served.http.get(format!("{}/api/v1/self", served.url)).bearer_auth(token);
+        request.send().await.unwrap().status().as_u16()
+    };
+    assert_eq!(get(id_token("RS256")).await, 503, "the provider is asked for somebody new");
+    let before = *asked.lock().unwrap();
+    assert!(before > 0);
+    for _ in 0..3 {
+        assert_eq!(get(id_token("none")).await, 401);
+    }
+    for token in [id_token("RS256"), id_token("none")] {
+        assert_eq!(get(token).await, 429);
+    }
+    assert_eq!(*asked.lock().unwrap(), before);
+    assert_eq!(get(served.token.clone()).await, 200, "a token of ours costs a hash, and goes on");
+    answering.abort();
+}
+
+#[tokio::test]
 async fn answers_carry_what_keeps_browsers_from_harm_and_no_version() {
     let served = Served::start().await;
     for (path, code) in [("/healthz", 200), ("/api/v1/nodes", 401), ("/none", 404), ("/openapi.json", 200)] {
@@ -180,6 +284,8 @@ async fn no_token_is_ever_in_a_log() {
     let writer = kept.clone();
     let log = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(move || writer.clone());
     let _log = tracing::subscriber::set_default(log.finish());
+    // With one alone, tracing asks the thread that comes first to a line of code whether anybody listens, for all threads.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let served = Served::start().await;
     let eve = served.user("eve", Role::Viewer, &[], &[]).await;
     let (_, made) = served.raw(Method::POST, "/api/v1/users/eve/rotate", "{}").await;

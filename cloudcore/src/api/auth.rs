@@ -1,12 +1,13 @@
 //! Who talks to the API: bearer tokens (RFC 6750), looked up in [`crate::access::users`], or
 //! ID tokens of the provider ([`crate::access::oidc`]).
 //!
-//! Failed logins are counted by source, requests by user ([`super::limits`]). [`admit`] stands before every route of the API and says who it is; what that user may do is asked at the route,
-//! in [`super::guard`].
+//! Failed logins are counted by source, requests by user ([`super::limits`]). [`admit`] stands before every route of
+//! the API and says who it is; what that user may do is asked at the route, in [`super::guard`].
 
 use std::{
     net::IpAddr,
     sync::{Arc, PoisonError},
+    time::Duration,
 };
 
 use axum::{
@@ -19,7 +20,11 @@ use jiff::Timestamp;
 use proto::digest::Digest;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
-use super::{Api, ApiError, guard, limits, rim};
+use super::{
+    Api, ApiError, MAX_REQUESTS_ADDRESS, MAX_REQUESTS_USER, guard,
+    limits::{self, Seat},
+    rim,
+};
 use crate::{
     access::{
         Binding, Resource, Verb,
@@ -30,8 +35,10 @@ use crate::{
     audit::Entry,
 };
 
-/// Logins that are remembered so that each is written down once.
+/// Logins that are remembered.
 const MAX_SEEN: usize = 10_000;
+/// After how long one comes again whose seats are taken.
+const BUSY: Duration = Duration::from_secs(1);
 
 /// The user behind a request.
 #[derive(Debug, Clone)]
@@ -142,9 +149,12 @@ async fn vouched(api: &Api, token: &str) -> Result<User, ApiError> {
 }
 
 /// Who sends this.
-async fn identify(api: &Api, token: Option<String>) -> Result<User, ApiError> {
+async fn identify(api: &Api, token: Option<String>, source: Option<IpAddr>) -> Result<User, ApiError> {
     let token = token.ok_or_else(|| unauthorized("send a token: Authorization: Bearer TOKEN"))?;
     if jwt::is_one(&token) {
+        if let Some(source) = source.filter(|source| !knows(api, &token, *source)) {
+            api.limits.logins.has(&source, Instant::now()).map_err(too_many_failed)?;
+        }
         return vouched(api, &token).await;
     }
     let now = api.hub.env().wall.now();
@@ -158,27 +168,52 @@ async fn identify(api: &Api, token: Option<String>) -> Result<User, ApiError> {
     }
 }
 
+fn too_many_failed(wait: Duration) -> ApiError {
+    ApiError::too_many("too many logins failed from this address", wait)
+}
+
+/// A seat among the requests of an address without a user.
+fn seat_of(api: &Api, source: Option<IpAddr>) -> Result<Option<Seat<IpAddr>>, ApiError> {
+    let Some(source) = source else { return Ok(None) };
+    let seat = api.limits.unknown.take(source, MAX_REQUESTS_ADDRESS).map(Some);
+    let text = format!("{MAX_REQUESTS_ADDRESS} requests of your address without a user are in work");
+    seat.ok_or_else(|| ApiError::too_many(&text, BUSY))
+}
+
 /// Lets through who has a token, while there is capacity.
 pub(crate) async fn admit(State(api): State<Api>, mut request: Request, next: Next) -> Response {
-    let token = token_of(&request);
-    let user = match identify(&api, token).await {
+    let (token, source) = (token_of(&request), rim::remote(&request).map(limits::source));
+    let shown = token.as_deref().map(|token| print_of(token, source));
+    let found = match seat_of(&api, source) {
+        Ok(_until_known) => identify(&api, token, source).await,
+        Err(error) => Err(error),
+    };
+    let user = match found {
         Ok(user) => user,
         Err(error) => {
+            if let Some(shown) = shown.filter(|_| error.is_unauthorized()) {
+                api.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(&shown);
+            }
             let stranger = Stranger::of(&request);
             return stranger.refuse(&api, error).await;
         }
     };
-    if let Err(wait) = api.limits.requests.take(&user.name.to_string(), Instant::now()) {
+    let key = user.name.to_string();
+    if let Err(wait) = api.limits.requests.take(&key, Instant::now()) {
         return ApiError::too_many("you send more requests than the hub takes from one user", wait).into_response();
     }
+    // Held until the answer starts, as the permit below; streams hold a permit of their own.
+    let Some(_seat) = api.limits.working.take(key, MAX_REQUESTS_USER) else {
+        let text = format!("{MAX_REQUESTS_USER} requests of yours are in work, which is the bound of one user");
+        return ApiError::too_many(&text, BUSY).into_response();
+    };
     api.users.note_use(&user.name, api.hub.env().wall.now());
-    request.extensions_mut().insert(user.clone());
-    if is_new(&api, &user, rim::remote(&request).map(limits::source)) {
+    request.extensions_mut().insert(user);
+    if shown.is_some_and(|shown| is_new(&api, shown)) {
         let (verb, kind, outcome) = ("login".to_owned(), "users".to_owned(), "200".to_owned());
         let entry = Entry { verb, kind, outcome, name: String::new(), ..guard::entry_of(&request) };
-        api.hub.audit().note(entry).await;
+        api.hub.audit().noted_often(&format!("logins of {}", entry.user), entry).await;
     }
-    // Held until the answer starts; streams hold a permit of their own.
     let Ok(_permit): Result<OwnedSemaphorePermit, _> = Arc::clone(&api.requests).try_acquire_owned() else {
         return ApiError::unavailable("the hub is busy with other requests; try again").into_response();
     };
@@ -186,13 +221,31 @@ pub(crate) async fn admit(State(api): State<Api>, mut request: Request, next: Ne
     next.run(request).await
 }
 
-/// Whether this user was not seen from there before, with what it shows; as far as is remembered.
-fn is_new(api: &Api, user: &User, source: Option<IpAddr>) -> bool {
+/// Lets anybody through, while their address has a seat.
+pub(crate) async fn anybody(State(api): State<Api>, request: Request, next: Next) -> Response {
+    match seat_of(&api, rim::remote(&request).map(limits::source)) {
+        Ok(_seat) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+/// What was shown from where, as it is remembered.
+fn print_of(token: &str, source: Option<IpAddr>) -> Digest {
+    Digest::of(format!("{source:?} {token}").as_bytes())
+}
+
+/// Whether this let somebody in from there before, as far as is remembered.
+fn knows(api: &Api, token: &str, source: IpAddr) -> bool {
+    api.seen.lock().unwrap_or_else(PoisonError::into_inner).contains(&print_of(token, Some(source)))
+}
+
+/// Whether this was not seen from there before, as far as is remembered; it is remembered from now on.
+fn is_new(api: &Api, shown: Digest) -> bool {
     let mut seen = api.seen.lock().unwrap_or_else(PoisonError::into_inner);
     if seen.len() >= MAX_SEEN {
         seen.clear();
     }
-    seen.insert(Digest::of(format!("{} {source:?} {:?}", user.name, user.until).as_bytes()))
+    seen.insert(shown)
 }
 
 /// Somebody who did not get in.
@@ -215,11 +268,11 @@ impl Stranger {
         let counts = self.tried && error.is_unauthorized();
         let Some(source) = self.source.filter(|_| counts) else { return error.into_response() };
         if let Err(wait) = api.limits.logins.take(&source, Instant::now()) {
-            return ApiError::too_many("too many logins failed from this address", wait).into_response();
+            return too_many_failed(wait).into_response();
         }
         let (verb, kind, outcome) = ("login".to_owned(), "users".to_owned(), "401".to_owned());
         let entry = Entry { verb, kind, outcome, detail: error.message().to_owned(), ..self.entry };
-        api.hub.audit().refused(&source.to_string(), entry).await;
+        api.hub.audit().noted_often(&source.to_string(), entry).await;
         error.into_response()
     }
 }

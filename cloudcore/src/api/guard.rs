@@ -14,6 +14,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use futures_util::StreamExt as _;
+use tokio::time::Instant;
 
 use super::{Api, ApiError, auth::User, rim};
 use crate::{
@@ -100,7 +101,7 @@ pub(crate) async fn pass(rule: Rule, request: Request, next: Next) -> Response {
             let text = denied.to_string();
             if rule.changes() {
                 let entry = Entry { outcome: "403".into(), detail: text.clone(), ..entry };
-                api.hub.audit().refused(&user.name, entry).await;
+                api.hub.audit().noted_often(&user.name, entry).await;
             }
             return user.forbidden(&text).into_response();
         }
@@ -109,6 +110,12 @@ pub(crate) async fn pass(rule: Rule, request: Request, next: Next) -> Response {
         return while_admitted(api, user, next.run(request).await);
     }
     if rule.is_announced() {
+        // Who changes too often would push out of the audit log what others did.
+        if let Err(wait) = api.limits.changes.take(&user.name.to_string(), Instant::now()) {
+            let entry = Entry { outcome: "429".into(), ..entry };
+            api.hub.audit().noted_often(&user.name, entry).await;
+            return ApiError::too_many("you make more changes than the hub takes from one user", wait).into_response();
+        }
         let asked = Entry { outcome: "asked".into(), ..entry.clone() };
         if let Err(error) = api.hub.audit().append(asked).await {
             tracing::error!(%error, "a change was refused: it could not be written into the audit log");

@@ -49,6 +49,7 @@ use crate::{
 
 impl Resource for NodeSpec {
     const RESOURCE: access::Resource = access::Resource::Nodes;
+    const JOINS: bool = true;
 
     async fn places(_: &Hub, node: &Node) -> Places {
         Places::site(node.spec.site.clone())
@@ -80,9 +81,23 @@ impl Resource for NodeSpec {
         if let Ok(name) = node.name().parse() {
             hub.revoke_node(&name).await;
         }
+        forget_tokens(hub, node.name()).await;
         let text = "deleted, and its key revoked; the box needs a new token to come back";
         events::record(hub.store(), hub.env(), "Node", node.name(), EventType::Normal, "Deleted", text, &user.name)
             .await;
+    }
+}
+
+/// Tokens that name a node go with it: whoever has one would be it again.
+async fn forget_tokens(hub: &Hub, node: &str) {
+    let tokens = match hub.store().list::<JoinTokenSpec>(None).await {
+        Ok(tokens) => tokens.items,
+        Err(error) => return tracing::error!(%error, node, "the tokens of a deleted node could not be looked for"),
+    };
+    for token in tokens.iter().filter(|token| token.spec.node.as_ref().is_some_and(|named| named.as_str() == node)) {
+        if let Err(error) = hub.store().delete::<JoinTokenSpec>(token.name()).await {
+            tracing::error!(%error, node, token = token.name(), "a token of a deleted node could not be deleted");
+        }
     }
 }
 
@@ -145,6 +160,7 @@ fn check_site(site: &Site) -> Checked {
 
 impl Resource for JoinTokenSpec {
     const RESOURCE: access::Resource = access::Resource::JoinTokens;
+    const JOINS: bool = true;
 
     async fn places(_: &Hub, token: &JoinToken) -> Places {
         Places::site(token.spec.site.clone())

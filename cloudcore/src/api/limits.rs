@@ -1,8 +1,11 @@
-//! How often: failed logins of a source, requests of a user, refusals that the audit log takes. Token buckets in bounded
-//! maps.
+//! How often, and how many at once: failed logins of a source, requests and changes of a user, refusals that the audit
+//! log takes.
+//! Token buckets in bounded maps.
 //!
 //! A token has 256 random bits, so what is bounded here is work and the log, not guessing: who has a right token is let
-//! in from an address that others fail from, such as behind the same NAT.
+//! in from an address that others fail from, such as behind the same NAT. Looking for a token of ours is one hash. ID
+//! tokens cost a signature, or a question to the provider: from such an address only those that got in from there
+//! before are looked at.
 
 use std::{
     collections::BTreeMap,
@@ -17,6 +20,12 @@ use tokio::time::Instant;
 /// Buckets of a map; when there are more, the fullest one is forgotten.
 const MAX_BUCKETS: usize = 10_000;
 
+/// Changes of one user: a pipeline that publishes and starts rollouts makes a handful, a script that labels all nodes
+/// of a large fleet a thousand.
+const CHANGE_BURST: u32 = 1_000;
+/// For long; see [`LimitsConfig::changes_per_s`].
+const CHANGES_PER_S: f64 = 0.5;
+
 /// Bounds of the API, `limits` in `hub.yaml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -25,13 +34,24 @@ pub struct LimitsConfig {
     pub requests_per_s: u32,
     /// Requests that a user may send at once.
     pub request_burst: u32,
+    /// Changes a second that a user may make for long, uploads of artifacts aside. Each is two lines of the audit log:
+    /// with the default, one user cannot push out of it ([`crate::audit`]) what is of these two weeks.
+    pub changes_per_s: f64,
+    /// Changes that a user may make at once.
+    pub change_burst: u32,
     /// Failed logins a minute from one address (IPv6: from one /64) for long, and at once.
     pub failed_logins_per_min: u32,
 }
 
 impl Default for LimitsConfig {
     fn default() -> LimitsConfig {
-        LimitsConfig { requests_per_s: 500, request_burst: 5_000, failed_logins_per_min: 20 }
+        LimitsConfig {
+            requests_per_s: 500,
+            request_burst: 5_000,
+            changes_per_s: CHANGES_PER_S,
+            change_burst: CHANGE_BURST,
+            failed_logins_per_min: 20,
+        }
     }
 }
 
@@ -40,6 +60,12 @@ impl LimitsConfig {
     pub(crate) fn contradiction(&self) -> Result<(), String> {
         if self.requests_per_s == 0 || self.request_burst == 0 || self.failed_logins_per_min == 0 {
             return Err("limits: 0 would let nobody in; leave it out for the default".into());
+        }
+        let is_rate = self.changes_per_s.is_finite() && self.changes_per_s > 0.0;
+        if !is_rate || self.change_burst == 0 {
+            return Err(
+                "limits: changesPerS is above 0, and changeBurst is 1 or more; leave them out for the default".into()
+            );
         }
         Ok(())
     }
@@ -80,10 +106,24 @@ impl<K: Ord + Clone> Buckets<K> {
         let bucket = buckets.entry(key.clone()).or_insert(Bucket { tokens: self.burst, at: now });
         let tokens = self.level(bucket, now);
         if tokens < 1.0 {
-            return Err(Duration::from_secs_f64(((1.0 - tokens) / self.per_s).clamp(0.0, 86_400.0)));
+            return Err(self.wait(tokens));
         }
         *bucket = Bucket { tokens: tokens - 1.0, at: now };
         Ok(())
+    }
+
+    /// Whether there is one to take.
+    ///
+    /// # Errors
+    /// As [`Buckets::take`].
+    pub(crate) fn has(&self, key: &K, now: Instant) -> Result<(), Duration> {
+        let buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let tokens = buckets.get(key).map_or(self.burst, |bucket| self.level(bucket, now));
+        if tokens < 1.0 { Err(self.wait(tokens)) } else { Ok(()) }
+    }
+
+    fn wait(&self, tokens: f64) -> Duration {
+        Duration::from_secs_f64(((1.0 - tokens) / self.per_s).clamp(0.0, 86_400.0))
     }
 
     fn level(&self, bucket: &Bucket, now: Instant) -> f64 {
@@ -146,6 +186,12 @@ pub(crate) struct Limits {
     pub(crate) logins: Buckets<IpAddr>,
     /// Requests, by user.
     pub(crate) requests: Buckets<String>,
+    /// Changes, by user.
+    pub(crate) changes: Buckets<String>,
+    /// Requests in work, by user.
+    pub(crate) working: Seats<String>,
+    /// Requests of whom nobody knows yet whose they are, and those that everybody may send, by source.
+    pub(crate) unknown: Seats<IpAddr>,
     /// Answers that are not over yet, by user.
     pub(crate) open: Seats<String>,
 }
@@ -156,6 +202,9 @@ impl Limits {
         Limits {
             logins: Buckets::new(per_min / 60.0, per_min),
             requests: Buckets::new(f64::from(config.requests_per_s), f64::from(config.request_burst)),
+            changes: Buckets::new(config.changes_per_s, f64::from(config.change_burst)),
+            working: Seats::default(),
+            unknown: Seats::default(),
             open: Seats::default(),
         }
     }

@@ -73,6 +73,10 @@ use crate::{
 const MAX_OBJECT_BYTES: usize = 1 << 20;
 /// Requests in work at the same time; more are asked to come again.
 const MAX_REQUESTS: usize = 512;
+/// Of these, of one user: an eighth, so that nobody shuts the others out with bodies that come slowly.
+const MAX_REQUESTS_USER: usize = MAX_REQUESTS / 8;
+/// Requests in work of one address without a user.
+const MAX_REQUESTS_ADDRESS: usize = MAX_REQUESTS / 8;
 /// Watches and log streams at the same time.
 const MAX_STREAMS: usize = 1024;
 /// Pages of records in memory at the same time.
@@ -91,7 +95,7 @@ pub(crate) struct Api {
     limits: Arc<Limits>,
     /// Who vouches for users, or why nobody can.
     oidc: Option<Result<Provider, String>>,
-    /// Who logged in from where, so that it is written down once.
+    /// What got in from where: written down once, and looked at also where others fail.
     seen: Arc<Mutex<BTreeSet<Digest>>>,
     ids: Arc<rim::Ids>,
     /// The audit log is read by one at a time.
@@ -130,12 +134,15 @@ fn router_over(hub: Hub, sink: Arc<dyn Sink>, tokens: Tokens, stop: watch::Recei
     let book = whole_book();
     let openapi: Arc<str> = book.document().to_string().into();
     let description = move || async move { ([("content-type", "application/json")], openapi.to_string()) };
-    book.router
-        .route_layer(middleware::from_fn_with_state(api.clone(), auth::admit))
+    let open = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/openapi.json", get(description))
         .route("/api/v1/login", get(how_to_log_in))
+        .route_layer(middleware::from_fn_with_state(api.clone(), auth::anybody));
+    book.router
+        .route_layer(middleware::from_fn_with_state(api.clone(), auth::admit))
+        .merge(open)
         .fallback(|| async { ApiError::not_found("there is nothing at this path; see /openapi.json") })
         .method_not_allowed_fallback(|| async {
             ApiError::new(

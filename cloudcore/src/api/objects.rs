@@ -36,6 +36,8 @@ pub(crate) type Checked = Result<(), ApiError>;
 pub(crate) trait Resource: Kind + PartialEq + ToSchema {
     /// What the rules of users call it.
     const RESOURCE: access::Resource;
+    /// Whether a join that is under way is waited for before one is deleted: it must not bring it back, or use it later.
+    const JOINS: bool = false;
 
     /// Which sites and apps it concerns: who makes or deletes it must be allowed to in all of them.
     fn places(_hub: &Hub, _object: &Object<Self>) -> impl Future<Output = Places> + Send {
@@ -280,6 +282,10 @@ pub(crate) async fn delete<S: Resource>(
     let there = api.hub.store().get::<S>(&name).await?.ok_or_else(|| missing::<S>(&name))?;
     user.may(Verb::Delete, S::RESOURCE, &S::places(&api.hub, &there).await)?;
     S::check_delete(&api.hub, &name).await?;
+    let _no_join = match S::JOINS {
+        true => Some(api.hub.joining().lock().await),
+        false => None,
+    };
     let object = api.hub.store().delete::<S>(&name).await?.ok_or_else(|| missing::<S>(&name))?;
     S::deleted(&api.hub, &object, &user).await;
     Ok(Json(object))

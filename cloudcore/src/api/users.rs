@@ -72,6 +72,12 @@ struct NewUser {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewBindings {
+    bindings: Vec<Binding>,
+}
+
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct NewToken {
     #[serde(default)]
@@ -115,15 +121,35 @@ fn with_token(api: &Api, entry: &Entry, token: String) -> Value {
     answer
 }
 
+fn roles(bindings: &[Binding]) -> String {
+    bindings.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
 async fn create(State(api): State<Api>, Extension(user): Extension<User>, body: Body) -> Result<Response, ApiError> {
     let asked: NewUser = read_json(body, MAX_OBJECT_BYTES).await?;
     check_bindings(&asked.bindings)?;
     let expires = end_of(&api, asked.expires_in)?;
     let (entry, token) = api.users.create(&asked.name, asked.bindings, expires).await?;
-    let roles: Vec<String> = entry.bindings.iter().map(ToString::to_string).collect();
-    told(&api, &user, &entry.name, "Created", &roles.join("; ")).await;
+    let roles = roles(&entry.bindings);
+    told(&api, &user, &entry.name, "Created", &roles).await;
     let answer = Json(with_token(&api, &entry, token));
-    Ok(guard::told(&entry.name, roles.join("; "), (StatusCode::CREATED, answer)))
+    Ok(guard::told(&entry.name, roles, (StatusCode::CREATED, answer)))
+}
+
+/// `PUT /users/{name}`: its token stays, what it may do is this from now on.
+async fn update(
+    State(api): State<Api>,
+    Extension(user): Extension<User>,
+    Path(name): Path<String>,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let asked: NewBindings = read_json(body, MAX_OBJECT_BYTES).await?;
+    check_bindings(&asked.bindings)?;
+    let (entry, before) = api.users.bind(&name, asked.bindings).await?;
+    let change = format!("{}; before: {}", roles(&entry.bindings), roles(&before.bindings));
+    told(&api, &user, &entry.name, "Changed", &change).await;
+    let name = entry.name.clone();
+    Ok(guard::told(name, change, Json(shown(&api, &entry))))
 }
 
 async fn rotate(
@@ -231,6 +257,11 @@ pub(super) fn add(mut book: Book) -> Book {
     let may = |verb| Rule::May(verb, Resource::Users);
     let list_page = page("Users that have a token").answer(200, "All of them, without tokens", json_type, all);
     let create_page = page("Make a user").body(json_type, new).answer(201, "The user and its token", json_type, one());
+    let bound = json!({"type": "object", "required": ["bindings"], "properties": {
+        "bindings": {"type": "array", "items": reference("Binding")},
+    }});
+    let update_page =
+        page("Change what a user may do").body(json_type, bound).answer(200, "The user", json_type, one());
     let rotate_page =
         page("Give a user a new token").body(json_type, again).answer(200, "The user and its token", json_type, one());
     let delete_page = page("Delete a user").answer(200, "Who it was", json_type, one());
@@ -251,6 +282,7 @@ pub(super) fn add(mut book: Book) -> Book {
         );
     book.on(Method::GET, users, list, may(Verb::List), list_page)
         .on(Method::POST, users, create, may(Verb::Create), create_page)
+        .on(Method::PUT, user, update, may(Verb::Update), update_page)
         .on(Method::DELETE, user, delete, may(Verb::Delete), delete_page)
         .on(Method::POST, "/api/v1/users/{name}/rotate", rotate, may(Verb::Update), rotate_page)
         .on(Method::GET, "/api/v1/self", whoami, Rule::Anybody, self_page)

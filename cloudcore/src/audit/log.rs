@@ -11,6 +11,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use jiff::{SignedDuration, Timestamp};
 use proto::{digest::Digest, env::Env};
 use tokio::time::Instant;
 
@@ -22,11 +23,16 @@ use crate::api::limits::Buckets;
 
 /// Bytes of a file before the next one is begun.
 const MAX_FILE_BYTES: u64 = 8 << 20;
-/// Files that are kept.
-const MAX_FILES: usize = 32;
-/// Refusals of one user or address that are written: for long, and at once.
-const REFUSALS_PER_S: f64 = 0.1;
-const REFUSALS_BURST: f64 = 50.0;
+/// Files that are kept, however old they are.
+const LEAST_FILES: usize = 32;
+/// How long files beyond these are kept.
+const KEEP: SignedDuration = SignedDuration::from_hours(14 * 24);
+/// Files that are kept, however new they are: 4 GiB. What one user may change for long
+/// ([`crate::api::limits::LimitsConfig`]) does not fill them within [`KEEP`].
+const MOST_FILES: usize = 512;
+/// Lines of one kind by one user or address that are written, where nothing hangs on each: for long, and at once.
+const OFTEN_PER_S: f64 = 0.1;
+const OFTEN_BURST: f64 = 50.0;
 
 /// The log cannot be written, or not read.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +72,20 @@ fn during(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Audit
 #[derive(Debug, Clone, Copy)]
 struct Bounds {
     file_bytes: u64,
-    files: usize,
+    least_files: usize,
+    keep: SignedDuration,
+    most_files: usize,
+}
+
+const BOUNDS: Bounds =
+    Bounds { file_bytes: MAX_FILE_BYTES, least_files: LEAST_FILES, keep: KEEP, most_files: MOST_FILES };
+
+impl Bounds {
+    /// Whether the oldest of `files` goes, whose last line is of `end`.
+    fn drops(&self, files: usize, end: Option<Timestamp>, now: Timestamp) -> bool {
+        let is_old = end.is_none_or(|end| now.duration_since(end) > self.keep);
+        files > self.most_files || (files > self.least_files && is_old)
+    }
 }
 
 /// The audit log of a hub. Cheap to clone.
@@ -80,8 +99,8 @@ struct Inner {
     bounds: Bounds,
     /// `None`: not opened yet, or to be opened again after an error.
     writer: Mutex<Option<Writer>>,
-    /// Refusals that are written, by who was refused.
-    refusals: Buckets<String>,
+    /// Lines of which not each is written, by who and what.
+    often: Buckets<String>,
 }
 
 #[derive(Debug)]
@@ -96,12 +115,12 @@ impl Audit {
     /// The log in `folder`, which is made when the first line is written.
     #[must_use]
     pub fn at(folder: impl Into<PathBuf>, env: &Env) -> Audit {
-        Audit::with(folder.into(), env, Bounds { file_bytes: MAX_FILE_BYTES, files: MAX_FILES })
+        Audit::with(folder.into(), env, BOUNDS)
     }
 
     fn with(folder: PathBuf, env: &Env, bounds: Bounds) -> Audit {
-        let (writer, refusals) = (Mutex::default(), Buckets::new(REFUSALS_PER_S, REFUSALS_BURST));
-        Audit(Arc::new(Inner { folder, env: env.clone(), bounds, writer, refusals }))
+        let (writer, often) = (Mutex::default(), Buckets::new(OFTEN_PER_S, OFTEN_BURST));
+        Audit(Arc::new(Inner { folder, env: env.clone(), bounds, writer, often }))
     }
 
     /// Writes a line; it is on disk when this returns.
@@ -121,10 +140,10 @@ impl Audit {
         }
     }
 
-    /// As [`Audit::note`], for what was refused to `by`. Of a flood of refusals the first ones are written, and then a
-    /// few: they must not push out what was done.
-    pub async fn refused(&self, by: &str, entry: Entry) {
-        if self.0.refusals.take(&by.to_owned(), Instant::now()).is_ok() {
+    /// As [`Audit::note`], for what may come very often, such as what was refused, or logins, of `by`. Of a flood the
+    /// first ones are written, and then a few: they must not push out what was done.
+    pub async fn noted_often(&self, by: &str, entry: Entry) {
+        if self.0.often.take(&by.to_owned(), Instant::now()).is_ok() {
             self.note(entry).await;
         }
     }
@@ -238,15 +257,27 @@ impl Inner {
         Ok(Writer { file, path, bytes: 0, head })
     }
 
-    /// Goes on in a new file, and removes what is beyond the bound once the log says so.
+    /// Goes on in a new file, and removes what is beyond the bounds once the log says so.
     fn turn_over(&self, writer: &mut Writer) -> Result<(), AuditError> {
         *writer = self.begin(writer.head)?;
-        let files = files(&self.folder)?;
-        let excess = files.len().saturating_sub(self.bounds.files);
-        let Some(last) = excess.checked_sub(1).and_then(|last| files.get(..=last)) else { return Ok(()) };
-        let end = end_of(last)?;
-        self.write(writer, own(TRIM, end.head.to_string()))?;
-        for path in last {
+        let (files, now) = (files(&self.folder)?, self.env.wall.now());
+        let mut dropped = None;
+        for (at, left) in (1..=files.len()).rev().enumerate() {
+            let Some(oldest) = files.get(..=at) else { break };
+            let end = end_of(oldest)?;
+            if !self.bounds.drops(left, end.time, now) {
+                break;
+            }
+            dropped = Some((oldest, end));
+        }
+        let Some((oldest, end)) = dropped else { return Ok(()) };
+        let is_early = !self.bounds.drops(self.bounds.least_files + 1, end.time, now);
+        if is_early {
+            tracing::warn!(end = %end.head, "the audit log is full of new lines, so that lines of these two weeks are dropped");
+        }
+        let outcome = if is_early { "early" } else { "" };
+        self.write(writer, Entry { outcome: outcome.into(), ..own(TRIM, end.head.to_string()) })?;
+        for path in oldest {
             fs::remove_file(path).map_err(during("remove", path))?;
         }
         Ok(())
@@ -278,6 +309,8 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, AuditError> {
 
 struct End {
     head: Head,
+    /// When its last line was written; `None`: there is none.
+    time: Option<Timestamp>,
     /// Bytes up to the last line end.
     whole_bytes: u64,
     /// What stands after it: how many bytes, and their digest.
@@ -287,20 +320,21 @@ struct End {
 /// The end of a log of these files, of which there is at least one.
 fn end_of(files: &[PathBuf]) -> Result<End, AuditError> {
     let Some((path, before)) = files.split_last() else {
-        return Ok(End { head: Head::none(), whole_bytes: 0, torn: None });
+        return Ok(End { head: Head::none(), time: None, whole_bytes: 0, torn: None });
     };
     let content = fs::read(path).map_err(during("read", path))?;
     let whole = content.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
     let (lines, torn) = content.split_at_checked(whole).unwrap_or((&content, &[]));
     let torn = Some(torn).filter(|torn| !torn.is_empty()).map(|torn| (torn.len(), Digest::of(torn)));
-    let head = match lines.strip_suffix(b"\n").and_then(|lines| lines.rsplit(|b| *b == b'\n').next()) {
+    let (head, time) = match lines.strip_suffix(b"\n").and_then(|lines| lines.rsplit(|b| *b == b'\n').next()) {
         Some(last) => {
             let damaged = |e: super::line::BadLine| AuditError::Damaged { path: path.clone(), problem: e.to_string() };
-            Line::parse(last).map_err(damaged)?.head()
+            let line = Line::parse(last).map_err(damaged)?;
+            (line.head(), Some(line.time))
         }
-        None => end_of(before)?.head, // it was just begun
+        None => end_of(before).map(|end| (end.head, end.time))?, // it was just begun
     };
-    Ok(End { head, whole_bytes: whole as u64, torn })
+    Ok(End { head, time, whole_bytes: whole as u64, torn })
 }
 
 /// Checks the log in a folder, without a hub.
@@ -371,7 +405,11 @@ mod tests {
     }
 
     fn log(folder: &Path, file_bytes: u64, files: usize) -> Audit {
-        Audit::with(folder.join("audit"), &Env::real().unwrap(), Bounds { file_bytes, files })
+        Audit::with(
+            folder.join("audit"),
+            &Env::real().unwrap(),
+            Bounds { file_bytes, least_files: files, keep: SignedDuration::ZERO, most_files: files },
+        )
     }
 
     #[tokio::test]
@@ -401,6 +439,49 @@ mod tests {
         // A file that somebody else removed is missed.
         fs::remove_file(&files(&path).unwrap()[0]).unwrap();
         assert!(verify(&path, vec![]).unwrap().unwrap_err().problem.contains("begins with line"));
+    }
+
+    #[tokio::test]
+    async fn lines_of_these_weeks_stay_as_long_as_there_is_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit");
+        let keep = SignedDuration::from_hours(24);
+        let bounds = Bounds { file_bytes: 3000, least_files: 3, keep, most_files: 6 };
+        let audit = Audit::with(path.clone(), &Env::real().unwrap(), bounds);
+        let fill = async |until: usize| {
+            for n in 0..1_000 {
+                audit.append(entry(&n.to_string())).await.unwrap();
+                if files(&path).unwrap().len() == until {
+                    return;
+                }
+            }
+            panic!("never {until} files");
+        };
+        fill(5).await; // beyond the least, and new: nothing goes
+        let trims = async || audit.read(u64::MAX, 9, |line| line.entry.verb == TRIM).await.unwrap();
+        assert_eq!((trims().await.len(), verify(&path, vec![]).unwrap().unwrap().first), (0, 1));
+        for _ in 0..40 {
+            audit.append(entry("flood")).await.unwrap();
+        }
+        assert_eq!(files(&path).unwrap().len(), 6);
+        let told = trims().await;
+        assert!(!told.is_empty() && told.iter().all(|line| line.entry.outcome == "early"), "{told:?}");
+        assert!(verify(&path, vec![]).unwrap().unwrap().first > 1, "and the log is whole");
+        // A day later the same lines are old: what is beyond the least goes, and that is as it should be.
+        assert!(bounds.drops(4, Some(told[0].time), told[0].time.checked_add(keep * 2).unwrap()));
+        assert!(!bounds.drops(3, None, told[0].time));
+    }
+
+    /// See the constants.
+    #[test]
+    fn one_user_does_not_push_out_what_is_to_be_kept() {
+        let limits = crate::api::limits::LimitsConfig::default();
+        let changes = KEEP.as_secs_f64() * limits.changes_per_s + f64::from(limits.change_burst);
+        let long = |chars: usize| "\u{1f4e6}".repeat(chars);
+        let asked = Entry { user: "u".repeat(128), name: "n".repeat(200), from: "f".repeat(64), ..entry("") };
+        let done = Entry { detail: long(2_000), ..asked.clone() };
+        let bytes = |entry| Line::after(&Head::none(), Timestamp::MAX, entry).unwrap().1.len() as f64;
+        assert!(changes * (bytes(asked) + bytes(done)) < (MOST_FILES as u64 * MAX_FILE_BYTES) as f64);
     }
 
     #[tokio::test]

@@ -10,7 +10,8 @@
 //! | a request that changes something | a line `asked` before it is done, one with the outcome before it is answered |
 //! | the log cannot be written | such requests are refused; the next one tries again |
 //! | power is cut in a line | what is torn is dropped when the log is next written, and line `repair` says so |
-//! | the log is at its bound | line `trim` names the end of the oldest file, which is removed then |
+//! | the log has 256 MiB | line `trim` names the end of its oldest files, which are removed then, if they are older than 14 days |
+//! | it has 4 GiB | so it is with newer ones, and the line says `early`; no single user can make so many changes within 14 days |
 //! | lines are cut off at the end, or all of it is written anew | only a head that was kept elsewhere shows it |
 //!
 //! Whoever has the hub's machine can write a new chain. That is why heads ([`Head`], `HASH@SEQUENCE`) are to be kept

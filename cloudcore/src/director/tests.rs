@@ -211,3 +211,35 @@ async fn orders_of_one_session_follow_each_other_across_a_new_key() {
         assert_eq!(taken.assignment.generation, generation);
     }
 }
+
+#[tokio::test]
+async fn a_node_that_is_hundreds_of_roots_behind_gets_them_in_parts_before_its_order() {
+    let world = World::new();
+    let first = world.open();
+    let owner = read_key(&world.file("root.pem")).unwrap().unwrap();
+    let (mut root, mut roots) = (first.state().set.root().clone(), first.roots());
+    while roots.len() < 2 * MAX_ROOTS + 50 {
+        root.version += 1;
+        let mut document = Document::new(&root).unwrap();
+        document.sign(&owner);
+        roots.push(document.text());
+    }
+    Record::at(world.file("roots")).store(&serde_json::to_vec(&Kept { roots }).unwrap()).unwrap();
+    let director = world.open();
+    let mut set = pinned(&director);
+    let request = DirectorRequest { nonce: "nonce".into(), have: set.versions() };
+    let parts = director.parts(&request.have);
+    assert_eq!(parts.iter().map(|part| part.roots.len()).collect::<Vec<_>>(), [MAX_ROOTS, MAX_ROOTS]);
+    for part in parts {
+        set = set.walk(&part).unwrap().unwrap();
+    }
+    // The order is signed for what it had when it came.
+    let node = "n1".parse().unwrap();
+    let reply = director.sign(&node, &request, 0, Assignment::default(), BTreeMap::new()).unwrap();
+    let next = set.update(&reply, world.env.wall.now()).unwrap();
+    assert_eq!(next.versions().root, 2 * MAX_ROOTS as u64 + 50);
+    director::admit(&next, &node, "nonce", 0).unwrap();
+    for near in [next.versions().root, next.versions().root - MAX_ROOTS as u64] {
+        assert!(director.parts(&MetadataRequest { root: near, ..next.versions() }).is_empty(), "{near}");
+    }
+}

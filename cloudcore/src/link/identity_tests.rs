@@ -1,6 +1,6 @@
 //! A node's identity over its life: renewed, renewed after long absence, revoked, approved; what it signs.
 
-use std::time::Duration;
+use std::{future::poll_fn, task::Poll, time::Duration};
 
 use data_encoding::BASE64;
 use proto::{
@@ -16,6 +16,7 @@ use proto::{
         Admission, EventSpec, Node, NodeSpec, ReleaseRef, RunState, Running, UpdatePhase, WorkloadStatus, feature,
     },
     tuf::SecretKey,
+    watch,
 };
 use quinn::Connection;
 use rcgen::{CertificateParams, KeyPair, PKCS_ED25519};
@@ -174,6 +175,53 @@ async fn a_lost_box_is_out_within_a_second_and_neither_key_nor_token_brings_it_b
     assert_eq!(why(&lost.connect(&fixture.hub).await).await, Some(CloseCode::NotAdmitted));
 }
 
+/// `work`, which stands still before its poll number `held` until `go` is true.
+async fn held_at<T>(work: impl Future<Output = T>, held: usize, mut go: watch::Receiver<bool>) -> T {
+    let mut work = std::pin::pin!(work);
+    for _ in 0..held {
+        if let Poll::Ready(done) = poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+            return done;
+        }
+        // Its waker is gone by now, so it is looked at again, with time for what it waits for.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    go.wait_for(|go| *go).await.unwrap();
+    work.await
+}
+
+#[tokio::test]
+async fn a_node_is_revoked_whatever_moment_of_its_join_the_revocation_meets() {
+    let fixture = Fixture::start().await;
+    let hub = &fixture.hub;
+    let mut refused = 0;
+    for moment in 0..40 {
+        let n1 = name(&format!("n{moment}"));
+        let (token, id) = (fixture.token(Some(n1.as_str()), 9).await, format!("m{moment}"));
+        let joined = Machine::new(&id).join(hub, &token, n1.as_str()).await;
+        assert!(matches!(joined, JoinReply::Accepted { .. }), "{joined:?}");
+        // Reinstalled, with the same token, while somebody revokes it.
+        let again = Machine::new(&id).request(&token, n1.as_str());
+        let (go, gate) = watch::channel(false);
+        let revoke = async {
+            let mut revoking = std::pin::pin!(hub.set_admission(&n1, Admission::Revoked));
+            let early = tokio::time::timeout(Duration::from_millis(moment + 10), &mut revoking).await;
+            go.send_replace(true);
+            match early {
+                Ok(revoked) => revoked,
+                Err(_) => revoking.await,
+            }
+        };
+        let join = held_at(super::join::admit(hub, again), moment as usize, gate);
+        let (join, revoked) = tokio::join!(join, revoke);
+        assert!(revoked.unwrap().is_some());
+        refused += usize::from(join.unwrap().is_err_and(|refusal| refusal.code == "Revoked"));
+        let identity = node(&fixture, n1.as_str()).await.status.identity.unwrap();
+        assert_eq!(identity.admission, Admission::Revoked, "moment {moment}");
+    }
+    assert!(refused > 0, "no revocation came before a join");
+    assert!(refused < 40, "no revocation came into a join");
+}
+
 #[tokio::test]
 async fn a_node_that_needs_approval_waits_for_it() {
     let fixture = Fixture::start().await;
@@ -186,9 +234,10 @@ async fn a_node_that_needs_approval_waits_for_it() {
     fixture.hub.set_admission(&name("n1"), Admission::Admitted).await.unwrap().unwrap();
     let (_in, welcome) = greet(&machine, &fixture, &[]).await;
     assert!(welcome.is_some());
-    // Its answer was lost: what was decided stands. Another box is another decision.
+    // Its answer was lost: what was decided stands. Another box is another decision, once this one is silent.
     assert!(matches!(machine.join(&fixture.hub, &token, "n1").await, JoinReply::Accepted { .. }));
     assert_eq!(node(&fixture, "n1").await.status.identity.unwrap().admission, Admission::Admitted);
+    fixture.shift(Duration::from_secs(150));
     let mut reinstalled = Machine::new("m1");
     assert!(matches!(reinstalled.join(&fixture.hub, &token, "n1").await, JoinReply::Accepted { .. }));
     assert_eq!(node(&fixture, "n1").await.status.identity.unwrap().admission, Admission::Pending);
@@ -254,6 +303,46 @@ async fn what_a_node_signed_of_what_it_runs_is_kept_and_a_wrong_signature_ends_t
     }
     let events = fixture.hub.store().list::<EventSpec>(None).await.unwrap().items;
     assert!(events.iter().any(|event| event.spec.reason == "AttestationWrong"));
+}
+
+#[tokio::test]
+async fn a_token_of_the_site_takes_over_no_node_that_is_here() {
+    let fixture = Fixture::start().await;
+    let code = |reply: JoinReply| match reply {
+        JoinReply::Accepted { node, .. } => node.to_string(),
+        JoinReply::Refused { code, .. } => code,
+    };
+    let site = fixture.token(None, 9).await;
+    let mut machine = Machine::new("m1");
+    assert_eq!(code(machine.join(&fixture.hub, &site, "n1").await), "n1");
+    let (open, welcome) = greet(&machine, &fixture, &[feature::RENEW]).await;
+    assert!(welcome.is_some());
+
+    // Whoever has the token says that it is this machine.
+    let mut thief = Machine::new("m1");
+    let reply = thief.join(&fixture.hub, &site, "n1").await;
+    assert!(format!("{reply:?}").contains("token create --node n1"), "{reply:?}");
+    assert_eq!(code(reply), "NodeIsHere");
+    assert!(open.close_reason().is_none(), "the node did not notice");
+    assert_eq!(code(machine.join(&fixture.hub, &site, "n1").await), "n1", "its own key may ask again");
+    let events = fixture.hub.store().list::<EventSpec>(None).await.unwrap().items;
+    for kind in ["Node", "JoinToken"] {
+        let is_told = |e: &&proto::object::Event| e.spec.reason == "NodeIsHere" && e.spec.involved_kind == kind;
+        assert_eq!(events.iter().filter(is_told).count(), 1, "{kind}");
+    }
+
+    // A box that is reinstalled says nothing for a while; then the same command lets it in.
+    drop((open, welcome));
+    assert_eq!(code(Machine::new("m1").join(&fixture.hub, &site, "n1").await), "NodeIsHere", "it was here just now");
+    fixture.shift(Duration::from_secs(150));
+    let mut again = Machine::new("m1");
+    assert_eq!(code(again.join(&fixture.hub, &site, "n1").await), "n1");
+    assert_eq!(why(&machine.connect(&fixture.hub).await).await, Some(CloseCode::NotAdmitted));
+    // And at once with a token for it: somebody meant this node.
+    let (_open, welcome) = greet(&again, &fixture, &[feature::RENEW]).await;
+    assert!(welcome.is_some());
+    let own = fixture.token(Some("n1"), 1).await;
+    assert_eq!(code(Machine::new("m2").join(&fixture.hub, &own, "n1").await), "n1");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 //! | a token for one node | that node, whatever the box calls itself: it replaces the box before |
 //! | a free name | a new node: one use |
 //! | the machine that has the name | the same node with its new key: a reinstall. No use, if this token admitted the node |
+//! | the same, and the node before it was here within [`SILENCE`] | refused: `NodeIsHere`, but with a token for that node |
 //! | another machine under a name that is taken | refused: `NameTaken` |
 //! | a key that speaks for another node | refused: `TokenForOtherNode` |
 //! | a node of another site | refused: `TokenForOtherSite`, but with a token for that node which was made since it is there |
@@ -15,7 +16,7 @@
 //! [`decide`] is pure, [`admit`] carries it out, one at a time.
 
 use data_encoding::BASE64;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use proto::{
     digest::Digest,
     link::{
@@ -40,6 +41,12 @@ use crate::{
 
 /// Longest identity of hardware, in bytes.
 const MAX_MACHINE_ID: usize = 256;
+/// How long a node says nothing before a token that does not name it lets another key take its place. Longer than a
+/// session whose box is gone, shorter than a reinstall.
+const SILENCE: SignedDuration = SignedDuration::from_secs(120);
+
+/// Code of a refusal that is told of the node, too.
+const NODE_IS_HERE: &str = "NodeIsHere";
 
 /// Why a box is not admitted; the codes are part of the protocol.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +90,8 @@ async fn note(hub: &Hub, wanted: &[String; 3], outcome: &str, detail: &str, is_a
     let (via, verb, kind) = ("join token".into(), "admit".into(), "nodes".into());
     let (outcome, detail) = (outcome.to_owned(), detail.to_owned());
     let entry = Entry { user, via, verb, kind, name, from, outcome, detail, ..Entry::default() };
-    if is_admitted { hub.audit().note(entry).await } else { hub.audit().refused("boxes", entry).await }
+    let by = if is_admitted { format!("boxes of {}: {}", entry.user, entry.detail) } else { "boxes".into() };
+    hub.audit().noted_often(&by, entry).await;
 }
 
 async fn answer(hub: &Hub, request: JoinRequest) -> JoinReply {
@@ -120,6 +128,7 @@ pub(crate) async fn admit(hub: &Hub, request: JoinRequest) -> Result<Result<Join
         Err(refusal) => return Ok(Err(refusal)),
     };
     let nodes = hub.store().list::<NodeSpec>(None).await?.items;
+    let nodes: Vec<Node> = nodes.into_iter().map(|node| hub.node_view(node)).collect();
     let name = match decide(&token, &nodes, &request, spki, hub.env().wall.now()) {
         Ok(name) => name,
         Err(refusal) => {
@@ -127,6 +136,11 @@ pub(crate) async fn admit(hub: &Hub, request: JoinRequest) -> Result<Result<Join
             let id = token.name();
             events::record(hub.store(), hub.env(), "JoinToken", id, EventType::Warning, refusal.code, &text, "hub")
                 .await;
+            if refusal.code == NODE_IS_HERE {
+                let (name, text) = (&request.name, format!("token {id}: {text}"));
+                events::record(hub.store(), hub.env(), "Node", name, EventType::Warning, refusal.code, &text, "hub")
+                    .await;
+            }
             return Ok(Err(refusal));
         }
     };
@@ -228,6 +242,7 @@ pub(crate) fn decide(
     }
     if token.spec.node.is_none() {
         check_free(&name, nodes, request)?;
+        check_silent(&name, nodes, held, now)?;
     }
     Ok(name)
 }
@@ -285,6 +300,25 @@ fn check_free(name: &Name, nodes: &[Node], request: &JoinRequest) -> Result<(), 
             format!(
                 "node {name} is another machine; choose another name with --name, or, if this box replaces it, \
                  use a token for it: crossdock token create --node {name}"
+            ),
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// What machine it is, a box says of itself: where the node is here, another key is another box, or a reinstall that
+/// was quick.
+fn check_silent(name: &Name, nodes: &[Node], held: Option<&Node>, now: Timestamp) -> Result<(), Refusal> {
+    let node = nodes.iter().find(|n| n.name() == name.as_str() && n.status.identity.is_some());
+    let seen = node.filter(|_| held.is_none()).and_then(|node| node.status.last_seen);
+    match seen.map(|seen| now.duration_since(seen)) {
+        Some(ago) if ago < SILENCE => refuse(
+            NODE_IS_HERE,
+            format!(
+                "node {name} was here {} s ago, with another key; if this is its box after a reinstall, join again in \
+                 {} s, or use a token for it: crossdock token create --node {name}",
+                ago.as_secs().max(0),
+                (SILENCE - ago).as_secs().min(SILENCE.as_secs())
             ),
         ),
         _ => Ok(()),

@@ -85,7 +85,9 @@ pub(crate) fn apply(
         node.metadata.generation = report.observed_generation.saturating_add(1);
         return adopt(node, report);
     }
-    None
+    // One that nobody told anything yet, here or there, such as at a new hub in place of one that was stolen.
+    let is_untold = report.observed_generation == 0 && node.metadata.generation <= 1 && node.spec.apps.is_empty();
+    if is_untold { adopt(node, report) } else { None }
 }
 
 /// Keeps what the node signed, when that says anything new.
@@ -98,7 +100,7 @@ pub(crate) fn attest(node: &mut Node, signed: Option<&Attested>) {
 }
 
 /// The node was told more than this hub knows: apps that only the node knows of stay, until a rollout says otherwise.
-/// To a hub that was restored from an older copy they would seem unwanted, and every workload begun since would end.
+/// To a hub that was restored from an older copy, or set up anew, they would seem unwanted, and every workload begun since would end.
 /// Restarts that were carried out since are not ordered once more by what the copy says.
 fn adopt(node: &mut Node, report: &Report) -> Option<String> {
     let mut kept = vec![];
@@ -116,7 +118,7 @@ fn adopt(node: &mut Node, report: &Report) -> Option<String> {
     }
     (!kept.is_empty()).then(|| {
         format!(
-            "the node was told more than this hub knows, as after a restore: it keeps {}; roll out what it shall run",
+            "the node has more than this hub told it, as after a restore: it keeps {}; roll out what it shall run",
             kept.join(", ")
         )
     })
@@ -297,5 +299,16 @@ mod tests {
         assert_eq!(node.spec.apps.get("known"), Some(&known), "what was restarted since is not once more");
         assert_eq!(node.spec.reboot.as_deref(), Some("newer"));
         assert!(adopted.unwrap().contains("keeps begun@2, new@1;"));
+
+        // A node that joined a new hub, and was told nothing by it.
+        let joined = Report { observed_generation: 0, ..report };
+        let mut node: Node = Object::new(name("n1"), NodeSpec::new(name("s1")));
+        node.metadata.generation = 1;
+        let adopted = apply(&mut node, &joined, None, "", Timestamp::UNIX_EPOCH);
+        assert!(adopted.unwrap().contains("known@2") && node.spec.apps.len() == 3);
+        // One that was told to run nothing keeps nothing.
+        let mut node: Node = Object::new(name("n1"), NodeSpec::new(name("s1")));
+        node.metadata.generation = 2;
+        assert!(apply(&mut node, &joined, None, "", Timestamp::UNIX_EPOCH).is_none() && node.spec.apps.is_empty());
     }
 }

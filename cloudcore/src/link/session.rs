@@ -356,7 +356,9 @@ impl Teller {
             published.mark_unchanged();
             let what = Some((next.clone(), targets.clone(), key));
             if told != what {
-                frame::write(&mut send, &self.signed(next, targets)?, MAX_CONTROL_BYTES).await?;
+                for message in self.signed(next, targets)? {
+                    frame::write(&mut send, &message, MAX_CONTROL_BYTES).await?;
+                }
                 told = what;
             }
             // Every arm is cancel safe.
@@ -378,13 +380,14 @@ impl Teller {
         &mut self,
         assignment: Assignment,
         targets: BTreeMap<String, TargetFile>,
-    ) -> Result<HubMessage, SessionError> {
-        let Some(request) = &self.director else { return Ok(HubMessage::Assignment(assignment)) };
+    ) -> Result<Vec<HubMessage>, SessionError> {
+        let Some(request) = &self.director else { return Ok(vec![HubMessage::Assignment(assignment)]) };
         let signed = self.hub.director().sign(&self.name, request, self.signed, assignment, targets);
         let reply = signed.map_err(|e| SessionError::Over(format!("its assignment could not be signed: {e}")))?;
         // Whether it took this one is not known: roots are sent again with the next.
         self.signed += 1;
-        Ok(HubMessage::Directive(Box::new(reply)))
+        let parts = self.hub.director().parts(&request.have);
+        Ok(parts.into_iter().chain([reply]).map(|reply| HubMessage::Directive(Box::new(reply))).collect())
     }
 }
 

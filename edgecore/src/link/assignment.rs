@@ -267,6 +267,13 @@ impl Assignments {
         board: &watch::Sender<Report>,
     ) -> Result<(), AssignmentError> {
         let known = self.known().clone();
+        if let Known::Director(set) = &known {
+            // A part of the way to what is signed for us: kept once all of it came.
+            if let Some(further) = set.walk(reply).map_err(|e| self.refused(e.into()))? {
+                *self.known() = Known::Director(further);
+                return Ok(());
+            }
+        }
         let first = match &known {
             Known::Lost(why) => return Err(self.refused(DirectorError::Lost(why.clone()))),
             Known::Director(_) => None,
@@ -288,8 +295,9 @@ impl Assignments {
             .and_then(|set| Ok((director::admit(&set, &self.place.node, nonce, seen)?, set)));
         let (directive, set) = taken.map_err(|e| self.refused(e))?;
         let targets = |set: &TrustedSet| set.targets_meta().map(|meta| meta.targets.clone());
+        let kept_root = self.directed.borrow().as_ref().map(|kept| kept.set.versions().root);
         let as_before = self.current.borrow().as_ref() == Some(&directive.assignment)
-            && base.versions().root == set.versions().root
+            && kept_root == Some(set.versions().root)
             && targets(&base) == targets(&set);
         if !as_before {
             let (record, shared) = (self.place.record.clone(), set.clone());

@@ -7,7 +7,7 @@ use proto::{
     env::{BoxFuture, WallClock},
     link::message::{BlobRequest, MetadataReply},
     tuf::{
-        RoleName, SecretKey, TargetCustom,
+        MAX_ROOTS, RoleName, SecretKey, TargetCustom,
         schema::{MetaFile, Offered, Role, RoleKeys, RootMeta, SPEC_VERSION, SnapshotMeta, TargetsMeta, TimestampMeta},
         sign::Document,
     },
@@ -33,6 +33,25 @@ impl WallClock for Clock {
 /// A hub that answers with one publication, or not at all.
 #[derive(Debug, Default)]
 struct Hub(Mutex<Option<MetadataReply>>);
+
+/// A hub with many roots, which answers as hubs do, and what it was asked with.
+#[derive(Debug)]
+struct FarAhead {
+    roots: Vec<String>,
+    set: TrustedSet,
+    asked: Mutex<Vec<u64>>,
+}
+
+impl Source for FarAhead {
+    fn metadata(&self, have: MetadataRequest) -> BoxFuture<'_, Result<MetadataReply, SourceError>> {
+        self.asked.lock().unwrap().push(have.root);
+        let reply = self.set.newer_than(&have, &self.roots);
+        Box::pin(async { Ok(reply) })
+    }
+    fn blob(&self, _: BlobRequest) -> BoxFuture<'_, Result<Reader, SourceError>> {
+        Box::pin(async { Err(SourceError::Offline) })
+    }
+}
 
 impl Source for Hub {
     fn metadata(&self, have: MetadataRequest) -> BoxFuture<'_, Result<MetadataReply, SourceError>> {
@@ -71,10 +90,14 @@ macro_rules! meta {
 }
 
 pub(crate) fn root() -> String {
+    root_of(1)
+}
+
+fn root_of(version: u64) -> String {
     let key = SecretKey::from_seed(&[1; 32]);
     let role = || RoleKeys::new(vec![key.id()], 1);
     let roles = [RoleName::Root, RoleName::Targets, RoleName::Snapshot, RoleName::Timestamp];
-    signed(&meta!(RootMeta, "root", 1, EXPIRES,
+    signed(&meta!(RootMeta, "root", version, EXPIRES,
         consistent_snapshot: true,
         keys: [(key.id(), key.public())].into(),
         roles: roles.iter().map(|r| (r.as_str().to_owned(), role())).collect(),
@@ -164,6 +187,23 @@ async fn what_was_verified_is_kept_and_needs_no_hub() {
     world.publish(2, &[("1", 1), ("2", 2)]);
     assert_eq!(world.accept(&trust, "2", 1).await, Ok(Accepted { counter: 2, manifest_bytes: 3 }));
     assert_eq!(trust.state().borrow().versions.targets, 2);
+}
+
+#[tokio::test]
+async fn a_box_that_is_hundreds_of_roots_behind_walks_them_all() {
+    let world = World::new();
+    let roots: Vec<String> = (1..=600).map(root_of).collect();
+    let mut set = TrustedSet::new(&roots[0]).unwrap();
+    for some in roots.chunks(MAX_ROOTS) {
+        set = set.update_root(some, Timestamp::MIN).unwrap();
+    }
+    let set = set.update(&publication(1, &[("1", 1)]), at(ISSUED)).unwrap();
+    let hub = FarAhead { roots, set, asked: Mutex::default() };
+    let trust = world.open();
+    trust.refresh(&hub).await.unwrap();
+    assert_eq!(*hub.asked.lock().unwrap(), [1, 257, 513]);
+    assert_eq!(trust.state().borrow().versions.root, 600);
+    assert_eq!(world.accept(&world.open(), "1", 0).await, Ok(Accepted { counter: 1, manifest_bytes: 3 }));
 }
 
 #[tokio::test]

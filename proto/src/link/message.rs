@@ -189,6 +189,8 @@ pub struct MetadataRequest {
 }
 
 /// What the agent lacks, each document to the byte. Nothing here is believed without its signatures.
+///
+/// One that is further behind than [`crate::tuf::MAX_ROOTS`] gets roots alone, see [`MetadataReply::is_part`].
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MetadataReply {
@@ -204,6 +206,14 @@ pub struct MetadataReply {
     /// Newest `targets.json`, when newer.
     #[serde(default)]
     pub targets: Option<String>,
+}
+
+impl MetadataReply {
+    /// Whether there are roots and nothing that they vouch for: more roots follow, for who asks from where these lead.
+    #[must_use]
+    pub fn is_part(&self) -> bool {
+        !self.roots.is_empty() && self.timestamp.is_none() && self.snapshot.is_none() && self.targets.is_none()
+    }
 }
 
 /// Asks for content by digest.

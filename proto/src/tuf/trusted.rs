@@ -109,6 +109,20 @@ impl TrustedSet {
         Ok(next)
     }
 
+    /// Goes on to where the roots of an answer lead that is a part ([`MetadataReply::is_part`]); `None`: it is whole,
+    /// or leads nowhere, and is for [`TrustedSet::update`]. Whether the last root is fresh, and what it no longer
+    /// vouches for, is judged there: what is kept is kept once all of it came.
+    ///
+    /// # Errors
+    /// As [`TrustedSet::update`]. `self` is as before.
+    pub fn walk(&self, reply: &MetadataReply) -> Result<Option<TrustedSet>, TufError> {
+        let mut next = self.clone();
+        if reply.is_part() {
+            next.take_roots(&reply.roots)?;
+        }
+        Ok(Some(next).filter(|next| next.root.signed.version > self.root.signed.version))
+    }
+
     /// 5.3: roots one after the other, each signed by the one before and by itself.
     fn take_roots(&mut self, roots: &[String]) -> Result<(), TufError> {
         if roots.len() > MAX_ROOTS {
@@ -240,16 +254,21 @@ impl TrustedSet {
 
     /// What a peer lacks. `roots` are all roots from version 1 on.
     ///
-    /// A peer behind a new root gets everything, for it may forget what old keys signed. A peer that
-    /// is ahead gets ours too, and will say that we are behind.
+    /// A peer behind a new root gets everything, for it may forget what old keys signed. A peer behind more than
+    /// [`MAX_ROOTS`] gets so many alone, and asks again from there. A peer that is ahead gets ours too, and will say
+    /// that we are behind.
     #[must_use]
     pub fn newer_than(&self, have: &MetadataRequest, roots: &[String]) -> MetadataReply {
         let (ours, documents) = (self.versions(), self.documents());
         let all = have.root != ours.root;
         let skip = usize::try_from(have.root).unwrap_or(usize::MAX);
         let count = usize::try_from(ours.root).unwrap_or(usize::MAX).saturating_sub(skip);
+        let roots = roots.iter().skip(skip).take(count.min(MAX_ROOTS)).cloned().collect();
+        if count > MAX_ROOTS {
+            return MetadataReply { roots, ..MetadataReply::default() };
+        }
         MetadataReply {
-            roots: roots.iter().skip(skip).take(count.min(MAX_ROOTS)).cloned().collect(),
+            roots,
             timestamp: documents.timestamp.filter(|_| all || have.timestamp != ours.timestamp),
             snapshot: documents.snapshot.filter(|_| all || have.snapshot != ours.snapshot),
             targets: documents.targets.filter(|_| all || have.targets != ours.targets),

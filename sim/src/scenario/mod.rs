@@ -113,6 +113,7 @@ mod cut_mid_download;
 mod events;
 mod hostile_peer;
 mod reboot;
+mod renewal_forgotten;
 mod streams;
 mod years;
 
@@ -184,6 +185,11 @@ const SCENARIOS: &[Scenario] = &[
         name: "most_of_a_year",
         about: "certificates and metadata end, roots change twice, a box is away through all of it, one is lost",
         play: |world| Box::pin(years::play(world)),
+    },
+    Scenario {
+        name: "renewal_forgotten",
+        about: "the hub comes back from before a node's renewal: the key of before opens, and is renewed again",
+        play: |world| Box::pin(renewal_forgotten::play(world)),
     },
     Scenario {
         name: "scans_through_outages",

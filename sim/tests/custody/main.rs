@@ -4,6 +4,7 @@
 mod agent;
 mod drills;
 mod files;
+mod stolen_hub;
 mod token;
 
 use std::process::Command;

@@ -62,13 +62,19 @@ pub fn steps(case: HubCase, folder: &str) -> Vec<Step> {
         HubCase::Hub => vec![
             step(
                 "Take the stolen machine off the network, or its name out of the DNS: nodes run on, and keep counting. \
-                 Whoever has it can read what nodes report, and order releases that you signed; it can run nothing else.",
+                 Whoever has it can read what nodes report, and order releases that you signed; it can run nothing else. \
+                 Change what else lay on it: passwords of brokers and databases, secrets of webhooks.",
                 [],
             ),
             step(
                 "Make a new hub on a new machine, in a new folder: it has an authority and an online key of its own. \
-                 Nothing of the old folder but its records (streams.db) may be taken over.",
-                ["cloudcore init --data NEW-FOLDER --fleet FLEET --api-name NAME --advertise HOST:PORT".to_owned()],
+                 Of the old folder, or a backup of it, nothing but the records (streams.db) may be taken over, before \
+                 the new hub is started for the first time; without them there is nothing to copy. Write hub.yaml anew.",
+                [
+                    "cloudcore init --data NEW-FOLDER --fleet FLEET --api-name NAME --advertise HOST:PORT".to_owned(),
+                    "cp BACKUP/streams.db NEW-FOLDER/streams.db".to_owned(),
+                    "cloudcore serve --data NEW-FOLDER".to_owned(),
+                ],
             ),
             step(
                 "Log in there, and publish: the release repository never was at the hub, and its keys are as good as before.",
@@ -88,6 +94,7 @@ pub fn steps(case: HubCase, folder: &str) -> Vec<Step> {
                 [
                     "crossdock token create --site SITE --node NODE".to_owned(),
                     "edgecore join HOST:PORT --token TOKEN".to_owned(),
+                    "systemctl restart crossdock-edge".to_owned(),
                 ],
             ),
             step(

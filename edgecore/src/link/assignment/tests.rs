@@ -261,3 +261,31 @@ async fn a_generation_that_a_thief_ran_far_ahead_goes_with_the_thiefs_key() {
     assert_eq!(world.direct_with(&assignments, &reply, &request.nonce).await, Ok(()));
     assert_eq!((assignments.generation(), world.open().generation()), (6, 6));
 }
+
+#[tokio::test]
+async fn roots_that_come_in_parts_are_kept_with_the_order_that_follows() {
+    let world = World::directed();
+    let kept = world.open();
+    world.direct(&kept, "n1", at(3)).await.unwrap();
+    let request = kept.request();
+    let part = MetadataReply { roots: vec![rotated()], ..MetadataReply::default() };
+    world.direct_with(&kept, &part, &request.nonce).await.unwrap();
+    assert_eq!((world.open().request().have.root, kept.generation()), (1, 3), "nothing vouches for a part alone");
+    let order = |request: &DirectorRequest| {
+        let issue = Issue {
+            directive: Directive {
+                node: "n1".parse().unwrap(),
+                nonce: request.nonce.clone(),
+                issued_at: "2030-01-01T00:00:00Z".parse().unwrap(),
+                assignment: at(3),
+            },
+            targets: Default::default(),
+            version: 1,
+            expires: "2099-01-01T00:00:00Z".parse().unwrap(),
+        };
+        issue.sign(&SecretKey::from_seed(&[23; 32])).unwrap()
+    };
+    world.direct_with(&kept, &order(&request), &request.nonce).await.unwrap();
+    let again = world.open();
+    assert_eq!((again.request().have.root, again.generation()), (2, 3), "the same order, vouched for anew");
+}

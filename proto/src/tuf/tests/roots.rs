@@ -56,6 +56,47 @@ fn roots_are_walked_one_by_one() {
 }
 
 #[test]
+fn a_peer_that_is_far_behind_asks_until_nothing_newer_comes() {
+    let repo = Repo::new();
+    let mut roots = vec![repo.root_text()];
+    let mut last = repo.clone();
+    for _ in 0..MAX_ROOTS + 40 {
+        last.root.version += 1;
+        // Each is past its time but the last: they lead on all the same.
+        last.root.expires = at("2029-01-01T00:00:00Z");
+        roots.push(signed(&last.root, &[key(1), key(2)]));
+    }
+    last.root.expires = repo.root.expires;
+    last.pipeline = key(8); // what the old one signed is forgotten at the end alone
+    for role in [RoleName::Snapshot, RoleName::Timestamp] {
+        list(&mut last.root, role, 1, &[key(8)]);
+    }
+    roots.pop();
+    roots.push(signed(&last.root, &[key(1), key(2)]));
+    let published = last.next().publish();
+    let hub = {
+        let mut hub = repo.trusted();
+        for some in roots.chunks(MAX_ROOTS) {
+            hub = hub.update_root(some, Timestamp::MIN).unwrap();
+        }
+        hub.update(&MetadataReply { roots: vec![], ..published }, at(NOW)).unwrap()
+    };
+    let mut peer = repo.trusted();
+    let before = peer.clone();
+    let first = hub.newer_than(&peer.versions(), &roots);
+    assert!(first.is_part() && first.roots.len() == MAX_ROOTS);
+    peer = peer.walk(&first).unwrap().unwrap();
+    assert_eq!((peer.versions().root, peer.targets()), (MAX_ROOTS as u64 + 1, before.targets()));
+    assert!(peer.walk(&first).unwrap().is_none(), "it leads no further, and would be asked for ever");
+    let rest = hub.newer_than(&peer.versions(), &roots);
+    assert!(!rest.is_part() && peer.walk(&rest).unwrap().is_none());
+    assert_eq!(peer.update(&rest, at(NOW)).unwrap().documents(), hub.documents());
+    // A part with a gap, or signed by others, leads nowhere.
+    let gap = MetadataReply { roots: vec![roots[2].clone()], ..MetadataReply::default() };
+    assert_eq!(before.walk(&gap).err(), Some(TufError::RootGap { trusted: 1, offered: 3 }));
+}
+
+#[test]
 fn a_stolen_pipeline_key_is_recovered_from_by_rotating_it() {
     let mut repo = Repo::new();
     repo.timestamp.version = 1_000_000;
