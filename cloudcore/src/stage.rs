@@ -137,13 +137,21 @@ impl Stage {
     /// # Errors
     /// When one of the commands fails.
     pub async fn join(&self, node: &str, site: &str) -> anyhow::Result<()> {
-        let token = self.crossdock(&["token", "create", "--site", site, "--node", node]).await?;
-        let token = token.split_whitespace().find(|w| w.starts_with("cdk1.")).context("no token was printed")?;
         let hub = match self.lines.get(node) {
             Some(line) => line.address.clone(),
             None => self.link_address()?,
         };
-        self.run("edgecore", &["join", &hub, "--token", token, "--data", node]).await?;
+        self.join_at(node, site, &hub).await
+    }
+
+    /// As [`Stage::join`], with the hub at this address.
+    ///
+    /// # Errors
+    /// When one of the commands fails.
+    pub async fn join_at(&self, node: &str, site: &str, hub: &str) -> anyhow::Result<()> {
+        let token = self.crossdock(&["token", "create", "--site", site, "--node", node]).await?;
+        let token = token.split_whitespace().find(|w| w.starts_with("cdk1.")).context("no token was printed")?;
+        self.run("edgecore", &["join", hub, "--token", token, "--data", node]).await?;
         // Several boxes share this machine: each takes ports of its own.
         let settings = "[streams]\nhttp = \"127.0.0.1:0\"\nmqtt = \"127.0.0.1:0\"\n";
         fs::write(self.path(node).join("agent.toml"), settings).context("write agent.toml")

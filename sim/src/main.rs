@@ -58,6 +58,8 @@ enum Bench {
     Waves(bench::waves::WavesArgs),
     /// Verifying, signing and handshakes, and the bare cryptography beside them.
     Trust(bench::trust::TrustArgs),
+    /// Containers: the agent's share of a start, its memory with many, and one layer that changes
+    Containers(bench::containers::ContainersArgs),
     /// One pass of the planner over 10,000 nodes with 50 rollouts
     Plan(bench::plan::PlanArgs),
 }
@@ -93,6 +95,7 @@ async fn run_bench(bench: Bench) -> anyhow::Result<()> {
             Bench::Carrier(args) => bench::carrier::run(args).await,
             Bench::Fleet(args) => bench::fleet::run(args).await,
             Bench::Trust(args) => bench::trust::run(&args).await,
+            Bench::Containers(args) => bench::containers::run(&args).await,
             Bench::Waves(args) => bench::waves::run(args).await,
             Bench::Streams(args) => bench::streams::run(args).await,
             // Virtual time has a runtime of its own.

@@ -94,9 +94,9 @@ pub fn build(path: &Path) -> Result<Built, ReleaseError> {
         files.push(FileEntry { path: file.path, digest, size, executable: file.executable });
         blobs.insert(digest, file.source);
     }
-    let spool = yaml.workload.as_mut().and_then(|workload| workload.container.as_mut());
-    let spool = spool.map_or(Ok(None), |container| pack_image(base, container, &mut files, &mut blobs))?;
-    if let (Some((_, class)), true) = (&spool, yaml.hardware.is_empty()) {
+    let packed =
+        yaml.workload.as_mut().map_or(Ok(None), |workload| pack_image(base, workload, &mut files, &mut blobs))?;
+    if let Some((class, _)) = packed.as_ref().filter(|_| yaml.hardware.is_empty()) {
         yaml.hardware.insert(class.clone());
     }
     if let Some(workload) = &mut yaml.workload {
@@ -124,16 +124,17 @@ pub fn build(path: &Path) -> Result<Built, ReleaseError> {
         provenance: provenance.map(|(_, _, attachment)| attachment),
         sbom: sbom.map(|(_, _, attachment)| attachment),
     };
-    Ok(Built { warnings, _spool: spool.map(|(spool, _)| spool), ..Built::new(manifest, blobs)? })
+    Ok(Built { warnings, _spool: packed.map(|(_, spool)| spool), ..Built::new(manifest, blobs)? })
 }
 
-/// Puts the image of a container into the tree. Returns what holds its content, and its hardware class.
+/// Puts the image of a container into the tree. Returns its hardware class, and what holds its content.
 fn pack_image(
     base: &Path,
-    container: &mut Container,
+    workload: &mut Workload,
     files: &mut Vec<FileEntry>,
     blobs: &mut BTreeMap<Digest, PathBuf>,
-) -> Result<Option<(Arc<TempDir>, String)>, ReleaseError> {
+) -> Result<Option<(String, Arc<TempDir>)>, ReleaseError> {
+    let Some(container) = &mut workload.container else { return Ok(None) };
     if let Some(file) = files.iter().find(|file| container::is_of_image(file.path.as_str())) {
         let problem = "image/ in the tree is for the container's image; give the artifact another target".into();
         return Err(ReleaseError::Tree { path: file.path.as_str().into(), problem });
@@ -141,12 +142,15 @@ fn pack_image(
     let Some(archive) = container.archive.take() else { return Ok(None) };
     let unpacked = image::unpack(&base.join(archive))?;
     container.image = Some(unpacked.image);
+    if !workload.secrets.is_empty() && workload.user.is_none() {
+        workload.user = unpacked.user; // whoever opens them gives them to that one
+    }
     for (entry, from) in unpacked.files {
         blobs.insert(entry.digest, from);
         files.push(entry);
     }
     files.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(Some((unpacked.spool, unpacked.hardware)))
+    Ok(Some((unpacked.hardware, unpacked.spool)))
 }
 
 /// A document beside the tree, as the manifest names it.

@@ -20,6 +20,16 @@ pub(super) fn owner(user: Option<&str>) -> Result<Owner, String> {
     Ok(Some((account.uid.as_raw(), account.gid.as_raw())))
 }
 
+/// The owner for a container's user: names are its image's, so only numbers, `1000` or `1000:1000`, mean anything here.
+pub(super) fn owner_in_container(user: Option<&str>) -> Result<Owner, String> {
+    let Some(text) = user.filter(|_| rustix::process::geteuid().is_root()) else { return Ok(None) };
+    let (user, group) = text.split_once(':').unwrap_or((text, text));
+    match (user.parse(), group.parse()) {
+        (Ok(user), Ok(group)) => Ok(Some((user, group))),
+        _ => Err(format!("user {text:?} of a container with secrets must be a number, such as 1000 or 1000:1000")),
+    }
+}
+
 /// Writes one file, by name.
 pub(super) type Write<'a> = &'a dyn Fn(&str, &[u8]) -> Result<(), SecretsError>;
 

@@ -166,7 +166,12 @@ impl Secrets {
             return Ok(());
         }
         let folder = release_folder(self.room()?, &spec.app, spec.release.digest);
-        let owner = files::owner(spec.workload.user.as_deref()).map_err(SecretsError::User)?;
+        let user = spec.workload.user.as_deref();
+        let owner = match spec.workload.container {
+            Some(_) => files::owner_in_container(user),
+            None => files::owner(user),
+        };
+        let owner = owner.map_err(SecretsError::User)?;
         files::replace(&folder, owner, |write| {
             secrets.iter().try_for_each(|secret| {
                 let plaintext = self.open_one(&spec.app, &spec.tree, secret)?;

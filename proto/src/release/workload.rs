@@ -257,6 +257,12 @@ impl Workload {
         match &self.container {
             Some(container) => {
                 container.check(files)?;
+                let number = |user: &str| user.split(':').take(3).all(|part| part.parse::<u32>().is_ok());
+                if let Some(user) = self.user.as_deref().filter(|user| !self.secrets.is_empty() && !number(user)) {
+                    return wrong(format!(
+                        "user {user:?} of a container with secrets must be a number, such as 1000:1000"
+                    ));
+                }
                 if let Some(folder) = self.working_dir.as_deref().filter(|folder| !folder.starts_with('/')) {
                     return wrong(format!("workingDir {folder:?} of a container must be absolute"));
                 }

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`agent`] | one idle agent: memory, binary, traffic |
 //! | [`carrier`] | QUIC over UDP and through Mosquitto, and plain MQTT beside it |
+//! | [`containers`] | a container's start beside the engine's own, the agent with many, one layer that changes |
 //! | [`fleet`] | many agents: connecting, a rollout, the hub's cost, and plain TLS beside it |
 //! | [`plan`] | one pass of the hub's planner over a large fleet |
 //! | [`streams`] | stream records: throughput, losses, a backlog, and Mosquitto and NATS JetStream beside it |
@@ -22,6 +23,7 @@
 pub mod agent;
 pub mod api;
 pub mod carrier;
+pub mod containers;
 pub mod fixture;
 pub mod fleet;
 pub mod plan;

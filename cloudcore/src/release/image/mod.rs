@@ -43,6 +43,8 @@ pub struct Unpacked {
     pub image: Image,
     /// Its files, each with where its content is.
     pub files: Vec<(FileEntry, PathBuf)>,
+    /// Whom it runs as, unless its release says otherwise; root without.
+    pub user: Option<String>,
     /// The hardware class that it is for, as the box calls it.
     pub hardware: String,
     /// Holds that content.
@@ -55,6 +57,15 @@ struct Config {
     architecture: String,
     os: String,
     rootfs: RootFs,
+    #[serde(default)]
+    config: Defaults,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Defaults {
+    #[serde(default)]
+    user: String,
 }
 
 #[derive(Deserialize)]
@@ -130,7 +141,8 @@ pub fn unpack(path: &Path) -> Result<Unpacked, ReleaseError> {
         "arm64" => "aarch64".into(),
         other => other.to_owned(),
     };
-    Ok(Unpacked { image, files, hardware, spool })
+    let user = Some(parsed.config.user).filter(|user| !user.is_empty());
+    Ok(Unpacked { image, files, user, hardware, spool })
 }
 
 /// Names of the configuration and the layers in the archive.

@@ -14,7 +14,7 @@ use bollard::models::{
 };
 use proto::release::container::{Container, Network};
 
-use crate::driver::InstanceSpec;
+use crate::{driver::InstanceSpec, secrets};
 
 /// Label of whose container it is: the agent.
 pub const AGENT: &str = "io.crossdock.agent";
@@ -34,12 +34,17 @@ pub const TREE: &str = "/crossdock/tree";
 /// Where the folder of the agent's socket for records is in every container.
 pub const DOORS: &str = "/crossdock/doors";
 
+/// Where the release's secrets are in every container.
+pub const SECRETS: &str = "/crossdock/secrets";
+
 /// Log files that the engine keeps of a container.
 const LOG_FILES: u64 = 4;
 /// Bytes of all log files together when the release says nothing: as of a process.
 const LOG_BYTES: u64 = 40 << 20;
 /// Variables of a process of the box that mean nothing in a container.
-const OF_THE_BOX: [&str; 2] = ["CROSSDOCK_APPS", "CROSSDOCK_STREAMS_SOCKET"];
+const OF_THE_BOX: [&str; 3] = ["CROSSDOCK_APPS", STREAMS_SOCKET, secrets::VARIABLE];
+/// Names the agent's socket for records.
+pub const STREAMS_SOCKET: &str = "CROSSDOCK_STREAMS_SOCKET";
 
 /// What a release does not say.
 #[derive(Debug, Clone)]
@@ -89,10 +94,11 @@ fn environment(spec: &InstanceSpec, around: &Surroundings) -> Vec<String> {
         ("CROSSDOCK_DATA", DATA.into()),
     ];
     let socket = around.socket.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
-    let socket = socket.map(|name| ("CROSSDOCK_STREAMS_SOCKET", format!("{DOORS}/{name}")));
+    let socket = socket.map(|name| (STREAMS_SOCKET, format!("{DOORS}/{name}")));
+    let secrets = spec.workload.env.get(secrets::VARIABLE).map(|_| (secrets::VARIABLE, SECRETS.to_owned()));
     let given = spec.workload.env.iter().filter(|(key, _)| !OF_THE_BOX.contains(&key.as_str()));
     let given = given.map(|(key, value)| format!("{key}={value}"));
-    given.chain(own.into_iter().chain(socket).map(|(key, value)| format!("{key}={value}"))).collect()
+    given.chain(own.into_iter().chain(socket).chain(secrets).map(|(key, value)| format!("{key}={value}"))).collect()
 }
 
 fn labels(spec: &InstanceSpec, around: &Surroundings) -> HashMap<String, String> {
@@ -178,6 +184,7 @@ fn mounts(spec: &InstanceSpec, container: &Container, around: &Surroundings) -> 
     }
     let uses = container.uses.iter().zip(&around.uses);
     mounts.extend(uses.map(|(uses, from)| bind(from, &uses.mount_path, true)));
+    mounts.extend(spec.workload.env.get(secrets::VARIABLE).map(|folder| bind(Path::new(folder), SECRETS, true)));
     // The folder, not the socket: a new agent makes a new one.
     mounts.extend(around.socket.as_deref().and_then(Path::parent).map(|folder| bind(folder, DOORS, true)));
     mounts

@@ -7,7 +7,7 @@
 //! `create` says what is asked of the engine, `look` what it answers, `image` how the release's image gets there,
 //! `engine` how it is reached.
 
-mod create;
+pub mod create;
 mod engine;
 mod image;
 mod look;
@@ -47,7 +47,7 @@ use tokio::{
 
 pub use self::engine::SOCKETS;
 use self::{
-    create::Surroundings,
+    create::{STREAMS_SOCKET, Surroundings},
     engine::{Engine, is_missing, why},
     image::{Files, ImageError},
     look::{Found, STOPPED},
@@ -56,8 +56,6 @@ use super::{Driver, DriverError, Instance, InstanceSpec, InstanceUsage, NotReady
 
 /// Beyond the grace: how long SIGKILL may take.
 const KILL_TIMEOUT: Duration = Duration::from_secs(20);
-/// The agent's socket for records, in a workload's environment.
-const STREAMS_SOCKET: &str = "CROSSDOCK_STREAMS_SOCKET";
 /// Until an engine that broke off is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
