@@ -20,6 +20,7 @@ use edgecore::{
     config::{DEFAULT_DATA_DIR, Paths},
     driver::{self, process::ProcessDriver},
     facts::Facts,
+    gpu::{self, GpuWatch, helper::NvmlProbe},
     join::{self, JoinError, JoinOptions},
     status::{self, StatusError},
     unit,
@@ -162,6 +163,7 @@ fn main() -> ExitCode {
     match args.next().as_ref().and_then(|a| a.to_str()) {
         Some("shim") => return driver::shim::main(args),
         Some("exec") => return driver::exec::main(args),
+        Some("gpu") => return gpu::helper::main(args),
         _ => {}
     }
     let cli = Cli::parse();
@@ -254,7 +256,8 @@ async fn run(data_dir: PathBuf) -> anyhow::Result<()> {
     let env = Env::real()?;
     let paths = Paths::new(&data_dir);
     let driver = Arc::new(ProcessDriver::new(paths.driver(), env.clone()));
-    let facts = Facts::new(data_dir.clone());
+    let gpus = GpuWatch::new(Box::new(NvmlProbe::new()));
+    let facts = Facts::new(data_dir.clone()).with_gpus(gpus);
     let agent = Agent::open(&data_dir, env, driver, facts).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

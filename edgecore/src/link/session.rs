@@ -15,6 +15,7 @@ use proto::{
         priority,
     },
     name::Name,
+    object::GpuInventory,
     tuf::SecretKey,
 };
 use quinn::{Connection, RecvStream, SendStream};
@@ -76,6 +77,8 @@ pub(super) struct Session {
     inbox: mpsc::Receiver<HubMessage>,
     heartbeat: Duration,
     sent: Report,
+    /// The GPUs that the hub knows of.
+    gpus: Option<GpuInventory>,
     /// Signs reports.
     signer: Signer,
     /// What directives of this session must echo.
@@ -114,8 +117,10 @@ impl Session {
         let sent = shared.board.borrow().clone();
         let director = shared.assignments.request();
         let nonce = director.nonce.clone();
+        let info = shared.facts.info();
+        let gpus = info.gpus.clone();
         let hello = Hello {
-            info: shared.facts.info(),
+            info,
             report: sent.clone(),
             usage: shared.facts.usage(),
             clock: shared.env.wall.now(),
@@ -145,6 +150,7 @@ impl Session {
             inbox,
             heartbeat,
             sent,
+            gpus,
             signer,
             nonce,
             waiting: None,
@@ -257,6 +263,11 @@ impl Session {
     async fn beat(&mut self) -> Result<(), String> {
         if let Some(order) = self.waiting.take() {
             self.take(order, false).await;
+        }
+        if self.shared.facts.gpus().inventory() != self.gpus {
+            let info = self.shared.facts.info();
+            self.gpus.clone_from(&info.gpus);
+            self.write(&AgentMessage::Info(Box::new(info))).await?;
         }
         let heartbeat = Heartbeat { usage: self.shared.facts.usage(), clock: self.shared.env.wall.now() };
         self.write(&AgentMessage::Heartbeat(Box::new(heartbeat))).await

@@ -219,6 +219,7 @@ mod tests {
             load1_centi: 75,
             disks,
             temperature_milli_c: Some(48_500),
+            gpus: vec![],
         };
         let node = serde_json::to_value(NodeMetrics::new(at(0), &usage, 9, &[])).unwrap();
         let expected = json!({

@@ -8,8 +8,9 @@
 //! skip is guarded by [`Manifest::min_agent`].
 //!
 //! `manifest` holds the manifest, its paths and its rules, `workload` the process with its limits and probes,
-//! `hooks` the commands around an update; all of it is re-exported here.
+//! `gpus` the GPUs it needs, `hooks` the commands around an update; all of it is re-exported here.
 
+mod gpus;
 mod hooks;
 mod manifest;
 mod workload;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::name::{Name, Version};
 
 pub use self::{
+    gpus::{DriverVersions, Gpus},
     hooks::{Hook, Hooks, MAX_HOOK_TIMEOUT, PUT_OFF},
     manifest::{Attachment, FileEntry, Manifest, ManifestError, TreePath},
     workload::{ExecProbe, HttpProbe, Limits, Port, Probe, Probes, RestartPolicy, TcpProbe, Workload},

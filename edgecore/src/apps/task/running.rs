@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::{
     App, Context, StepError,
+    gpus::name_gpus,
     hooks::{Hooking, lowered},
 };
 use crate::{
@@ -147,6 +148,9 @@ impl App {
         };
         let Manifest { workload, hooks, .. } = manifest;
         let release = installed.release.clone();
+        if !self.take_gpus(&release, workload.as_ref()).await? {
+            return Ok(());
+        }
         let spec = self.spec(&release, workload.clone());
         let damaged = lowered();
         let guard = self.guard(damaged.clone());
@@ -185,10 +189,18 @@ impl App {
         workload.env.extend(self.shared.streams_environment());
         let apps = self.folder.parent().unwrap_or(&self.folder).display().to_string();
         workload.env.insert("CROSSDOCK_APPS".into(), apps);
+        let gpus = match &workload.gpus {
+            Some(_) => {
+                let gpus = self.shared.gpus.held(&self.name, release.digest).unwrap_or_default();
+                name_gpus(&mut workload, &gpus);
+                gpus
+            }
+            None => vec![],
+        };
         let folder = tree::release_folder(&self.folder.join("releases"), release.digest);
         let (app, release) = (self.name.clone(), release.clone());
         let (tree, data) = (tree::tree_folder(&folder), self.folder.join("data"));
-        InstanceSpec { app, release, tree, data, workload }
+        InstanceSpec { app, release, tree, data, workload, gpus }
     }
 
     pub(super) fn guard(&self, damaged: Arc<AtomicBool>) -> Guard {
