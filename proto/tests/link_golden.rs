@@ -106,7 +106,7 @@ fn info() -> NodeInfo {
         hostname: "box-hz-1".into(),
         addresses: vec![NodeAddress { interface: "eth0".into(), address: "10.1.2.3".into() }],
         hardware: vec!["x86_64".into()],
-        gpus: None,
+        nvidia: None,
         features: Default::default(),
     }
 }
@@ -136,7 +136,7 @@ fn agent_messages() {
             GpuInfo { uuid: "GPU-def".into(), index: 1, problem: "GpuLost".into(), ..GpuInfo::default() },
         ],
     };
-    let with_gpus = NodeInfo { gpus: Some(inventory), ..info() };
+    let with_gpus = NodeInfo { nvidia: Some(inventory), ..info() };
     golden("agent-info-gpus.json", &AgentMessage::Info(Box::new(with_gpus)));
     let gpu = GpuUsage {
         uuid: "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6".into(),

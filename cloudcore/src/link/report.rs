@@ -46,7 +46,7 @@ pub(crate) fn bound(report: &mut Report) {
 
 /// The same of the facts that have a length.
 pub(crate) fn bound_info(info: &mut NodeInfo) {
-    if let Some(gpus) = &mut info.gpus {
+    if let Some(gpus) = &mut info.nvidia {
         gpus.bound();
     }
 }

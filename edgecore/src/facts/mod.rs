@@ -93,7 +93,7 @@ impl Facts {
             Source::Machine { .. } => read::info(),
             Source::Fixed(info) => (**info).clone(),
         };
-        info.gpus = self.gpus.inventory();
+        info.nvidia = self.gpus.inventory();
         // Before the first look a driver that is loaded counts as one that works.
         if self.gpus.serves().unwrap_or_else(read::has_nvidia_driver) {
             info.hardware.push(format!("{}+nvidia", info.architecture));

@@ -38,7 +38,7 @@ pub(super) fn info() -> NodeInfo {
         hostname: line("/proc/sys/kernel/hostname"),
         addresses: addresses(),
         hardware,
-        gpus: None,
+        nvidia: None,
     }
 }
 

@@ -118,7 +118,7 @@ impl Session {
         let director = shared.assignments.request();
         let nonce = director.nonce.clone();
         let info = shared.facts.info();
-        let gpus = info.gpus.clone();
+        let gpus = info.nvidia.clone();
         let hello = Hello {
             info,
             report: sent.clone(),
@@ -266,7 +266,7 @@ impl Session {
         }
         if self.shared.facts.gpus().inventory() != self.gpus {
             let info = self.shared.facts.info();
-            self.gpus.clone_from(&info.gpus);
+            self.gpus.clone_from(&info.nvidia);
             self.write(&AgentMessage::Info(Box::new(info))).await?;
         }
         let heartbeat = Heartbeat { usage: self.shared.facts.usage(), clock: self.shared.env.wall.now() };

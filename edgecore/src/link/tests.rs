@@ -216,7 +216,7 @@ fn facts() -> Facts {
         hostname: "h".into(),
         addresses: vec![],
         hardware: vec!["x86_64".into()],
-        gpus: None,
+        nvidia: None,
     };
     Facts::fixed(info)
 }

@@ -228,7 +228,7 @@ data! {
         pub hardware: Vec<String>,
         /// Its NVIDIA GPUs; absent where there is no driver for them.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        pub gpus: Option<GpuInventory>,
+        pub nvidia: Option<GpuInventory>,
         /// What its agent can do that agents before it could not, of [`feature`].
         #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
         pub features: BTreeSet<String>,

@@ -254,7 +254,7 @@ async fn start_all(
             hostname: name.clone(),
             addresses: vec![],
             hardware: vec![],
-            gpus: None,
+            nvidia: None,
         });
         let agent =
             Agent::open(&folder.join(&name), env, driver, facts).await.with_context(|| format!("open {name}"))?;

@@ -77,7 +77,7 @@ fn info() -> NodeInfo {
         hostname: String::new(),
         addresses: vec![],
         hardware: vec![],
-        gpus: None,
+        nvidia: None,
         features: feature::ALL.map(str::to_owned).into(),
     }
 }
