@@ -3,7 +3,12 @@
 //! A line on its standard input asks for a look, a line of JSON ([`Look`]) on its standard output answers. It stays, so
 //! that it hears of Xids between two looks, and ends with its input. After a look that shows the driver broken or the
 //! library replaced it ends too: the next look begins with whatever is installed then. One that does not answer in time
-//! is killed; while the kernel does not let it die (a GPU that hangs its ioctl) no other is started.
+//! is killed; while the kernel does not let it die (a GPU that hangs its ioctl) no other is started. One that dies of
+//! it is started again after a while that grows to [`MAX_REST`] looks.
+//!
+//! NVIDIA's library needs the C library of the box. An agent that is linked statically loads it only where that is the
+//! very version that it was linked with: with another, glibc 2.36 finds no file, or dies of a signal (SIGFPE beside
+//! 2.41). Boxes with GPUs take the agent that is linked dynamically; the other says so in its condition.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -13,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::resource::{Resource, setrlimit};
 use proto::env::BoxFuture;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -34,6 +40,8 @@ const TRACES: [&str; 3] = ["/proc/driver/nvidia/version", "/dev/nvidiactl", "/de
 const FIRST_LOOK: Duration = Duration::from_secs(40);
 /// How long every other may.
 const LOOK: Duration = Duration::from_secs(8);
+/// Most looks that are left out after helpers died one after the other.
+const MAX_REST: u32 = 59;
 /// Longest answer.
 const MAX_ANSWER_BYTES: u64 = 4 << 20;
 
@@ -47,6 +55,8 @@ pub fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 fn serve(library: &OsStr) -> io::Result<()> {
+    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0); // a library that crashes at every look would fill the disk
+
     let mut asked = io::stdin().lock().lines();
     if asked.next().transpose()?.is_none() {
         return Ok(());
@@ -82,6 +92,8 @@ pub struct NvmlProbe {
     first_look: Duration,
     look: Duration,
     helper: Helper,
+    /// Helpers that died one after the other, how many looks are left out for it, and what the last one came to.
+    died: Option<(u32, u32, Look)>,
 }
 
 #[derive(Debug, Default)]
@@ -113,7 +125,7 @@ impl NvmlProbe {
     #[must_use]
     pub fn new() -> NvmlProbe {
         let program = "/proc/self/exe".into();
-        NvmlProbe { program, library: None, first_look: FIRST_LOOK, look: LOOK, helper: Helper::None }
+        NvmlProbe { program, library: None, first_look: FIRST_LOOK, look: LOOK, helper: Helper::None, died: None }
     }
 
     /// With another library, for tests: its place says whether there is a driver.
@@ -146,6 +158,10 @@ impl NvmlProbe {
                 }
             },
             Helper::None => {
+                if let Some((_, rest @ 1.., look)) = &mut self.died {
+                    *rest -= 1;
+                    return look.clone();
+                }
                 if let Some(why) = self.absence() {
                     return Look::without(Driver::Absent { why });
                 }
@@ -161,6 +177,7 @@ impl NvmlProbe {
         let patience = if pipes.is_warm { self.look } else { self.first_look };
         match timeout(patience, pipes.ask()).await {
             Ok(Ok(look)) => {
+                self.died = None;
                 if matches!(look.driver, Driver::Working { .. }) {
                     pipes.is_warm = true;
                     self.helper = Helper::Ready(pipes);
@@ -174,9 +191,14 @@ impl NvmlProbe {
             Ok(Err(error)) => {
                 let status = pipes.ended().await;
                 let how = status.map(|status| format!(" ({status})")).unwrap_or_default();
-                failed(format!(
-                    "NVIDIA's library ended its process{how}: {error}; see dmesg, and nvidia-smi on the box"
-                ))
+                let mend = match cfg!(target_feature = "crt-static") {
+                    true => {
+                        "this agent is linked statically and cannot load it with the C library of this box: \
+                             install the agent that is linked dynamically"
+                    }
+                    false => "see dmesg, and nvidia-smi on the box",
+                };
+                self.died(failed(format!("NVIDIA's library ended its process{how}: {error}; {mend}")))
             }
             Err(_) => {
                 let Pipes { mut child, .. } = pipes;
@@ -188,6 +210,14 @@ impl NvmlProbe {
                 look
             }
         }
+    }
+
+    /// Helpers that die are started ever more seldom.
+    fn died(&mut self, look: Look) -> Look {
+        let times = self.died.as_ref().map_or(0, |(times, ..)| *times).saturating_add(1);
+        let rest = 2_u32.saturating_pow(times - 1).saturating_sub(1).min(MAX_REST);
+        self.died = Some((times, rest, look.clone()));
+        look
     }
 
     /// Why there is nothing to ask.
