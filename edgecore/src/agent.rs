@@ -167,6 +167,7 @@ impl Agent {
             trust: trust.state(),
             outbox: outbox.clone(),
             endpoints: doors.endpoints(),
+            gpus: facts.gpus().clone(),
         };
         let online = link.online();
         let checks = Arc::new(Semaphore::new(PARALLEL_CHECKS));

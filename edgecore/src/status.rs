@@ -19,7 +19,7 @@ use proto::{
     env::{Env, WallClock},
     link::message::{Assignment, Report},
     name::Name,
-    object::{CarrierStatus, ConditionStatus, UpdatePhase},
+    object::{CarrierStatus, ConditionStatus, GpuInfo, GpuInventory, UpdatePhase},
     stream::message::Lag,
     watch,
 };
@@ -35,6 +35,7 @@ use crate::{
     config::{AgentConfig, ConfigError, Paths},
     doors::Endpoints,
     driver::records::{Folder, Running},
+    gpu::GpuWatch,
     link::LinkState,
     outbox::{Outbox, OutboxState},
     trust::TrustState,
@@ -77,6 +78,9 @@ pub struct Status {
     /// Streams of records.
     #[serde(default)]
     pub streams: Option<StreamsStatus>,
+    /// GPUs, and which app has which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvidia: Option<GpuInventory>,
     /// Conditions and apps.
     pub report: Report,
     /// What is durably known of each app; only from the records.
@@ -129,6 +133,7 @@ pub struct StatusView {
     pub(crate) trust: watch::Receiver<TrustState>,
     pub(crate) outbox: Outbox,
     pub(crate) endpoints: watch::Receiver<Endpoints>,
+    pub(crate) gpus: GpuWatch,
 }
 
 impl StatusView {
@@ -158,6 +163,7 @@ impl StatusView {
                 outbox: self.outbox.state().borrow().clone(),
                 lag: self.outbox.lag(),
             }),
+            nvidia: self.gpus.inventory(),
             report: self.board.borrow().clone(),
             slots: BTreeMap::new(),
             processes: BTreeMap::new(),
@@ -246,6 +252,7 @@ fn from_records(data_dir: &Path, paths: &Paths, env: &Env) -> Result<Status, Sta
         link: None,
         trust: None,
         streams: None,
+        nvidia: None,
         report: Report { observed_generation: assignment.map_or(0, |a| a.generation), ..Report::default() },
         slots,
         processes,
@@ -282,6 +289,9 @@ pub fn explain(status: &Status) -> String {
     for text in streams(status) {
         line(text);
     }
+    for gpu in status.nvidia.iter().flat_map(|nvidia| &nvidia.devices) {
+        line(self::gpu(gpu));
+    }
     for condition in &status.report.conditions {
         let expected = if condition.r#type == "Ready" { ConditionStatus::True } else { ConditionStatus::False };
         if condition.status != expected {
@@ -296,6 +306,14 @@ pub fn explain(status: &Status) -> String {
         line(text);
     }
     out
+}
+
+/// How a GPU is, and who has it.
+fn gpu(gpu: &GpuInfo) -> String {
+    let state = if gpu.problem.is_empty() { "works" } else { &gpu.problem };
+    let apps: Vec<&str> = gpu.apps.iter().map(Name::as_str).collect();
+    let held = if apps.is_empty() { String::new() } else { format!(", held by {}", apps.join(", ")) };
+    format!("GPU {} {} {} MiB {} {state}{held}", gpu.index, gpu.model, gpu.memory_bytes >> 20, gpu.uuid)
 }
 
 /// How one of the link's carriers stands.

@@ -133,7 +133,7 @@ fn content(repository: &Repository, before: &BTreeMap<&str, Target>, target: &Ta
         lines.push(format!("         the oldest agent that takes it is now: {}", needs.escape_debug()));
     }
     if old.workload != new.workload {
-        lines.push("         the workload changes: command, environment, limits or probes".into());
+        lines.push("         the workload changes: command, environment, limits, GPUs or probes".into());
     }
     if old.hooks != new.hooks {
         lines.push("         the hooks change: what runs before the old one stops, or in the trial".into());

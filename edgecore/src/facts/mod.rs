@@ -95,7 +95,8 @@ impl Facts {
         };
         info.nvidia = self.gpus.inventory();
         // Before the first look a driver that is loaded counts as one that works.
-        if self.gpus.serves().unwrap_or_else(read::has_nvidia_driver) {
+        let is_loaded = || matches!(&*self.source, Source::Machine { .. }) && read::has_nvidia_driver();
+        if self.gpus.serves().unwrap_or_else(is_loaded) {
             info.hardware.push(format!("{}+nvidia", info.architecture));
         }
         info

@@ -205,7 +205,7 @@ fn size(bytes: u64) -> String {
     let mib = bytes >> 20;
     match mib {
         0..1024 => format!("{mib} MiB"),
-        _ if mib % 1024 == 0 => format!("{} GiB", mib / 1024),
+        _ if mib.is_multiple_of(1024) => format!("{} GiB", mib / 1024),
         _ => format!("{}.{} GiB", mib / 1024, mib % 1024 * 10 / 1024),
     }
 }

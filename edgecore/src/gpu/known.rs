@@ -211,7 +211,7 @@ impl Known {
 
 impl Gpu {
     fn of(uuid: &str, device: &Device, before: Option<&Gpu>) -> Gpu {
-        let serious = device.xids.iter().copied().filter(|xid| xid::is_serious(*xid)).next_back();
+        let serious = device.xids.iter().copied().rfind(|xid| xid::is_serious(*xid));
         let serious_xid = serious.or(before.and_then(|gpu| gpu.serious_xid));
         let last_xid = device.xids.last().copied().or(before.and_then(|gpu| gpu.usage.last_xid));
         let gpu = Gpu {

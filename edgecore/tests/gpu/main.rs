@@ -188,7 +188,7 @@ async fn a_driver_that_hangs_neither_stalls_the_agent_nor_collects_processes() {
     assert_eq!(box_.known.inventory().unwrap().devices.len(), 2, "what they are stays known");
     box_.say("");
     let healed = async {
-        while box_.trouble().await != "" {
+        while !box_.trouble().await.is_empty() {
             tokio::time::sleep(Duration::from_millis(50)).await; // until the kernel has buried the old helper
         }
     };
