@@ -203,3 +203,7 @@ fn offer(gpu: &Gpu) -> Offer {
 pub fn request(app: &Name, release: Digest, needs: Option<&Gpus>) -> Option<Request> {
     Some(Request { app: app.clone(), release, needs: needs?.clone() })
 }
+
+#[cfg(test)]
+#[path = "ledger_tests.rs"]
+mod tests;
