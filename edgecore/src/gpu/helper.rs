@@ -34,6 +34,8 @@ use super::{
 
 /// NVML's library, as its packages and containers name it.
 pub const LIBRARY: &str = "libnvidia-ml.so.1";
+/// Environment variable of the agent that names the library, where the loader does not find it and for tests.
+pub const LIBRARY_VARIABLE: &str = "CROSSDOCK_NVML";
 /// Traces of a driver: without any nothing is started.
 const TRACES: [&str; 3] = ["/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg"];
 /// How long the first look of a helper may take: a driver without its persistence daemon wakes every card.
@@ -121,14 +123,21 @@ impl Default for NvmlProbe {
 }
 
 impl NvmlProbe {
-    /// With the system's library.
+    /// With the library that [`LIBRARY_VARIABLE`] names, or the system's.
     #[must_use]
     pub fn new() -> NvmlProbe {
-        let program = "/proc/self/exe".into();
-        NvmlProbe { program, library: None, first_look: FIRST_LOOK, look: LOOK, helper: Helper::None, died: None }
+        let library = std::env::var_os(LIBRARY_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
+        NvmlProbe {
+            program: "/proc/self/exe".into(),
+            library,
+            first_look: FIRST_LOOK,
+            look: LOOK,
+            helper: Helper::None,
+            died: None,
+        }
     }
 
-    /// With another library, for tests: its place says whether there is a driver.
+    /// With another library: whether it is there says whether there is a driver.
     #[must_use]
     pub fn with_library(self, library: PathBuf) -> NvmlProbe {
         NvmlProbe { library: Some(library), ..self }

@@ -14,7 +14,7 @@ use proto::{
 use tokio::sync::Mutex;
 
 use super::{
-    GpuWatch,
+    GpuWatch, News,
     allot::{self, Grants, Offer, Refusal, Request, Supply},
     known::{Gpu, Known, Problem},
     look::Driver,
@@ -27,6 +27,7 @@ pub struct Ledger {
     record: Record,
     known: watch::Receiver<Known>,
     grants: watch::Sender<Grants>,
+    news: News,
     /// Held while the record is written: what is granted is on disk before anybody learns of it.
     writing: Mutex<()>,
 }
@@ -58,12 +59,13 @@ impl Ledger {
             Grants::new()
         });
         gpus.grants.send_if_modified(|now| std::mem::replace(now, grants.clone()) != grants);
-        Ok(Ledger { env, record, known: gpus.known(), grants: gpus.grants.clone(), writing: Mutex::new(()) })
+        let (known, grants, news) = (gpus.known(), gpus.grants.clone(), gpus.news());
+        Ok(Ledger { env, record, known, grants, news, writing: Mutex::new(()) })
     }
 
     /// Waits for news that may change an answer: of the GPUs, or of who has them. Cancel safe.
     pub fn news(&self) -> News {
-        News { known: self.known.clone(), grants: self.grants.subscribe() }
+        self.news.clone()
     }
 
     /// Whether a release would get its GPUs now, were the release that its app runs stopped.
@@ -137,28 +139,6 @@ impl Ledger {
         self.env.blocking.run(move || record.store(&written)).await?;
         self.grants.send_replace(next);
         Ok(())
-    }
-}
-
-/// See [`Ledger::news`].
-#[derive(Debug, Clone)]
-pub struct News {
-    known: watch::Receiver<Known>,
-    grants: watch::Receiver<Grants>,
-}
-
-impl News {
-    /// Returns when there are any. Cancel safe.
-    pub async fn changed(&mut self) {
-        // Both arms are watches, which lose nothing.
-        let ended = tokio::select! {
-            biased;
-            changed = self.known.changed() => changed,
-            changed = self.grants.changed() => changed,
-        };
-        if ended.is_err() {
-            std::future::pending::<()>().await; // the agent is going away
-        }
     }
 }
 

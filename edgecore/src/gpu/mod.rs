@@ -84,6 +84,12 @@ impl GpuWatch {
         self.known.subscribe()
     }
 
+    /// Waits for news of the GPUs, figures too, or of who has them.
+    #[must_use]
+    pub fn news(&self) -> News {
+        News { known: self.known.subscribe(), grants: self.grants.subscribe() }
+    }
+
     /// Which GPUs there are, and who has them. `None` where there is nothing of NVIDIA's.
     #[must_use]
     pub fn inventory(&self) -> Option<GpuInventory> {
@@ -133,6 +139,28 @@ impl GpuWatch {
             *known = next;
             changed
         });
+    }
+}
+
+/// Waits for news of the GPUs, or of who has them.
+#[derive(Debug, Clone)]
+pub struct News {
+    known: watch::Receiver<Known>,
+    grants: watch::Receiver<Grants>,
+}
+
+impl News {
+    /// Returns when there are any. Cancel safe.
+    pub async fn changed(&mut self) {
+        // Both arms are watches, which lose nothing.
+        let ended = tokio::select! {
+            biased;
+            changed = self.known.changed() => changed,
+            changed = self.grants.changed() => changed,
+        };
+        if ended.is_err() {
+            std::future::pending::<()>().await; // the agent is going away
+        }
     }
 }
 

@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use super::{Shared, assignment::AssignmentError, problem::Problem};
-use crate::driver::Driver;
+use crate::{driver::Driver, gpu::News};
 
 /// How long the hub may take to introduce itself, or to take a message.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -79,6 +79,7 @@ pub(super) struct Session {
     sent: Report,
     /// The GPUs that the hub knows of.
     gpus: Option<GpuInventory>,
+    gpu_news: News,
     /// Signs reports.
     signer: Signer,
     /// What directives of this session must echo.
@@ -117,6 +118,7 @@ impl Session {
         let sent = shared.board.borrow().clone();
         let director = shared.assignments.request();
         let nonce = director.nonce.clone();
+        let gpu_news = shared.facts.gpus().news();
         let info = shared.facts.info();
         let gpus = info.nvidia.clone();
         let hello = Hello {
@@ -151,6 +153,7 @@ impl Session {
             heartbeat,
             sent,
             gpus,
+            gpu_news,
             signer,
             nonce,
             waiting: None,
@@ -198,6 +201,7 @@ impl Session {
                     let report = board.borrow_and_update().clone();
                     self.report(report).await
                 }
+                () = self.gpu_news.changed() => self.inform().await,
                 _ = heartbeat.tick() => self.beat().await,
             };
             while self.tasks.try_join_next().is_some() {}
@@ -260,14 +264,19 @@ impl Session {
         Ok(())
     }
 
+    /// Tells facts that are not what the hub was told: those of the GPUs.
+    async fn inform(&mut self) -> Result<(), String> {
+        if self.shared.facts.gpus().inventory() == self.gpus {
+            return Ok(());
+        }
+        let info = self.shared.facts.info();
+        self.gpus.clone_from(&info.nvidia);
+        self.write(&AgentMessage::Info(Box::new(info))).await
+    }
+
     async fn beat(&mut self) -> Result<(), String> {
         if let Some(order) = self.waiting.take() {
             self.take(order, false).await;
-        }
-        if self.shared.facts.gpus().inventory() != self.gpus {
-            let info = self.shared.facts.info();
-            self.gpus.clone_from(&info.nvidia);
-            self.write(&AgentMessage::Info(Box::new(info))).await?;
         }
         let heartbeat = Heartbeat { usage: self.shared.facts.usage(), clock: self.shared.env.wall.now() };
         self.write(&AgentMessage::Heartbeat(Box::new(heartbeat))).await

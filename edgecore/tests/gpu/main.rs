@@ -14,7 +14,7 @@ use std::{
 
 use edgecore::gpu::{
     GpuProbe,
-    helper::{LIBRARY, NvmlProbe},
+    helper::{LIBRARY, LIBRARY_VARIABLE, NvmlProbe},
     known::Known,
     look::{Driver, Look},
 };
@@ -219,10 +219,10 @@ async fn without_a_library_nothing_is_started() {
 /// NVIDIA's own library, where the machine has it: without a driver it says so, with one it works.
 #[tokio::test]
 async fn the_real_library_is_asked_where_there_is_one() {
-    let named = std::env::var_os("CROSSDOCK_NVML").map(PathBuf::from);
+    let named = std::env::var_os(LIBRARY_VARIABLE).map(PathBuf::from);
     let places = ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"].map(|place| Path::new(place).join(LIBRARY));
     let Some(library) = named.into_iter().chain(places).find(|library| library.exists()) else {
-        eprintln!("skipped: no {LIBRARY} on this machine (name one in CROSSDOCK_NVML)");
+        eprintln!("skipped: no {LIBRARY} on this machine (name one in {LIBRARY_VARIABLE})");
         return;
     };
     let mut probe = NvmlProbe::new().with_library(library.clone()).with_program(env!("CARGO_BIN_EXE_edgecore").into());

@@ -7,8 +7,9 @@ use tokio::time::Instant;
 
 use super::{App, StepError};
 use crate::gpu::{
+    News,
     allot::{Refusal, Request},
-    ledger::{Ledger, News, TakeError, request},
+    ledger::{Ledger, TakeError, request},
 };
 
 /// What keeps releases of an app from running.
