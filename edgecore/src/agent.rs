@@ -48,6 +48,7 @@ use crate::{
     driver::Driver,
     facts::Facts,
     fetch::{Fetcher, Source, Space},
+    gpu::{known::Known, ledger::Ledger},
     link::{
         Link, Shared,
         assignment::{AssignmentProblem, Assignments, Place},
@@ -159,8 +160,7 @@ impl Agent {
         let link = Arc::new(Link::new(shared.clone()));
         let source: Arc<dyn Source> = Arc::new(link.source());
         let fetcher = Fetcher::new(env.clone(), source.clone(), Space::of_disk());
-        let stage: Arc<dyn Stage> =
-            Arc::new(Stager::new(trust.clone(), fetcher, source.clone(), facts.info().hardware));
+        let stage: Arc<dyn Stage> = Arc::new(Stager::new(trust.clone(), fetcher, source.clone(), facts.clone()));
         let boot_id = facts.boot_id();
         let status = StatusView {
             config: Arc::new(config.clone()),
@@ -172,11 +172,13 @@ impl Agent {
             outbox: outbox.clone(),
             endpoints: doors.endpoints(),
             sealing_key,
+            gpus: facts.gpus().clone(),
         };
         let online = link.online();
         let checks = Arc::new(Semaphore::new(PARALLEL_CHECKS));
+        let gpus = Arc::new(Ledger::open(paths.gpus(), env.clone(), facts.gpus())?);
         let endpoints = doors.endpoints();
-        let context = Context { env, driver, stage, boot_id, board, online, checks, secrets, endpoints };
+        let context = Context { env, driver, stage, boot_id, board, online, checks, secrets, endpoints, gpus };
         let apps = Apps::new(Arc::new(context), paths.apps(), assignment);
         let metrics_interval = settings.streams.metrics_interval;
         let reboot = settings.node.reboot;
@@ -251,6 +253,8 @@ impl Agent {
             board: self.shared.board.clone(),
             assignment: self.shared.assignments.subscribe(),
         }));
+        let gpus = self.shared.facts.gpus().clone();
+        tasks.spawn(async move { gpus.run().await });
         let endpoints = self.doors.endpoints();
         tasks.spawn(self.doors.run());
         tasks.spawn(watch_conditions(self.shared.clone(), self.trust.state(), self.outbox.state(), endpoints));
@@ -330,6 +334,7 @@ async fn watch_conditions(
     mut endpoints: watch::Receiver<Endpoints>,
 ) {
     let mut unkept = shared.assignments.problem();
+    let mut gpus = shared.facts.gpus().known();
     let mut ticks = interval(CONDITIONS_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told: Option<Arc<[Condition]>> = None;
@@ -338,13 +343,15 @@ async fn watch_conditions(
         let now = shared.env.wall.now();
         let found = shared.facts.conditions(now);
         let same = told.as_ref().is_some_and(|told| Arc::ptr_eq(told, &found));
-        if same && !trust.has_changed() && !outbox.has_changed() && !endpoints.has_changed() && !unkept.has_changed() {
+        let others = [outbox.has_changed(), endpoints.has_changed(), unkept.has_changed(), gpus.has_changed()];
+        if same && !trust.has_changed() && !others.contains(&true) {
             continue;
         }
         let mut conditions = trust_conditions(&trust.borrow_and_update(), now);
         conditions.extend_from_slice(&found);
         conditions.push(streams(&outbox.borrow_and_update(), &endpoints.borrow_and_update(), now));
         conditions.push(assignment(unkept.borrow_and_update().as_ref(), now));
+        conditions.extend(gpu_condition(&gpus.borrow_and_update(), now));
         told = Some(found);
         shared.board.send_if_modified(|board| {
             for condition in &mut conditions {
@@ -369,6 +376,15 @@ fn assignment(problem: Option<&AssignmentProblem>, now: jiff::Timestamp) -> Cond
     };
     let kind = condition::ASSIGNMENT_PRESSURE.to_owned();
     Condition { r#type: kind, status, reason: reason.into(), message, last_transition_time: now }
+}
+
+/// Whether the GPUs do their work, on a box that has any.
+fn gpu_condition(known: &Known, now: jiff::Timestamp) -> Option<Condition> {
+    let (status, reason, message) = match known.trouble()? {
+        Some(problem) => (ConditionStatus::True, problem.reason, problem.message),
+        None => (ConditionStatus::False, "GpusWork".to_owned(), String::new()),
+    };
+    Some(Condition { r#type: condition::GPU_UNHEALTHY.to_owned(), status, reason, message, last_transition_time: now })
 }
 
 /// Whether releases can be verified, and whether newer metadata arrives.

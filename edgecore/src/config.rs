@@ -153,6 +153,11 @@ impl Paths {
     pub fn reboot(&self) -> Record {
         Record::at(self.0.join("reboot"))
     }
+    /// Which app has which GPU.
+    #[must_use]
+    pub fn gpus(&self) -> Record {
+        Record::at(self.0.join("gpus"))
+    }
     /// Folder of all apps.
     #[must_use]
     pub fn apps(&self) -> PathBuf {

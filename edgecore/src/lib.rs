@@ -13,6 +13,7 @@
 //! | [`secrets`] | secrets of workloads: the node's own key, plaintext in memory alone |
 //! | [`supervisor`] | keeps one workload running: probes, restart back-off |
 //! | [`facts`] | what the box is and how it does |
+//! | [`gpu`] | its NVIDIA GPUs: how they do, and which app has which |
 //! | [`outbox`] | records on disk until the hub has them |
 //! | [`doors`] | how records come in: HTTP, Unix socket, MQTT, a broker of the house |
 //! | [`uplink`] | records on their way to the hub |
@@ -31,6 +32,7 @@ pub mod doors;
 pub mod driver;
 pub mod facts;
 pub mod fetch;
+pub mod gpu;
 pub mod join;
 pub mod link;
 pub mod outbox;

@@ -20,6 +20,7 @@ use edgecore::{
     config::{DEFAULT_DATA_DIR, Paths},
     driver::{self, container::ContainerDriver, kinds::Kinds, process::ProcessDriver},
     facts::Facts,
+    gpu::{self, GpuWatch, helper::NvmlProbe},
     join::{self, JoinError, JoinOptions},
     settings::Settings,
     status::{self, StatusError},
@@ -163,6 +164,7 @@ fn main() -> ExitCode {
     match args.next().as_ref().and_then(|a| a.to_str()) {
         Some("shim") => return driver::shim::main(args),
         Some("exec") => return driver::exec::main(args),
+        Some("gpu") => return gpu::helper::main(args),
         _ => {}
     }
     let cli = Cli::parse();
@@ -257,7 +259,8 @@ async fn run(data_dir: PathBuf) -> anyhow::Result<()> {
     let settings = Settings::load(&data_dir)?;
     let containers = ContainerDriver::new(&paths.driver(), settings.containers.sockets, env.clone());
     let driver = Arc::new(Kinds::new(ProcessDriver::new(paths.driver(), env.clone()), containers));
-    let facts = Facts::new(data_dir.clone());
+    let gpus = GpuWatch::new(Box::new(NvmlProbe::new()));
+    let facts = Facts::new(data_dir.clone()).with_gpus(gpus);
     let agent = Agent::open(&data_dir, env, driver, facts).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

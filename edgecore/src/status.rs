@@ -19,7 +19,7 @@ use proto::{
     env::{Env, WallClock},
     link::message::{Assignment, Report},
     name::Name,
-    object::{CarrierStatus, ConditionStatus, UpdatePhase},
+    object::{CarrierStatus, ConditionStatus, GpuInfo, GpuInventory, UpdatePhase},
     stream::message::Lag,
     watch,
 };
@@ -35,6 +35,7 @@ use crate::{
     config::{AgentConfig, ConfigError, Paths},
     doors::Endpoints,
     driver::records::{Folder, Running},
+    gpu::GpuWatch,
     link::LinkState,
     outbox::{Outbox, OutboxState},
     secrets::key,
@@ -81,6 +82,9 @@ pub struct Status {
     /// What secrets for this node are sealed to; absent while that key is damaged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealing_key: Option<String>,
+    /// GPUs, and which app has which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvidia: Option<GpuInventory>,
     /// Conditions and apps.
     pub report: Report,
     /// What is durably known of each app; only from the records.
@@ -134,6 +138,7 @@ pub struct StatusView {
     pub(crate) outbox: Outbox,
     pub(crate) endpoints: watch::Receiver<Endpoints>,
     pub(crate) sealing_key: Option<String>,
+    pub(crate) gpus: GpuWatch,
 }
 
 impl StatusView {
@@ -164,6 +169,7 @@ impl StatusView {
                 lag: self.outbox.lag(),
             }),
             sealing_key: self.sealing_key.clone(),
+            nvidia: self.gpus.inventory(),
             report: self.board.borrow().clone(),
             slots: BTreeMap::new(),
             processes: BTreeMap::new(),
@@ -253,6 +259,7 @@ fn from_records(data_dir: &Path, paths: &Paths, env: &Env) -> Result<Status, Sta
         trust: None,
         streams: None,
         sealing_key: key::read(paths).ok().flatten().and_then(Result::ok).map(|key| key.public().to_string()),
+        nvidia: None,
         report: Report { observed_generation: assignment.map_or(0, |a| a.generation), ..Report::default() },
         slots,
         processes,
@@ -293,6 +300,9 @@ pub fn explain(status: &Status) -> String {
     for text in streams(status) {
         line(text);
     }
+    for gpu in status.nvidia.iter().flat_map(|nvidia| &nvidia.devices) {
+        line(self::gpu(gpu));
+    }
     for condition in &status.report.conditions {
         let expected = if condition.r#type == "Ready" { ConditionStatus::True } else { ConditionStatus::False };
         if condition.status != expected {
@@ -307,6 +317,14 @@ pub fn explain(status: &Status) -> String {
         line(text);
     }
     out
+}
+
+/// How a GPU is, and who has it.
+fn gpu(gpu: &GpuInfo) -> String {
+    let state = if gpu.problem.is_empty() { "works" } else { &gpu.problem };
+    let apps: Vec<&str> = gpu.apps.iter().map(Name::as_str).collect();
+    let held = if apps.is_empty() { String::new() } else { format!(", held by {}", apps.join(", ")) };
+    format!("GPU {} {} {} MiB {} {state}{held}", gpu.index, gpu.model, gpu.memory_bytes >> 20, gpu.uuid)
 }
 
 /// How one of the link's carriers stands.

@@ -13,8 +13,9 @@ use proto::{
     digest::Digest,
     link::message::*,
     object::{
-        AppOrder, Condition, ConditionStatus, DiskUsage, LastExit, NodeAddress, NodeInfo, Progress, RebootStatus,
-        ReleaseRef, RunState, Running, UpdatePhase, Usage, WorkloadStatus,
+        AppOrder, Condition, ConditionStatus, DiskUsage, GpuInfo, GpuInventory, GpuProcess, GpuUsage, LastExit,
+        NodeAddress, NodeInfo, Progress, RebootStatus, ReleaseRef, RunState, Running, UpdatePhase, Usage,
+        WorkloadStatus,
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -55,6 +56,7 @@ fn usage() -> Usage {
         load1_centi: 75,
         disks: vec![DiskUsage { path: "/var/lib/crossdock".into(), total_bytes: 1 << 36, free_bytes: 1 << 35 }],
         temperature_milli_c: Some(48_500),
+        gpus: vec![],
     }
 }
 
@@ -104,6 +106,7 @@ fn info() -> NodeInfo {
         hostname: "box-hz-1".into(),
         addresses: vec![NodeAddress { interface: "eth0".into(), address: "10.1.2.3".into() }],
         hardware: vec!["x86_64".into()],
+        nvidia: None,
         features: Default::default(),
         sealing_key: None,
     }
@@ -123,6 +126,44 @@ fn agent_messages() {
     golden("agent-hello-sealing.json", &AgentMessage::Hello(Box::new(sealing)));
     golden("agent-report.json", &AgentMessage::Report(Box::new(report())));
     golden("agent-heartbeat.json", &AgentMessage::Heartbeat(Box::new(Heartbeat { usage: usage(), clock: time(3) })));
+    let inventory = GpuInventory {
+        driver_version: "550.54.15".into(),
+        cuda_version: "12.4".into(),
+        devices: vec![
+            GpuInfo {
+                uuid: "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6".into(),
+                index: 0,
+                model: "NVIDIA L4".into(),
+                memory_bytes: 23_034 << 20,
+                problem: String::new(),
+                apps: vec!["line-watch".parse().unwrap()],
+            },
+            GpuInfo { uuid: "GPU-def".into(), index: 1, problem: "GpuLost".into(), ..GpuInfo::default() },
+        ],
+    };
+    let with_gpus = NodeInfo { nvidia: Some(inventory), ..info() };
+    golden("agent-info-gpus.json", &AgentMessage::Info(Box::new(with_gpus)));
+    let gpu = GpuUsage {
+        uuid: "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6".into(),
+        utilization_percent: Some(71),
+        memory_used_bytes: Some(20 << 30),
+        memory_free_bytes: Some(2 << 30),
+        temperature_c: Some(64),
+        slowdown_c: Some(89),
+        power_mw: Some(61_200),
+        power_limit_mw: Some(72_000),
+        ecc_corrected: Some(2),
+        ecc_uncorrected: Some(0),
+        throttle: vec!["SW_POWER_CAP".into()],
+        last_xid: Some(31),
+        processes: vec![GpuProcess {
+            pid: 4711,
+            memory_bytes: Some(19 << 30),
+            app: Some("line-watch".parse().unwrap()),
+        }],
+    };
+    let beat = Heartbeat { usage: Usage { gpus: vec![gpu], ..usage() }, clock: time(3) };
+    golden("agent-heartbeat-gpus.json", &AgentMessage::Heartbeat(Box::new(beat)));
     let mut restarted = report();
     for status in restarted.workloads.values_mut() {
         status.restarted = Some("2026-03-01 by ana".into());

@@ -30,7 +30,7 @@ use proto::{
     env::{BoxFuture, WallClock},
     name::{Name, Version},
     object::{LastExit, ReleaseRef},
-    release::{Hook, Manifest, Probe},
+    release::{Gpus, Hook, Manifest, Probe},
     units::{self, Span},
     watch,
 };
@@ -41,6 +41,7 @@ use tokio::{
 
 use crate::{
     disk::{Disk, Taker},
+    gpu::{self, SimGpus},
     trace::Trace,
 };
 
@@ -58,6 +59,7 @@ pub struct SimDriver {
     released: Released,
     trace: Trace,
     disk: Option<Arc<Disk>>,
+    gpus: Option<SimGpus>,
     state: Arc<Mutex<State>>,
     goes_down: Arc<Notify>,
 }
@@ -80,6 +82,10 @@ struct Process {
     number: u64,
     hangs: bool,
     eats_bytes: u64,
+    /// GPUs that it has, whether for itself, and how much of each.
+    gpus: Vec<String>,
+    exclusive: bool,
+    gpu_bytes: u64,
     /// When it will end by itself.
     ends_at: Option<Instant>,
     /// Tells those who wait that it was stopped or replaced.
@@ -127,6 +133,7 @@ impl SimDriver {
             released,
             trace,
             disk: None,
+            gpus: None,
             state: Arc::default(),
             goes_down: Arc::default(),
         }
@@ -136,6 +143,57 @@ impl SimDriver {
     #[must_use]
     pub fn on_disk(self, disk: Arc<Disk>) -> SimDriver {
         SimDriver { disk: Some(disk), ..self }
+    }
+
+    /// As it is, on a box with these GPUs.
+    #[must_use]
+    pub fn with_gpus(self, gpus: SimGpus) -> SimDriver {
+        SimDriver { gpus: Some(gpus), ..self }
+    }
+
+    /// What uses a GPU that does not answer any more ends.
+    pub fn notice_gpus(&self) {
+        let now = self.wall.now();
+        let mut state = self.lock();
+        for (app, process) in &mut state.apps {
+            if process.instance.exit.is_none() && !self.gpus_answer(&process.gpus) {
+                self.trace.line(&self.host, format_args!("{app}: its GPU is lost"));
+                process.end_in_place(LastExit { message: "CUDA error: no device".into(), ..exit(Some(1), None, now) });
+            }
+        }
+    }
+
+    fn gpus_answer(&self, uuids: &[String]) -> bool {
+        uuids.iter().all(|uuid| self.gpus.as_ref().is_some_and(|gpus| gpus.answers(uuid)))
+    }
+
+    /// Whether an instance has the GPUs that it needs, and nobody has too much of one with it.
+    fn check_gpus(&self, spec: &InstanceSpec) -> Result<(), String> {
+        let Some(needs) = &spec.workload.gpus else { return Ok(()) };
+        let named = spec.workload.env.get("CUDA_VISIBLE_DEVICES");
+        if named != Some(&spec.gpus.join(",")) {
+            return Err(format!("it has {:?} and is told {named:?}", spec.gpus));
+        }
+        let distinct: BTreeSet<&String> = spec.gpus.iter().collect();
+        let there = distinct.iter().filter(|uuid| self.gpus.as_ref().is_some_and(|gpus| gpus.has(uuid))).count();
+        if there != usize::try_from(needs.count).unwrap_or(usize::MAX) {
+            return Err(format!("it needs {} GPUs and has {:?}", needs.count, spec.gpus));
+        }
+        let state = self.lock();
+        let others = || state.apps.iter().filter(|(app, other)| **app != spec.app && other.instance.exit.is_none());
+        for uuid in distinct {
+            let mut bytes = needs.memory_bytes();
+            for (app, other) in others().filter(|(_, other)| other.gpus.contains(uuid)) {
+                if needs.exclusive || other.exclusive {
+                    return Err(format!("it has {uuid} together with {app}, and one of them wants it for itself"));
+                }
+                bytes = bytes.saturating_add(other.gpu_bytes);
+            }
+            if bytes > gpu::MEMORY_BYTES {
+                return Err(format!("apps have {bytes} bytes of {uuid}, which has {}", gpu::MEMORY_BYTES));
+            }
+        }
+        Ok(())
     }
 
     /// Ends everything at once, as a power cut does. Nothing is left of any instance.
@@ -196,7 +254,9 @@ impl SimDriver {
             return Err(format!("its digest is that of {}@{}", manifest.app, manifest.version));
         }
         let mut workload = spec.workload.clone();
-        workload.env.remove("CROSSDOCK_APPS"); // the agent's to say
+        for own in ["CROSSDOCK_APPS", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"] {
+            workload.env.remove(own); // the agent's to say
+        }
         if manifest.workload.as_ref() != Some(&workload) {
             return Err("its command, arguments or limits are not what was released".into());
         }
@@ -219,7 +279,7 @@ impl SimDriver {
 
     fn start_now(&self, spec: &InstanceSpec) -> Result<(), DriverError> {
         let (app, version) = (&spec.app, &spec.release.version);
-        if let Err(problem) = self.check_tree(spec) {
+        if let Err(problem) = self.check_tree(spec).and_then(|()| self.check_gpus(spec)) {
             self.trace.line(&self.host, format_args!("VIOLATION {app}@{version}: {problem}"));
             self.lock().violations.push(format!("{}: {app}@{version} was started: {problem}", self.host));
         }
@@ -247,7 +307,10 @@ impl SimDriver {
             number: state.started,
             hangs: behaviour == Behaviour::Hangs,
             eats_bytes: if let Behaviour::EatsDisk(bytes) = behaviour { bytes } else { 0 },
-            ends_at,
+            ends_at: if self.gpus_answer(&spec.gpus) { ends_at } else { Some(Instant::now()) },
+            gpus: spec.gpus.clone(),
+            exclusive: spec.workload.gpus.as_ref().is_some_and(|gpus| gpus.exclusive),
+            gpu_bytes: spec.workload.gpus.as_ref().map_or(0, Gpus::memory_bytes),
             ended: watch::channel(None).0,
             log: vec![format!("{started_at} stdout F {app}@{version} started\n")],
         };

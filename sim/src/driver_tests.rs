@@ -11,6 +11,7 @@ fn spec(args: &[&str]) -> InstanceSpec {
         tree: "/nonexistent".into(),
         data: "/nonexistent".into(),
         workload: serde_json::from_str(&format!(r#"{{"command": "bin/run", "args": {args}}}"#)).unwrap(),
+        gpus: vec![],
     }
 }
 

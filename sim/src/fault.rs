@@ -163,6 +163,16 @@ pub enum Fault {
         /// Whose.
         target: Target,
     },
+    /// The first GPU falls off the bus: what uses it ends.
+    GpuLost {
+        /// Of which box.
+        target: Target,
+    },
+    /// The first GPU has memory errors that could not be corrected; what uses it goes on.
+    GpuSick {
+        /// Of which box.
+        target: Target,
+    },
     /// A bit flips at rest. At once; not healed by the world.
     FlipBit {
         /// On whose disk.
@@ -197,6 +207,8 @@ macro_rules! aimed {
             | Fault::Reinstall { $target }
             | Fault::Clock { $target, .. }
             | Fault::DiskFull { $target }
+            | Fault::GpuLost { $target }
+            | Fault::GpuSick { $target }
             | Fault::FlipBit { $target, .. }
     };
 }
@@ -219,6 +231,8 @@ impl Fault {
             Fault::Reinstall { .. } => "reinstall",
             Fault::Clock { .. } => "clock",
             Fault::DiskFull { .. } => "disk-full",
+            Fault::GpuLost { .. } => "gpu-lost",
+            Fault::GpuSick { .. } => "gpu-sick",
             Fault::FlipBit { .. } => "flip-bit",
             Fault::BrokerDown { .. } => "broker-down",
             Fault::SinkDown => "sink-down",

@@ -14,6 +14,7 @@
 //! | [`ledger`] | what producers were promised, compared with what the sink holds |
 //! | [`world`] | a hub and its agents, their disks, crashes and restarts |
 //! | [`fault`] | what can be broken on purpose, and whom it strikes |
+//! | [`gpu`] | GPUs that only pretend |
 //! | [`plan`] | a whole run as plain data, read from a scenario file or drawn by the swarm |
 //! | [`run`] | plays a plan on a world |
 //! | [`oracle`] | what must always hold, seen from the outside |
@@ -32,6 +33,7 @@ pub mod containers;
 pub mod disk;
 pub mod driver;
 pub mod fault;
+pub mod gpu;
 pub mod ledger;
 pub mod load;
 pub mod net;

@@ -39,6 +39,7 @@ async fn fleet(seed: u64) -> World {
         labels: BTreeMap::from([("ring".into(), "early".into())]),
         line: Profile::edge(),
         settings: String::new(),
+        gpus: 2,
     };
     world.add_site(&site).await.unwrap();
     for node in ["box-1", "box-2"] {
@@ -96,6 +97,36 @@ async fn a_box_comes_up_when_nothing_holds_it_down_any_more() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_hub_learns_of_a_gpu_that_is_lost_and_of_one_that_is_well_again() {
+    let mut world = fleet(11).await;
+    let gpus = |node: &proto::object::Node| {
+        let devices = node.status.info.as_ref().and_then(|info| info.nvidia.clone()).unwrap_or_default().devices;
+        let condition = node.status.conditions.iter().find(|c| c.r#type == "GpuUnhealthy");
+        let problems: Vec<String> = devices.into_iter().map(|gpu| gpu.problem).collect();
+        (problems, condition.map(|c| (c.status.as_str(), c.reason.clone())).unwrap_or_default())
+    };
+    let well = (vec![String::new(), String::new()], ("False", "GpusWork".to_owned()));
+    let all_well = |nodes: &BTreeMap<String, proto::object::Node>| nodes.values().all(|node| gpus(node) == well);
+    world.until_nodes(S(120), "the GPUs of all boxes work", all_well).await.unwrap();
+    let info = world.nodes().await.unwrap()["box-1"].status.info.clone().unwrap();
+    assert_eq!(info.hardware, ["x86_64", "x86_64+nvidia"]);
+    for (fault, reason) in [
+        (Fault::GpuLost { target: node("box-1") }, "GpuLost"),
+        (Fault::GpuSick { target: node("box-1") }, "GpuEccUncorrected"),
+    ] {
+        assert_eq!(world.begin(&fault).await.unwrap(), 1);
+        let told = (vec![reason.to_owned(), String::new()], ("True", reason.to_owned()));
+        let is_told = |nodes: &BTreeMap<String, proto::object::Node>| {
+            gpus(&nodes["box-1"]) == told && gpus(&nodes["box-2"]) == well
+        };
+        world.until_nodes(S(120), "the hub knows of it", is_told).await.unwrap();
+        world.heal(&fault).await.unwrap();
+        world.until_nodes(S(120), "the hub knows that it is over", all_well).await.unwrap();
+    }
+    world.end().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cut_counts_what_it_lost_and_overlaps() {
     let mut world = fleet(3).await;
     let cut = |way| Fault::Cut { target: Target::Site(name("hz-01")), way };
@@ -144,6 +175,7 @@ async fn a_restored_hub_gets_again_what_it_lost() {
         files: 2,
         bytes: 20_000,
         args: vec![],
+        gpus: None,
         bad: false,
     };
     world.begin(&Fault::Reinstall { target: node("box-1") }).await.unwrap();
@@ -283,6 +315,7 @@ async fn a_box_may_have_any_name_but_the_hubs() {
         labels: BTreeMap::new(),
         line: Profile::edge(),
         settings: String::new(),
+        gpus: 0,
     };
     // What the engineer and the operator have on their machines is called so, too.
     world.add_site(&site(&["repo", "backups"])).await.unwrap();

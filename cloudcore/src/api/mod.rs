@@ -11,6 +11,7 @@
 //! | `HEAD GET PUT /api/v1/blobs/{digest}`, `GET POST /api/v1/metadata` | releases ([`content`]) |
 //! | `GET /api/v1/webhooks`, `…/{name}/deadletters`, `POST …/{name}/retry` | who is told of events ([`webhooks`]) |
 //! | `GET POST /api/v1/users`, `DELETE …/{name}`, `POST …/{name}/rotate`, `GET /api/v1/self` | users ([`users`]) |
+//! | `GET /api/v1/top/nodes`, `…/gpus`, `GET /metrics` | how nodes and GPUs do now ([`top`]) |
 //! | `GET /api/v1/audit`, `…/head`, `…/verify` | who changed what ([`audit`]) |
 //! | `/healthz`, `/readyz`, `/openapi.json`, `/api/v1/login` | open to everybody |
 //!
@@ -41,6 +42,7 @@ mod stream;
 pub(crate) mod streams;
 #[cfg(test)]
 pub(crate) mod tests;
+mod top;
 mod users;
 mod webhooks;
 
@@ -157,6 +159,7 @@ fn router_over(hub: Hub, sink: Arc<dyn Sink>, tokens: Tokens, stop: watch::Recei
 
 fn whole_book() -> Book {
     let objects = streams::add(stream::add(kinds::add(Book::new())));
+    let objects = top::add(objects);
     audit::add(users::add(director::add(nodes::add(webhooks::add(content::add(objects))))))
 }
 

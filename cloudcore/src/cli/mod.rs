@@ -39,6 +39,7 @@ pub mod streams;
 #[cfg(test)]
 mod tests;
 pub mod token;
+pub mod top;
 pub mod user;
 pub mod webhooks;
 
@@ -70,6 +71,9 @@ enum Command {
     Apply(apply::ApplyArgs),
     /// Delete objects
     Delete(apply::DeleteArgs),
+    /// How nodes and their GPUs do at this moment
+    #[command(subcommand)]
+    Top(top::TopCommand),
     /// Print what a workload wrote
     Logs(logs::LogsArgs),
     /// Records of the nodes: scans, events, metrics, logs
@@ -192,6 +196,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Describe(args) => describe::run(args, &context).await,
         Command::Apply(args) => apply::apply(args, &context).await,
         Command::Delete(args) => apply::delete(args, &context).await,
+        Command::Top(command) => top::run(command, &context).await,
         Command::Logs(args) => logs::run(args, &context).await,
         Command::Streams(command) => streams::run(command, &context).await,
         Command::Login(args) => contexts::login(args).await,

@@ -293,6 +293,7 @@ pub(crate) fn hello(hub: &Hub, report: Report) -> Hello {
         hostname: "h".into(),
         addresses: vec![],
         hardware: vec![],
+        nvidia: None,
     };
     Hello { info, report, usage: Usage::default(), clock: hub.env().wall.now(), tells_events: false, director: None }
 }

@@ -44,6 +44,13 @@ pub(crate) fn bound(report: &mut Report) {
     }
 }
 
+/// The same of the facts that have a length.
+pub(crate) fn bound_info(info: &mut NodeInfo) {
+    if let Some(gpus) = &mut info.nvidia {
+        gpus.bound();
+    }
+}
+
 fn cut(text: &mut String, chars: usize) {
     if let Some((at, _)) = text.char_indices().nth(chars) {
         text.truncate(at);

@@ -18,7 +18,7 @@ use proto::{
         priority,
     },
     name::Name,
-    object::{Attested, EventType, Node, NodePhase, UpdatePhase, WorkloadStatus, feature},
+    object::{Attested, EventType, Node, NodeInfo, NodePhase, UpdatePhase, WorkloadStatus, feature},
     tuf::schema::TargetFile,
     watch,
 };
@@ -141,7 +141,8 @@ async fn run(
     let welcome = HubMessage::Welcome(welcome(hub, &notary.nonce));
     frame::write(&mut send, &welcome, MAX_CONTROL_BYTES).await?;
     let before = node.status.phase;
-    let (mut first, info) = (hello.report, hello.info);
+    let (mut first, mut info) = (hello.report, hello.info);
+    report::bound_info(&mut info);
     first.attestation = None; // made before the nonce was known
     take(hub, &name, connection, &turn, (first, None), Some(info)).await?;
     if before != NodePhase::Ready {
@@ -249,6 +250,10 @@ async fn listen(
                 turn.heard(Some(beat.usage));
                 revive(hub, name, turn).await?;
             }
+            AgentMessage::Info(info) => {
+                turn.heard(None);
+                inform(hub, name, turn, *info).await?;
+            }
             AgentMessage::Unknown => turn.heard(None),
         }
     }
@@ -268,6 +273,17 @@ async fn revive(hub: &Hub, name: &Name, turn: &Turn) -> Result<(), SessionError>
     Ok(())
 }
 
+/// Writes facts into the node, when they are new.
+async fn inform(hub: &Hub, name: &Name, turn: &Turn, mut info: NodeInfo) -> Result<(), SessionError> {
+    if !turn.is_current() {
+        return Err(SessionError::Over("a newer session took over".into()));
+    }
+    report::bound_info(&mut info);
+    let change = move |node: &mut Node| node.status.info = Some(info.clone());
+    hub.store().modify(name.as_str(), change).await?;
+    Ok(())
+}
+
 /// Writes a report into the node, when it changes anything.
 async fn take(
     hub: &Hub,
@@ -275,7 +291,7 @@ async fn take(
     connection: &quinn::Connection,
     turn: &Turn,
     (mut report, signed): (Report, Option<Attested>),
-    info: Option<proto::object::NodeInfo>,
+    info: Option<NodeInfo>,
 ) -> Result<(), SessionError> {
     let over = || SessionError::Over("a newer session took over".into());
     if !turn.is_current() {

@@ -21,7 +21,7 @@ use proto::{
         message::{Assignment, OrderedApp},
     },
     name::Name,
-    object::{AssignedApp, Condition, Node, NodePhase, ReleaseRef, Usage},
+    object::{AssignedApp, Condition, GpuUsage, Node, NodePhase, ReleaseRef, Usage},
     watch,
 };
 use tokio::time::Instant;
@@ -240,7 +240,10 @@ impl Turn {
     }
 
     /// A word of the node arrived.
-    pub(crate) fn heard(&self, usage: Option<Usage>) {
+    pub(crate) fn heard(&self, mut usage: Option<Usage>) {
+        if let Some(usage) = &mut usage {
+            GpuUsage::bound(&mut usage.gpus);
+        }
         let mut nodes = self.sessions.nodes();
         let Some(entry) = nodes.get_mut(self.name.as_str()) else { return };
         if entry.live.as_ref().is_some_and(|l| l.id == self.id) {

@@ -137,7 +137,7 @@ fn content(repository: &Repository, before: &BTreeMap<&str, Target>, target: &Ta
     lines.extend(secrets(repository, Some(&old), &new));
     let but_secrets = |manifest: &Manifest| manifest.workload.clone().map(|w| Workload { secrets: vec![], ..w });
     if but_secrets(&old) != but_secrets(&new) {
-        lines.push("         the workload changes: command, environment, limits or probes".into());
+        lines.push("         the workload changes: command, environment, limits, GPUs or probes".into());
     }
     if old.hooks != new.hooks {
         lines.push("         the hooks change: what runs before the old one stops, or in the trial".into());

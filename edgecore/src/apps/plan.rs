@@ -37,6 +37,9 @@
 //!
 //! An answer is on no record but a failure and the time put off: after a cut the hook runs again.
 //!
+//! A release that needs GPUs ([`Gpus`](proto::release::Gpus)) is not begun while the box has none for it: what runs goes
+//! on. An active one that is not healthy, and whose GPU is not well, starts again where others are left for it.
+//!
 //! Health is judged against what was before: a probe that was red already (a camera that is dark, a server that is
 //! away) does not blame the update.
 //!

@@ -156,6 +156,9 @@ fn judge(view: &View<'_>, extra: &Extra<'_>, target: &ReleaseRef) -> Verdict {
         let message = failure.message.chars().take(room).chain(NOT_TRIED_AGAIN.chars()).collect::<String>();
         return Verdict { since: failure.at, ..verdict(phase, &failure.reason, message) };
     }
+    if let Some(refusal) = view.refused.get(&digest).filter(|_| view.slot.trial.is_none()) {
+        return verdict(UpdatePhase::Blocked, refusal.reason, refusal.message.clone());
+    }
     if view.slot.active.as_ref().is_some_and(|a| a.release.digest == digest) {
         return match (&extra.fetch, view.damaged == Some(digest)) {
             (FetchView::Hindered(h), true) => {

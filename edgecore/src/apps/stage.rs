@@ -15,6 +15,7 @@ use proto::{
 use super::{plan::Fetch, slot::Installed};
 use crate::{
     driver::NotReady,
+    facts::Facts,
     fetch::{FetchError, Fetcher, Job, Source, SourceError},
     secrets::SecretsError,
     trust::{Refusal, Trust},
@@ -58,23 +59,23 @@ pub struct Stager {
     trust: Arc<Trust>,
     fetcher: Fetcher,
     source: Arc<dyn Source>,
-    hardware: Vec<String>,
+    facts: Facts,
 }
 
 impl Stager {
-    /// For a box of the hardware classes `hardware`.
+    /// For a box of the hardware classes that `facts` tells at each time.
     #[must_use]
-    pub fn new(trust: Arc<Trust>, fetcher: Fetcher, source: Arc<dyn Source>, hardware: Vec<String>) -> Stager {
-        Stager { trust, fetcher, source, hardware }
+    pub fn new(trust: Arc<Trust>, fetcher: Fetcher, source: Arc<dyn Source>, facts: Facts) -> Stager {
+        Stager { trust, fetcher, source, facts }
     }
 
     async fn carry_out(&self, order: Order, progress: watch::Sender<Progress>) -> Result<Installed, Hindrance> {
+        let hardware = self.facts.hardware();
         let (installed, manifest_bytes) = match order.fetch {
             // It was accepted when it was installed, and its digest names every byte of it.
             Fetch::Repair(installed) => (installed, None),
             Fetch::New(release) => {
-                let accepted =
-                    self.trust.accept(&*self.source, &order.app, &release, order.floor, &self.hardware).await?;
+                let accepted = self.trust.accept(&*self.source, &order.app, &release, order.floor, &hardware).await?;
                 (Installed { release, counter: accepted.counter }, Some(accepted.manifest_bytes))
             }
         };
@@ -85,7 +86,7 @@ impl Stager {
             manifest_bytes,
             releases: order.releases,
             reuse: order.reuse,
-            hardware: self.hardware.clone(),
+            hardware,
         };
         self.fetcher.stage(&Arc::new(job), &progress).await?;
         Ok(installed)

@@ -4,10 +4,11 @@
 //! between any two rounds is the same as a restart. Dropping an [`App`] leaves its workload running.
 //!
 //! Here are the rounds and the slot; `fetching` is about the fetch beside them, `folder` about what else lies in the
-//! app's folder, `hooks` about a release's hooks, `running` about the workload.
+//! app's folder, `gpus` about the GPUs it needs, `hooks` about a release's hooks, `running` about the workload.
 
 mod fetching;
 mod folder;
+mod gpus;
 mod hooks;
 mod running;
 
@@ -34,6 +35,7 @@ use tokio::{
 
 use self::{
     fetching::{Fetching, RETRY_BASE, RETRY_CAP, Staged, finished},
+    gpus::Needs,
     hooks::Hooking,
     running::{Run, WorkloadEvent, workload_changed},
 };
@@ -47,6 +49,7 @@ use super::{
 use crate::{
     doors::Endpoints,
     driver::{Driver, DriverError},
+    gpu::ledger::Ledger,
     secrets::{Secrets, SecretsError},
 };
 
@@ -76,6 +79,8 @@ pub struct Context {
     pub secrets: Arc<Secrets>,
     /// Where records of streams are handed in.
     pub endpoints: watch::Receiver<Endpoints>,
+    /// Who has which GPU.
+    pub gpus: Arc<Ledger>,
 }
 
 /// What [`App::turn`] leaves to do.
@@ -131,6 +136,7 @@ pub struct App {
     staged: Option<Staged>,
     pre_apply: Hooking,
     damaged: Option<Digest>,
+    gpus: Needs,
     fetching: Fetching,
     backoff: Backoff,
     rng: ChaCha12Rng,
@@ -167,7 +173,7 @@ impl App {
             }
         };
         let rng = shared.env.seed.stream(&format!("app {name}"));
-        let online = shared.online.clone();
+        let (online, gpus) = (shared.online.clone(), Needs::new(&shared.gpus));
         Ok(App {
             shared,
             name,
@@ -184,6 +190,7 @@ impl App {
             staged: None,
             pre_apply: Hooking::default(),
             damaged: None,
+            gpus,
             fetching: Fetching::Idle,
             backoff: Backoff::new(RETRY_BASE, RETRY_CAP),
             rng,
@@ -232,6 +239,7 @@ impl App {
         if let Some(run) = &mut self.run {
             run.look();
         }
+        self.look_at_gpus();
         let Plan { step, fetch } = plan(&self.view(&wanted, Instant::now()));
         self.direct_fetch(fetch, &wanted);
         self.publish();
@@ -259,6 +267,8 @@ impl App {
             begun: self.begun,
             verdict: self.verdict.as_ref(),
             damaged: self.damaged,
+            refused: &self.gpus.refused,
+            moves: self.gpus.moves,
             linked: self.linked,
             boot_id: &self.shared.boot_id,
             now,
@@ -335,7 +345,7 @@ impl App {
     pub(super) async fn changed(&mut self, until: Option<Instant>) {
         let mut wake = until;
         let mut earlier = |at: Instant| wake = Some(wake.map_or(at, |w| w.min(at)));
-        let mut offline = false;
+        let (mut offline, holds_gpus) = (false, self.holds_gpus());
         let mut fetching = None;
         match &mut self.fetching {
             Fetching::Idle => {}
@@ -364,6 +374,7 @@ impl App {
             }
             outcome = self.pre_apply.ended() => self.pre_apply_ended(outcome),
             result = finished(fetching) => self.fetched(result),
+            () = self.gpus.changed(holds_gpus) => {}
             Ok(()) = self.online.changed(), if offline => {
                 if *self.online.borrow_and_update()
                     && let Fetching::Hindered { retry_at, .. } = &mut self.fetching

@@ -46,6 +46,8 @@ pub struct InstanceSpec {
     pub data: PathBuf,
     /// Command, limits and so on.
     pub workload: Workload,
+    /// UUIDs of the GPUs that it has; its environment names them, too.
+    pub gpus: Vec<String>,
 }
 
 /// An instance as the driver finds it.

@@ -18,6 +18,8 @@ use proto::object::{Condition, NodeInfo, Usage};
 use conditions::Conditions;
 use read::CpuTimes;
 
+use crate::gpu::GpuWatch;
+
 /// Environment variable that overrides the machine id, for boxes whose firmware lies and for tests.
 pub const MACHINE_ID_VARIABLE: &str = "CROSSDOCK_MACHINE_ID";
 
@@ -26,6 +28,7 @@ pub const MACHINE_ID_VARIABLE: &str = "CROSSDOCK_MACHINE_ID";
 pub struct Facts {
     source: Arc<Source>,
     state: Arc<Mutex<State>>,
+    gpus: GpuWatch,
 }
 
 #[derive(Debug)]
@@ -58,7 +61,25 @@ impl Facts {
     }
 
     fn of(source: Source) -> Facts {
-        Facts { source: Arc::new(source), state: Arc::default() }
+        Facts { source: Arc::new(source), state: Arc::default(), gpus: GpuWatch::none() }
+    }
+
+    /// With GPUs, which a box has not by itself.
+    #[must_use]
+    pub fn with_gpus(self, gpus: GpuWatch) -> Facts {
+        Facts { gpus, ..self }
+    }
+
+    /// What is known of its GPUs, and who has them.
+    #[must_use]
+    pub fn gpus(&self) -> &GpuWatch {
+        &self.gpus
+    }
+
+    /// Hardware classes that it serves now: `x86_64`, and `x86_64+nvidia` while a GPU works.
+    #[must_use]
+    pub fn hardware(&self) -> Vec<String> {
+        self.info().hardware
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -68,10 +89,17 @@ impl Facts {
     /// What stays while the box is up, read anew.
     #[must_use]
     pub fn info(&self) -> NodeInfo {
-        match &*self.source {
+        let mut info = match &*self.source {
             Source::Machine { .. } => read::info(),
             Source::Fixed(info) => (**info).clone(),
+        };
+        info.nvidia = self.gpus.inventory();
+        // Before the first look a driver that is loaded counts as one that works.
+        let is_loaded = || matches!(&*self.source, Source::Machine { .. }) && read::has_nvidia_driver();
+        if self.gpus.serves().unwrap_or_else(is_loaded) {
+            info.hardware.push(format!("{}+nvidia", info.architecture));
         }
+        info
     }
 
     /// What changes all the time. The busy share counts from the call before.
@@ -86,14 +114,15 @@ impl Facts {
     /// As [`Facts::usage`] for another who asks: the busy share counts from `since`, which becomes now.
     #[must_use]
     pub fn usage_since(&self, since: &mut CpuSample) -> Usage {
-        match &*self.source {
+        let usage = match &*self.source {
             Source::Machine { state_dir } => {
                 let now = CpuTimes::read();
                 let before = std::mem::replace(&mut since.0, now);
                 read::usage(state_dir, now.busy_permille_since(before))
             }
             Source::Fixed(_) => Usage::default(),
-        }
+        };
+        Usage { gpus: self.gpus.usage(), ..usage }
     }
 
     /// A sample of the processors now.

@@ -25,10 +25,7 @@ fn line(path: &str) -> String {
 
 pub(super) fn info() -> NodeInfo {
     let architecture = std::env::consts::ARCH.to_owned();
-    let mut hardware = vec![architecture.clone()];
-    if Path::new("/proc/driver/nvidia/version").exists() {
-        hardware.push(format!("{architecture}+nvidia"));
-    }
+    let hardware = vec![architecture.clone()];
     NodeInfo {
         features: feature::ALL.map(str::to_owned).into(),
         sealing_key: None,
@@ -42,7 +39,12 @@ pub(super) fn info() -> NodeInfo {
         hostname: line("/proc/sys/kernel/hostname"),
         addresses: addresses(),
         hardware,
+        nvidia: None,
     }
+}
+
+pub(super) fn has_nvidia_driver() -> bool {
+    Path::new("/proc/driver/nvidia/version").exists()
 }
 
 fn os_image(os_release: &str) -> String {
@@ -83,6 +85,7 @@ pub(super) fn usage(state_dir: &Path, cpu_permille: u32) -> Usage {
         load1_centi: (first_number(&line("/proc/loadavg")) * 100.0) as u32,
         disks: disk(state_dir).into_iter().collect(),
         temperature_milli_c: temperature(),
+        gpus: vec![],
     }
 }
 

@@ -31,6 +31,7 @@ use proto::{
     env::{Env, Seed},
     link::{ALPN, ALPN_RENEW, CloseCode, message::Report},
     name::Name,
+    object::NodeInfo,
     tuf::SecretKey,
     watch,
 };
@@ -110,6 +111,13 @@ pub(crate) struct Shared {
     pub sealing_key: Option<String>,
     /// Where there are brokers.
     pub carriers: Option<Arc<Carriers>>,
+}
+
+impl Shared {
+    /// What the hub is told of the box.
+    fn info(&self) -> NodeInfo {
+        NodeInfo { sealing_key: self.sealing_key.clone(), ..self.facts.info() }
+    }
 }
 
 /// What a connection is made for.

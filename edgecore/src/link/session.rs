@@ -15,7 +15,7 @@ use proto::{
         priority,
     },
     name::Name,
-    object::NodeInfo,
+    object::GpuInventory,
     tuf::SecretKey,
 };
 use quinn::{Connection, RecvStream, SendStream};
@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use super::{Shared, assignment::AssignmentError, problem::Problem};
-use crate::driver::Driver;
+use crate::{driver::Driver, gpu::News};
 
 /// How long the hub may take to introduce itself, or to take a message.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -77,6 +77,9 @@ pub(super) struct Session {
     inbox: mpsc::Receiver<HubMessage>,
     heartbeat: Duration,
     sent: Report,
+    /// The GPUs that the hub knows of.
+    gpus: Option<GpuInventory>,
+    gpu_news: News,
     /// Signs reports.
     signer: Signer,
     /// What directives of this session must echo.
@@ -115,8 +118,11 @@ impl Session {
         let sent = shared.board.borrow().clone();
         let director = shared.assignments.request();
         let nonce = director.nonce.clone();
+        let gpu_news = shared.facts.gpus().news();
+        let info = shared.info();
+        let gpus = info.nvidia.clone();
         let hello = Hello {
-            info: NodeInfo { sealing_key: shared.sealing_key.clone(), ..shared.facts.info() },
+            info,
             report: sent.clone(),
             usage: shared.facts.usage(),
             clock: shared.env.wall.now(),
@@ -146,6 +152,8 @@ impl Session {
             inbox,
             heartbeat,
             sent,
+            gpus,
+            gpu_news,
             signer,
             nonce,
             waiting: None,
@@ -193,6 +201,7 @@ impl Session {
                     let report = board.borrow_and_update().clone();
                     self.report(report).await
                 }
+                () = self.gpu_news.changed() => self.inform().await,
                 _ = heartbeat.tick() => self.beat().await,
             };
             while self.tasks.try_join_next().is_some() {}
@@ -253,6 +262,16 @@ impl Session {
         self.write(&AgentMessage::Report(Box::new(signed))).await?;
         self.sent = report;
         Ok(())
+    }
+
+    /// Tells facts that are not what the hub was told: those of the GPUs.
+    async fn inform(&mut self) -> Result<(), String> {
+        if self.shared.facts.gpus().inventory() == self.gpus {
+            return Ok(());
+        }
+        let info = self.shared.info();
+        self.gpus.clone_from(&info.nvidia);
+        self.write(&AgentMessage::Info(Box::new(info))).await
     }
 
     async fn beat(&mut self) -> Result<(), String> {

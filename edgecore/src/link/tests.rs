@@ -217,6 +217,7 @@ fn facts() -> Facts {
         hostname: "h".into(),
         addresses: vec![],
         hardware: vec!["x86_64".into()],
+        nvidia: None,
     };
     Facts::fixed(info)
 }

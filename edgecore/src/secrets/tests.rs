@@ -57,6 +57,7 @@ impl Box_ {
             tree: self.tree(),
             data: self.folder.path().join("data"),
             workload: Workload { secrets, ..Workload::new("/bin/true".into()) },
+            gpus: vec![],
         }
     }
 

@@ -1,4 +1,4 @@
-//! Stream `metrics`: one record for the node and one for each workload, every `metrics-interval`.
+//! Stream `metrics`: one record for the node, one for each GPU and one for each workload, every `metrics-interval`.
 //!
 //! A record is one JSON object. Names and units are those of OpenTelemetry's semantic conventions, flat; those
 //! of containers stand for a workload, all of its processes together. What the box does not tell is absent.
@@ -26,6 +26,17 @@
 //! | `container.cpu.time` | s | processor time since then, a counter |
 //! | `container.memory.usage` | bytes | in use |
 //!
+//! | field | unit | of a GPU that answers: `"kind":"gpu"` |
+//! |---|---|---|
+//! | `time` | RFC 3339 | as above |
+//! | `hw.id` | | its uuid |
+//! | `hw.gpu.utilization` | 0 to 1 | share of the sample period in which a kernel ran |
+//! | `hw.gpu.memory.usage`, `hw.gpu.memory.free` | bytes | in use, free |
+//! | `hw.temperature` | degrees Celsius | of the die |
+//! | `hw.power`, `hw.power.limit` | W | drawn, and what it may draw |
+//! | `hw.errors.corrected`, `hw.errors.uncorrected` | | ECC errors since the driver was loaded |
+//! | `crossdock.gpu.xid` | | the last Xid since the agent looks |
+//!
 //! The class `metrics` sheds its oldest when the disk's share is used up. What cannot be taken at all is left
 //! out: the next record comes soon.
 
@@ -35,7 +46,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use proto::{
     name::{Name, Version},
-    object::{CarrierStatus, RunState, Running, Usage},
+    object::{CarrierStatus, GpuUsage, RunState, Running, Usage},
 };
 use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
@@ -95,6 +106,52 @@ impl NodeMetrics {
             carrier: carriers.iter().find(|c| c.in_use).map(|c| c.name.clone()),
             udp: reachable("udp"),
             mqtt: reachable("mqtt"),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct GpuMetrics<'a> {
+    time: Timestamp,
+    kind: &'static str,
+    #[serde(rename = "hw.id")]
+    uuid: &'a str,
+    #[serde(rename = "hw.gpu.utilization", skip_serializing_if = "Option::is_none")]
+    utilization: Option<f64>,
+    #[serde(rename = "hw.gpu.memory.usage", skip_serializing_if = "Option::is_none")]
+    memory_used_bytes: Option<u64>,
+    #[serde(rename = "hw.gpu.memory.free", skip_serializing_if = "Option::is_none")]
+    memory_free_bytes: Option<u64>,
+    #[serde(rename = "hw.temperature", skip_serializing_if = "Option::is_none")]
+    temperature_c: Option<u32>,
+    #[serde(rename = "hw.power", skip_serializing_if = "Option::is_none")]
+    power_w: Option<f64>,
+    #[serde(rename = "hw.power.limit", skip_serializing_if = "Option::is_none")]
+    power_limit_w: Option<f64>,
+    #[serde(rename = "hw.errors.corrected", skip_serializing_if = "Option::is_none")]
+    ecc_corrected: Option<u64>,
+    #[serde(rename = "hw.errors.uncorrected", skip_serializing_if = "Option::is_none")]
+    ecc_uncorrected: Option<u64>,
+    #[serde(rename = "crossdock.gpu.xid", skip_serializing_if = "Option::is_none")]
+    last_xid: Option<u64>,
+}
+
+impl<'a> GpuMetrics<'a> {
+    fn new(time: Timestamp, gpu: &'a GpuUsage) -> GpuMetrics<'a> {
+        let watts = |mw: u32| f64::from(mw) / 1000.0;
+        GpuMetrics {
+            time,
+            kind: "gpu",
+            uuid: &gpu.uuid,
+            utilization: gpu.utilization_percent.map(|percent| f64::from(percent) / 100.0),
+            memory_used_bytes: gpu.memory_used_bytes,
+            memory_free_bytes: gpu.memory_free_bytes,
+            temperature_c: gpu.temperature_c,
+            power_w: gpu.power_mw.map(watts),
+            power_limit_w: gpu.power_limit_mw.map(watts),
+            ecc_corrected: gpu.ecc_corrected,
+            ecc_uncorrected: gpu.ecc_uncorrected,
+            last_xid: gpu.last_xid,
         }
     }
 }
@@ -161,6 +218,7 @@ async fn measure(teller: &Teller, cpu: &mut CpuSample) -> Vec<Bytes> {
         (running.collect(), board.carriers.clone())
     };
     let mut records = vec![json(&NodeMetrics::new(time, &usage, teller.facts.memory_bytes(), &carriers))];
+    records.extend(usage.gpus.iter().map(|gpu| json(&GpuMetrics::new(time, gpu))));
     for (app, running) in &running {
         let used = teller.driver.usage(app).await.unwrap_or_default();
         records.push(json(&WorkloadMetrics::new(time, app, running, used)));
@@ -219,7 +277,18 @@ mod tests {
             load1_centi: 75,
             disks,
             temperature_milli_c: Some(48_500),
+            gpus: vec![],
         };
+        let gpu = GpuUsage {
+            uuid: "GPU-a".into(),
+            utilization_percent: Some(71),
+            power_mw: Some(61_200),
+            ..GpuUsage::default()
+        };
+        let gpu = serde_json::to_value(GpuMetrics::new(at(0), &gpu)).unwrap();
+        let expected = json!({"time": "2030-03-17T17:46:40Z", "kind": "gpu", "hw.id": "GPU-a",
+            "hw.gpu.utilization": 0.71, "hw.power": 61.2});
+        assert_eq!(gpu, expected);
         let node = serde_json::to_value(NodeMetrics::new(at(0), &usage, 9, &[])).unwrap();
         let expected = json!({
             "time": "2030-03-17T17:46:40Z", "kind": "node", "service.version": proto::VERSION, "system.uptime": 60,

@@ -73,6 +73,7 @@ impl Box_ {
             tree: self.path().join("tree"),
             data: self.data(),
             workload: serde_json::from_value(workload).unwrap(),
+            gpus: vec![],
         }
     }
 

@@ -21,6 +21,8 @@ pub enum AgentMessage {
     Hello(Box<Hello>),
     /// All that is, whenever it changed.
     Report(Box<Report>),
+    /// Facts changed since the Hello, such as those of GPUs. Hubs of before it skip it.
+    Info(Box<NodeInfo>),
     /// Still here; figures that change all the time.
     Heartbeat(Box<Heartbeat>),
     /// Of a newer version: skipped.

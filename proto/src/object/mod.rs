@@ -9,6 +9,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `node` | [`Node`]: assignment, identity, facts, figures, conditions |
+//! | `gpu` | GPUs of a node: [`GpuInventory`], [`GpuUsage`] |
 //! | `workload` | what a node reports of each app: [`WorkloadStatus`] |
 //! | `release` | [`Release`] |
 //! | [`rollout`] | [`Rollout`]: waves, gate, budget, windows, and how far it is |
@@ -20,6 +21,7 @@
 mod macros;
 
 mod event;
+mod gpu;
 mod node;
 mod release;
 pub mod rollout;
@@ -35,6 +37,7 @@ use crate::name::ObjectName;
 
 pub use self::{
     event::{Event, EventSpec, EventStatus, EventType},
+    gpu::{GpuInfo, GpuInventory, GpuProcess, GpuUsage},
     node::{
         Admission, AppOrder, AssignedApp, Attested, CarrierStatus, Condition, ConditionStatus, DiskUsage,
         NextCertificate, Node, NodeAddress, NodeIdentity, NodeInfo, NodePhase, NodeSpec, NodeStatus, RebootStatus,

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use super::{
-    Object,
+    GpuInventory, GpuUsage, Object,
     workload::{UpdatePhase, WorkloadStatus},
 };
 use crate::{
@@ -226,6 +226,9 @@ data! {
         /// Hardware classes it can serve, such as `x86_64`.
         #[serde(default)]
         pub hardware: Vec<String>,
+        /// Its NVIDIA GPUs; absent where there is no driver for them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub nvidia: Option<GpuInventory>,
         /// What its agent can do that agents before it could not, of [`feature`].
         #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
         pub features: BTreeSet<String>,
@@ -260,6 +263,9 @@ data! {
         /// Highest temperature known, in thousandths of a degree Celsius.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub temperature_milli_c: Option<i32>,
+        /// Its NVIDIA GPUs that answer.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pub gpus: Vec<GpuUsage>,
     }
 
     /// A file system.
@@ -274,7 +280,8 @@ data! {
 
     /// A yes-or-no fact with its reason, as in Kubernetes.
     pub struct Condition {
-        /// `Ready`, `DiskPressure`, `MemoryPressure`, `ClockSkew`, `StreamPressure`, `AssignmentPressure`.
+        /// `Ready`, `DiskPressure`, `MemoryPressure`, `ClockSkew`, `StreamPressure`, `AssignmentPressure`,
+        /// `GpuUnhealthy`.
         pub r#type: String,
         /// `True`, `False` or `Unknown`.
         pub status: ConditionStatus,
@@ -297,6 +304,8 @@ fn is_zero(number: &u64) -> bool {
 pub mod condition {
     /// The agent does not take what the hub wants of it: it cannot keep it, or signatures say otherwise.
     pub const ASSIGNMENT_PRESSURE: &str = "AssignmentPressure";
+    /// A GPU of the node, or the driver of all of them, does not do its work.
+    pub const GPU_UNHEALTHY: &str = "GpuUnhealthy";
     /// Metadata of a repository is past its time, and newer one does not arrive.
     pub const METADATA_STALE: &str = "MetadataStale";
 }

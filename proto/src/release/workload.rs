@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Container, FileEntry, ManifestError, TreePath};
+use super::{Container, FileEntry, Gpus, ManifestError, TreePath};
 use crate::{
     secret::{self, MAX_RECIPIENTS, MAX_SECRETS, SealedTo},
     units::{Bytes, Span},
@@ -49,6 +49,9 @@ pub struct Workload {
     /// Limits of its control group.
     #[serde(default, skip_serializing_if = "Limits::is_none")]
     pub limits: Limits,
+    /// GPUs it needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpus: Option<Gpus>,
     /// Probes, as in Kubernetes.
     #[serde(default)]
     pub probes: Probes,
@@ -239,6 +242,7 @@ impl Workload {
             working_dir: None,
             ports: vec![],
             limits: Limits::default(),
+            gpus: None,
             probes: Probes::default(),
             stop_grace: default_stop_grace(),
             restart: RestartPolicy::default(),
@@ -304,6 +308,9 @@ impl Workload {
             if probe.failure_threshold == 0 || probe.success_threshold == 0 {
                 return wrong(format!("the {name} probe's thresholds must be at least 1"));
             }
+        }
+        if let Some(gpus) = &self.gpus {
+            gpus.check()?;
         }
         if self.deadline < self.soak {
             return wrong(format!("deadline {} is shorter than soak {}", self.deadline, self.soak));

@@ -108,6 +108,7 @@ async fn overhead(engine: &Engine, folder: &Path, args: &ContainersArgs, figures
         boot_id: "bench".into(),
         uses: vec![],
         socket: None,
+        cdi: false,
     };
     let (mut ours, mut bare) = (vec![], vec![]);
     for _ in 0..args.rounds {
@@ -155,6 +156,7 @@ fn spec(folder: &Path, args: &ContainersArgs) -> anyhow::Result<InstanceSpec> {
         tree,
         data: folder.join("data"),
         workload,
+        gpus: vec![],
     })
 }
 

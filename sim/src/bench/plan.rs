@@ -179,6 +179,7 @@ fn info(name: &Name) -> NodeInfo {
         hostname: name.to_string(),
         addresses: vec![],
         hardware: vec!["x86_64".into()],
+        nvidia: None,
         features: feature::ALL.map(str::to_owned).into(),
         sealing_key: None,
     }

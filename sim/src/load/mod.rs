@@ -255,6 +255,7 @@ async fn start_all(
             hostname: name.clone(),
             addresses: vec![],
             hardware: vec![],
+            nvidia: None,
         });
         let agent =
             Agent::open(&folder.join(&name), env, driver, facts).await.with_context(|| format!("open {name}"))?;

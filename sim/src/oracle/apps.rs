@@ -73,6 +73,8 @@ impl Apps {
                     seen.agent_since = None;
                     seen.apps.values_mut().for_each(|app| app.excused = true);
                 }
+                // What used the GPU ends with it.
+                Fault::GpuLost { .. } => seen.apps.values_mut().for_each(|app| app.excused = true),
                 Fault::CrashAgent { .. } => seen.agent_since = None,
                 Fault::FlipBit { spot: Spot::Artifact, .. } => {
                     seen.apps.values_mut().for_each(|app| (app.excused, app.damaged) = (true, Some(app.instance)));

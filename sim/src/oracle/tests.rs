@@ -36,7 +36,7 @@ fn s(seconds: u64) -> Duration {
 
 fn release(text: &str, bad: bool) -> Release {
     let (app, version) = (name("app"), version(text));
-    Release { app, version, files: 1, bytes: 10, args: vec![], bad }
+    Release { app, version, files: 1, bytes: 10, args: vec![], gpus: None, bad }
 }
 
 fn rollout(at: u64, text: &str, to: &str) -> Entry {
@@ -64,6 +64,7 @@ fn plan() -> Plan {
         labels: BTreeMap::from([("ring".to_owned(), ring.to_owned())]),
         line: Profile::local(),
         settings: "[streams]\nquota = \"2Mi\"\n".into(),
+        gpus: 0,
     };
     Plan {
         name: "made up".into(),

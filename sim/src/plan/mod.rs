@@ -16,6 +16,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use edgecore::settings::{Settings, Streams};
 use proto::{
     name::{Name, Version},
+    release::Gpus,
     selector::Selector,
 };
 
@@ -98,6 +99,8 @@ pub struct Site {
     pub line: Profile,
     /// Sections of `agent.toml` of its boxes, as text.
     pub settings: String,
+    /// GPUs of each of them.
+    pub gpus: u32,
 }
 
 impl Site {
@@ -133,6 +136,8 @@ pub struct Release {
     pub bytes: u64,
     /// Arguments of the workload, which tell [`crate::driver`] how it behaves.
     pub args: Vec<String>,
+    /// GPUs that it needs.
+    pub gpus: Option<Gpus>,
     /// Whether it is meant to fail: then it may never be proved healthy, and what ran before must run in the end.
     pub bad: bool,
 }

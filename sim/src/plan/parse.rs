@@ -11,8 +11,9 @@ use edgecore::settings::Settings;
 use proto::{
     name::{Name, ReleaseName},
     object::RolloutPhase,
+    release::Gpus,
     selector::is_label_word,
-    units::Span,
+    units::{Bytes, Span},
 };
 use toml::de::{DeTable, DeValue};
 
@@ -26,10 +27,11 @@ use super::{
 use crate::{fault::Target, net::Manners};
 
 const FILE: &[&str] = &["about", "duration", "site", "line", "broker", "release", "producer", "timeline", "expect"];
-const SITE: &[&str] = &["name", "nodes", "line", "labels", "settings"];
+const SITE: &[&str] = &["name", "nodes", "line", "labels", "settings", "gpus"];
 const SETTINGS: &[&str] = &["quota", "disk-share-percent", "metrics-interval", "stream"];
 const BROKER: &[&str] = &["name", "line", "packet-limit", "drop", "duplicate", "reorder", "delay"];
-const RELEASE: &[&str] = &["app", "version", "size", "files", "behaviour", "bad"];
+const RELEASE: &[&str] = &["app", "version", "size", "files", "behaviour", "bad", "gpus"];
+const GPUS: &[&str] = &["count", "memory", "exclusive"];
 const PRODUCER: &[&str] = &["on", "stream", "per-minute", "curve", "peaks"];
 const PEAK: &[&str] = &["at", "for", "times"];
 const EXPECT: &[&str] = &["converge-within", "in-gaps", "rollouts", "touched", "up-without-hub-within"];
@@ -37,6 +39,8 @@ const EXPECT: &[&str] = &["converge-within", "in-gaps", "rollouts", "touched", "
 const HUB: &str = "hub";
 /// Most boxes of a run.
 pub const MAX_NODES: u32 = 20_000;
+/// Most GPUs of a box.
+const MAX_GPUS: u32 = 16;
 /// Most brokers: as many as a hub takes.
 const MAX_BROKERS: usize = proto::carrier::address::MAX_BROKERS;
 /// Most records of a run: the books keep every one of them.
@@ -132,6 +136,7 @@ fn sites(file: &Table<'_>, lines: &Lines, scale: Option<u32>) -> Result<Vec<Site
             labels: table.read("labels", labels)?.unwrap_or_default(),
             line: line.map_or_else(lines::default, |(_, profile)| profile),
             settings: table.read("settings", settings)?.unwrap_or_default(),
+            gpus: table.read("gpus", |field, value| whole(field, value, (0, MAX_GPUS)))?.unwrap_or(0),
         });
     }
     Ok(sites)
@@ -268,10 +273,23 @@ fn releases(file: &Table<'_>) -> Result<Vec<Release>, Wrong> {
             files: table.read("files", |field, value| whole(field, value, (1, 1_000)))?.unwrap_or(4),
             bytes: table.read("size", |field, value| bytes(field, value, (1, 1 << 30)))?.unwrap_or(1 << 20),
             args,
+            gpus: table.read("gpus", gpus)?,
             bad: bad.unwrap_or(fails),
         });
     }
     Ok(releases)
+}
+
+/// What a release needs of GPUs, by its own rules.
+fn gpus(_: &'static str, value: Value<'_>) -> Result<Gpus, Wrong> {
+    let table = Table::of("gpus", value, GPUS)?;
+    let count = table.read("count", |field, value| whole(field, value, (1, MAX_GPUS)))?.unwrap_or(1);
+    let memory = table.read("memory", |field, value| bytes(field, value, (1 << 20, 1 << 40)))?;
+    let exclusive = table.read("exclusive", truth)?.unwrap_or(true);
+    if memory.is_none() && !exclusive {
+        return Err(Wrong::new(value.span(), "GPUs that are shared need \"memory\"").hint("write memory = \"8Gi\""));
+    }
+    Ok(Gpus { count, memory: memory.map(Bytes::new), exclusive, driver: None })
 }
 
 /// The workload's arguments, and whether it fails its trial.

@@ -343,3 +343,23 @@ fn nothing_that_is_not_toml_ends_in_a_panic() {
     let deep = "[".repeat(10_000);
     assert!(read(&format!("a = {deep}")).is_err());
 }
+
+#[test]
+fn gpus_of_sites_releases_and_faults_are_read_as_they_are_written() {
+    let text = GOOD.replacen("nodes = 3", "nodes = 3\ngpus = 2", 1);
+    let text = text.replacen(
+        "version = \"1.0.0\"",
+        "version = \"1.0.0\"\ngpus = { count = 2, memory = \"8Gi\", exclusive = false }",
+        1,
+    );
+    let text = text.replacen("cut = \"site hz-01\"", "gpu-lost = \"node hz-01-1\"", 1);
+    let plan = read(&text).unwrap();
+    let gpus = plan.releases[0].gpus.clone().unwrap();
+    assert_eq!((plan.sites[0].gpus, gpus.count, gpus.memory_bytes(), gpus.exclusive), (2, 2, 8 << 30, false));
+    let lost = |entry: &Entry| matches!(&entry.action, Action::Break { fault: Fault::GpuLost { .. }, .. });
+    assert!(plan.timeline.iter().any(lost));
+    let again = read(&write(&plan)).unwrap();
+    assert_eq!((again.sites[0].gpus, again.sites[1].gpus, &again.releases), (2, 0, &plan.releases));
+    let error = read(&text.replacen("memory = \"8Gi\", ", "", 1)).unwrap_err();
+    assert!(error.problem.contains("need \"memory\""), "{error}");
+}

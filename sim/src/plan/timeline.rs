@@ -40,6 +40,8 @@ const ACTIONS: &[&str] = &[
     "reinstall",
     "clock",
     "disk-full",
+    "gpu-lost",
+    "gpu-sick",
     "flip-bit",
     "broker-down",
     "sink-down",
@@ -435,6 +437,8 @@ fn fault(key: &'static str, table: &Table<'_>, value: Value<'_>, plan: &Plan, li
             Fault::Clock { target, offset_ms: offset(table.need("offset", "\"-10y\"")?)? }
         }
         "disk-full" => Fault::DiskFull { target: of(true)? },
+        "gpu-lost" => Fault::GpuLost { target: of(false)? },
+        "gpu-sick" => Fault::GpuSick { target: of(false)? },
         "flip-bit" => {
             let value = table.need("in", "\"outbox\"")?;
             let spot = match text("in", value)? {

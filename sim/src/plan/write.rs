@@ -132,6 +132,9 @@ impl File {
             let labels = site.labels.iter().map(|(key, value)| (key.clone(), Value::String(value.clone()))).collect();
             self.bare("labels", &Value::Table(labels).to_string());
         }
+        if site.gpus > 0 {
+            self.bare("gpus", &site.gpus.to_string());
+        }
         // The section of `agent.toml` is a table itself.
         let settings = site.settings.parse::<toml::Table>().ok();
         if let Some(streams) = settings.and_then(|mut settings| settings.remove("streams")) {
@@ -167,6 +170,11 @@ impl File {
         self.bare("files", &release.files.to_string());
         if let Some(arg) = release.args.first() {
             self.field("behaviour", &arg.replacen('=', " ", 1));
+        }
+        if let Some(gpus) = &release.gpus {
+            let memory = gpus.memory.map(|memory| format!("memory = \"{memory}\", ")).unwrap_or_default();
+            let text = format!("{{ count = {}, {memory}exclusive = {} }}", gpus.count, gpus.exclusive);
+            self.bare("gpus", &text);
         }
         self.bare("bad", &release.bad.to_string());
     }

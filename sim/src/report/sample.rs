@@ -29,6 +29,7 @@ pub(crate) fn plan(boxes: usize, about: &str) -> Plan {
                 labels: BTreeMap::new(),
                 line: Profile::edge(),
                 settings: String::new(),
+                gpus: 0,
             });
         }
         if let Some(site) = sites.last_mut() {

@@ -53,10 +53,10 @@
 //! | where | fields |
 //! |---|---|
 //! | top | `about`, `duration` |
-//! | `[[site]]` | `name`, `nodes`, `line` (4g), `labels`, `settings` (of `agent.toml`, by its rules: `quota`, `disk-share-percent`, `metrics-interval` (here "off"), `stream`) |
+//! | `[[site]]` | `name`, `nodes`, `line` (4g), `labels`, `gpus` of each box (0), `settings` (of `agent.toml`, by its rules: `quota`, `disk-share-percent`, `metrics-interval` (here "off"), `stream`) |
 //! | `[[line]]` | `name`, `like` (4g), `latency`, `jitter`, `loss`, `duplicate`, `reorder`, `reorder-delay`, `rate`, `up`, `down`, `queue`, `mtu` |
 //! | `[[broker]]` | `name`, `line` (fiber) between it and the hub, `packet-limit` (none), and what it does to messages: `drop`, `duplicate`, `reorder`, shares, and `delay`, at most; see below |
-//! | `[[release]]` | `app`, `version`, `size` (1Mi), `files` (4), `behaviour` (`runs`, `crash-after 2s`, `hang`, `refuse`, `refuse-on gpu`: on boxes that have it in their names, `eat-disk 100Mi`), `bad` (whether it must be taken back; otherwise by its behaviour) |
+//! | `[[release]]` | `app`, `version`, `size` (1Mi), `files` (4), `behaviour` (`runs`, `crash-after 2s`, `hang`, `refuse`, `refuse-on gpu`: on boxes that have it in their names, `eat-disk 100Mi`), `bad` (whether it must be taken back; otherwise by its behaviour), `gpus = { count = 1, memory = "8Gi", exclusive = false }` that it needs, as in `release.yaml` |
 //! | `[[producer]]` | `on` (all), `stream` (scans), `per-minute`, `curve` (`flat`, or `daily`: most at night), `peaks = [{ at, for, times }]`, which multiply |
 //! | `[[timeline]]` | when, what; see below |
 //! | `[expect]` | `converge-within` (15m), `in-gaps` (records in counted gaps, exactly), `rollouts = { "app@version" = "Succeeded" }`, `touched = { "app@version" = 1 }` (boxes that ever started it, at most), `up-without-hub-within` (30s) |
@@ -83,6 +83,8 @@
 //! | `reinstall = TARGET` | an empty disk; the box joins again | at once |
 //! | `clock = TARGET` or `"hub"`, `offset = "-10y"` | the wall clock is wrong | `for`, else to the end |
 //! | `disk-full = TARGET` or `"hub"` | the disk takes no more | `for`, else to the end |
+//! | `gpu-lost = TARGET` | the first GPU (24 GiB) falls off the bus; what uses it ends | `for`, else to the end |
+//! | `gpu-sick = TARGET` | the first GPU has lost data; what uses it goes on | `for`, else to the end |
 //! | `flip-bit = TARGET`, `in = "outbox"`, `"state"` or `"artifact"` | a bit flips at rest | at once |
 //! | `sink-down = true` | the hub's sink refuses every commit | `for`, else to the end |
 //! | `restore-hub = "3h"` | the hub comes back from a backup of that age, or up to a quarter older | at once |
@@ -261,6 +263,9 @@ const FILES: &[(&str, &str)] = files![
     "disk_full_while_rolling_out",
     "double_eleven_peak",
     "eleven_of_hundred_centers_offline_for_a_week",
+    "gpu_lost_box_reboots",
+    "gpu_release_does_not_fit",
+    "gpu_two_apps_one_box",
     "half_a_site_dies_in_a_wave",
     "half_a_site_dies_mid_rollout",
     "hub_killed_while_draining",

@@ -103,6 +103,7 @@ fn sites(chance: &mut impl Rng) -> anyhow::Result<Vec<Site>> {
             labels: BTreeMap::from([("ring".to_owned(), ring.to_owned())]),
             line: plan::line(line).context("a line that everybody knows")?,
             settings: settings.to_owned(),
+            gpus: 0,
         });
     }
     Ok(sites)
@@ -124,6 +125,7 @@ fn releases(chance: &mut impl Rng, plan: &mut Plan) -> anyhow::Result<()> {
             files: chance.random_range(1..=6),
             bytes: chance.random_range(4..=most / 1024) * 1024,
             args: if bad { vec![behaviour.to_owned()] } else { vec![] },
+            gpus: None,
             app,
             bad,
         };

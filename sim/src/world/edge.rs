@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     driver::SimDriver,
+    gpu::SimGpus,
     net::{Net, Profile},
     plan,
     trace::Trace,
@@ -47,6 +48,7 @@ pub(super) struct EdgeBox {
     pub site: Name,
     pub host: Host,
     pub driver: SimDriver,
+    pub gpus: SimGpus,
     /// How its line is while nothing is broken.
     pub line: Profile,
     net: Net,
@@ -192,7 +194,7 @@ impl EdgeBox {
         let starts = self.host.starts();
         let env = self.host.env(&self.net);
         let boots = self.live().boots;
-        let facts = Facts::fixed(node_info(self.name.as_ref(), boots));
+        let facts = Facts::fixed(node_info(self.name.as_ref(), boots)).with_gpus(self.gpus.watch());
         let agent = Agent::open(&self.host.disk, env, Arc::new(self.driver.clone()), facts).await?;
         self.live().running = Some(Running { outbox: agent.outbox(), status: agent.status() });
         self.trace.line(self.name.as_ref(), format_args!("agent started, {starts}."));
@@ -251,7 +253,7 @@ impl World {
     /// # Errors
     /// When the hub refuses.
     pub async fn join(&mut self, name: &str, site: &str) -> anyhow::Result<()> {
-        self.add_box(name.parse()?, site.parse()?, BTreeMap::new(), Profile::edge(), "").await
+        self.add_box(name.parse()?, site.parse()?, BTreeMap::new(), Profile::edge(), ("", 0)).await
     }
 
     /// Makes the boxes of a site and joins them. Their agents are started by [`World::start_agent`].
@@ -261,7 +263,7 @@ impl World {
     pub async fn add_site(&mut self, site: &plan::Site) -> anyhow::Result<()> {
         for node in &site.nodes {
             let (labels, line) = (site.labels.clone(), site.line.clone());
-            self.add_box(node.clone(), site.name.clone(), labels, line, &site.settings).await?;
+            self.add_box(node.clone(), site.name.clone(), labels, line, (&site.settings, site.gpus)).await?;
         }
         Ok(())
     }
@@ -272,7 +274,7 @@ impl World {
         site: Name,
         labels: BTreeMap<String, String>,
         line: Profile,
-        settings: &str,
+        (settings, gpus): (&str, u32),
     ) -> anyhow::Result<()> {
         if self.boxes.contains_key(name.as_ref()) || name.as_ref() == self.hub_host.name {
             bail!("there is a host {name} already: give the box another name");
@@ -287,10 +289,11 @@ impl World {
         }
         let wall = Arc::new(host.clock.clone());
         let driver = SimDriver::new(name.as_ref(), wall, Arc::clone(&self.released), self.trace.clone());
-        let driver = driver.on_disk(Arc::clone(&host.device));
+        let gpus = SimGpus::new(name.as_ref(), gpus);
+        let driver = driver.on_disk(Arc::clone(&host.device)).with_gpus(gpus.clone());
         let live = Live { boots: 1, powered: true, settings: agent_toml(settings)?, ..Live::default() };
         let (net, trace, live) = (self.net.clone(), self.trace.clone(), Arc::new(Mutex::new(live)));
-        let edge = EdgeBox { name: name.clone(), site, host, driver, line, net, trace, labels, live };
+        let edge = EdgeBox { name: name.clone(), site, host, driver, gpus, line, net, trace, labels, live };
         edge.join(&hub).await?;
         edge.host.stop(&self.net).await; // the process of `edgecore join` ends
         edge.write_settings()?;

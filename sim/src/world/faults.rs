@@ -14,6 +14,7 @@ use super::{World, edge::EdgeBox};
 use crate::{
     disk::Taker,
     fault::{Fault, Target, Way},
+    gpu::First,
 };
 
 /// The files of the hub's sink begin so.
@@ -146,6 +147,7 @@ impl World {
                 usize::from(self.running_hub().is_some())
             }
             Fault::Reboot { .. } | Fault::PowerCut { .. } => boxes().filter(|edge| edge.is_powered()).count(),
+            Fault::GpuLost { .. } | Fault::GpuSick { .. } => boxes().filter(|edge| edge.gpus.count() > 0).count(),
             Fault::Clock { target: Target::Hub, .. } => 1,
             Fault::Clock { .. } => boxes().count(),
             Fault::BrokerDown { broker } => {
@@ -218,6 +220,7 @@ impl World {
         self.settle_brokers();
         self.settle_clocks();
         self.settle_disks();
+        self.settle_gpus();
         self.settle_hub().await?;
         for edge in self.boxes.values() {
             self.settle_box(edge).await?;
@@ -236,6 +239,15 @@ impl World {
         // Every commit fails; what is there can be read.
         let sink = self.broken.active.iter().any(|active| active.fault == Fault::SinkDown);
         self.hub_host.device.refuse_writes(sink.then_some(SINK_FILES));
+    }
+
+    fn settle_gpus(&self) {
+        for edge in self.boxes.values() {
+            let lost = self.broken.on(edge).any(|fault| matches!(fault, Fault::GpuLost { .. }));
+            let sick = self.broken.on(edge).any(|fault| matches!(fault, Fault::GpuSick { .. }));
+            edge.gpus.set(First { lost, sick });
+            edge.driver.notice_gpus();
+        }
     }
 
     fn settle_lines(&self) {

@@ -14,7 +14,7 @@ use proto::{
     env::WallClock as _,
     name::{Name, ObjectName, ReleaseName, Version},
     object::{Rollout, RolloutPhase, RolloutSpec, rollout::WavePhase},
-    release::Manifest,
+    release::{Gpus, Manifest},
     selector::Selector,
     tuf::SecretKey,
 };
@@ -56,7 +56,7 @@ impl World {
         file_bytes: usize,
         args: &[&str],
     ) -> anyhow::Result<()> {
-        self.stage(app, version, files, file_bytes, args)?;
+        self.stage(app, version, (files, file_bytes), args, None)?;
         self.publish_staged().await
     }
 
@@ -65,7 +65,7 @@ impl World {
     /// # Errors
     /// When the hub refuses.
     pub async fn publish_signed(&self, app: &str, version: &str, targets: &SecretKey) -> anyhow::Result<()> {
-        self.stage_signed(app, version, (2, 10_000), &[], targets)?;
+        self.stage_signed(app, version, (2, 10_000), (&[], None), targets)?;
         self.publish_staged().await
     }
 
@@ -82,8 +82,15 @@ impl World {
     }
 
     /// Builds and signs a release on the engineer's machine.
-    fn stage(&self, app: &str, version: &str, files: usize, file_bytes: usize, args: &[&str]) -> anyhow::Result<()> {
-        self.stage_signed(app, version, (files, file_bytes), args, &self.key("targets"))
+    fn stage(
+        &self,
+        app: &str,
+        version: &str,
+        size: (usize, usize),
+        args: &[&str],
+        gpus: Option<&Gpus>,
+    ) -> anyhow::Result<()> {
+        self.stage_signed(app, version, size, (args, gpus), &self.key("targets"))
     }
 
     fn stage_signed(
@@ -91,7 +98,7 @@ impl World {
         app: &str,
         version: &str,
         (files, file_bytes): (usize, usize),
-        args: &[&str],
+        (args, gpus): (&[&str], Option<&Gpus>),
         targets: &SecretKey,
     ) -> anyhow::Result<()> {
         let folder = self.folder.path().join(format!("{app}-{version}"));
@@ -108,9 +115,11 @@ impl World {
         } else {
             ""
         };
+        let gpus = gpus.map(|gpus| Ok::<_, serde_json::Error>(format!("  gpus: {}\n", serde_json::to_string(gpus)?)));
+        let gpus = gpus.transpose()?.unwrap_or_default();
         let yaml = format!(
             "apiVersion: crossdock.io/v1\napp: {app}\nversion: {version}\nartifacts:\n  - source: files\n\
-             workload:\n  command: /bin/true\n  args: {}\n  soak: 3s\n  deadline: 60s\n{probes}",
+             workload:\n  command: /bin/true\n  args: {}\n  soak: 3s\n  deadline: 60s\n{gpus}{probes}",
             serde_json::to_string(args)?
         );
         std::fs::write(folder.join("release.yaml"), yaml)?;
@@ -171,7 +180,7 @@ impl World {
         let files = usize::try_from(release.files.max(1))?;
         let each = usize::try_from(release.bytes)?.div_ceil(files);
         let args: Vec<&str> = release.args.iter().map(String::as_str).collect();
-        self.stage(key.0.as_ref(), key.1.as_ref(), files, each, &args)?;
+        self.stage(key.0.as_ref(), key.1.as_ref(), (files, each), &args, release.gpus.as_ref())?;
         self.wanted.releases.push(key);
         self.wanted.unpublished = true;
         self.settle_wanted().await;

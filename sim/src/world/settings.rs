@@ -41,6 +41,7 @@ pub(super) fn node_info(name: &str, boots: u32) -> NodeInfo {
         hostname: name.to_owned(),
         addresses: vec![],
         hardware: vec!["x86_64".into()],
+        nvidia: None,
     }
 }
 

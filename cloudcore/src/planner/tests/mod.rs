@@ -77,6 +77,7 @@ fn info() -> NodeInfo {
         hostname: String::new(),
         addresses: vec![],
         hardware: vec![],
+        nvidia: None,
         features: feature::ALL.map(str::to_owned).into(),
         sealing_key: None,
     }

@@ -25,7 +25,7 @@ pub(super) fn step(view: &View<'_>) -> Step {
         // A staged release goes on trial; otherwise the active one comes up.
         return match (update, active) {
             (Update::Ready(ready), _) => Step::Switch(on_trial(view, ready)),
-            (_, Some(active)) if view.damaged != Some(active.release.digest) => come_up(view, active),
+            (_, Some(active)) if may_come_up(view, active) => come_up(view, active),
             (Update::First(step), _) => step,
             _ if view.leftover => Step::Stop,
             _ => Step::Wait(None),
@@ -36,6 +36,7 @@ pub(super) fn step(view: &View<'_>) -> Step {
     }
     match update {
         Update::Ready(_) => Step::Stop,
+        _ if view.moves => Step::Stop,
         // While the update waits, a restart goes on.
         Update::First(Step::Wait(until)) => match restart(view, running) {
             Step::Wait(other) => Step::Wait(earlier(until, other)),
@@ -72,6 +73,9 @@ fn update<'a>(view: &View<'a>) -> Update<'a> {
     if let Some(red_at) = view.running.as_ref().and_then(RunningView::red_at).filter(|at| view.now < *at) {
         return Update::First(Step::Wait(Some(red_at))); // nobody knows yet how healthy it is
     }
+    if view.refused.contains_key(&ready.release.digest) {
+        return Update::First(Step::Wait(None)); // what runs goes on until there are GPUs for it
+    }
     may_apply(view, ask, ready).map_or(Update::Ready(ready), Update::First)
 }
 
@@ -96,6 +100,12 @@ fn may_apply(view: &View<'_>, ask: &Ask, ready: &Installed) -> Option<Step> {
             }
         }
     }
+}
+
+/// Whether the active release is whole, and there are GPUs for it. What runs without a supervisor is taken over.
+fn may_come_up(view: &View<'_>, active: &Installed) -> bool {
+    let digest = active.release.digest;
+    view.damaged != Some(digest) && (view.leftover || !view.refused.contains_key(&digest))
 }
 
 /// The active release starts, once it is on record that a restart that is due stopped it.

@@ -27,6 +27,10 @@ pub(super) fn step(view: &View<'_>, trial: &Trial) -> Step {
     if view.damaged == Some(digest) {
         return Step::Undo;
     }
+    // Nor one whose GPUs went away between the last look and its start: what it goes back to has its own.
+    if view.running.is_none() && !view.leftover && view.refused.contains_key(&digest) {
+        return Step::Undo;
+    }
     if !view.begun {
         let attempts = view.slot.attempts(digest);
         if attempts >= MAX_ATTEMPTS {

@@ -1,6 +1,6 @@
 //! All that the planner looks at: what is on disk, wanted and running, and how the hooks stand.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use proto::{
@@ -9,7 +9,10 @@ use proto::{
 };
 use tokio::time::Instant;
 
-use crate::apps::slot::{Failure, Installed, Slot};
+use crate::{
+    apps::slot::{Failure, Installed, Slot},
+    gpu::allot::Refusal,
+};
 
 /// Longest time that updates may be put off, whatever the assignment says.
 const MAX_DEFERRAL_S: u64 = 365 * 86_400;
@@ -180,6 +183,10 @@ pub struct View<'a> {
     pub verdict: Option<&'a Failure>,
     /// Digest of a release whose tree was found damaged and must be fetched again before it runs.
     pub damaged: Option<Digest>,
+    /// Why releases that do not run cannot have their GPUs now, by digest.
+    pub refused: &'a BTreeMap<Digest, Refusal>,
+    /// What runs is not healthy, a GPU of its is not well, and it would get others were it started again.
+    pub moves: bool,
     /// Where the way to the app's files leads, see [`current`](super::current).
     pub linked: Option<Digest>,
     /// This boot.

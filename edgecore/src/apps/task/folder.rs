@@ -24,6 +24,10 @@ impl App {
         if !std::mem::take(&mut self.litter) {
             return Ok(());
         }
+        if let Err(error) = self.give_gpus_back().await {
+            self.litter = true;
+            return Err(error);
+        }
         let mut keep: BTreeSet<Digest> = self.slot.kept().collect();
         keep.extend(wanted.release().map(|r| r.digest).filter(|digest| self.slot.failure(*digest).is_none()));
         let (releases, kept) = (self.folder.join("releases"), keep.clone());

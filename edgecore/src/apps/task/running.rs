@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::{
     App, Context, StepError,
+    gpus::name_gpus,
     hooks::{Hooking, lowered},
 };
 use crate::{
@@ -121,9 +122,17 @@ impl Context {
         {
             workload.env.insert(secrets::VARIABLE.into(), folder.display().to_string());
         }
+        let gpus = match &workload.gpus {
+            Some(_) => {
+                let gpus = self.gpus.held(app, release.digest).unwrap_or_default();
+                name_gpus(&mut workload, &gpus);
+                gpus
+            }
+            None => vec![],
+        };
         let folder = tree::release_folder(&at.join("releases"), release.digest);
         let (tree, data) = (tree::tree_folder(&folder), at.join("data"));
-        InstanceSpec { app: app.clone(), release: release.clone(), tree, data, workload }
+        InstanceSpec { app: app.clone(), release: release.clone(), tree, data, workload, gpus }
     }
 }
 
@@ -172,6 +181,9 @@ impl App {
         };
         let Manifest { workload, hooks, .. } = manifest;
         let release = installed.release.clone();
+        if !self.take_gpus(&release, workload.as_ref()).await? {
+            return Ok(());
+        }
         let spec = self.shared.spec(&self.name, &self.folder, &release, workload.clone());
         let damaged = lowered();
         let guard = self.guard(damaged.clone());

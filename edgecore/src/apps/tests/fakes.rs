@@ -107,6 +107,13 @@ impl FakeDriver {
     }
 }
 
+impl FakeDriver {
+    /// What runs.
+    pub(super) fn spec(&self) -> Option<InstanceSpec> {
+        self.process.lock().unwrap().as_ref().filter(|p| p.exit.is_none()).map(|p| p.spec.clone())
+    }
+}
+
 impl Driver for FakeDriver {
     fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), DriverError>> {
         Box::pin(async move {

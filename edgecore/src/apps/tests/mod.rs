@@ -13,6 +13,7 @@
 //! | [`hooks`] | hooks of a release: asked, put off, failed |
 //! | [`blame`] | what was unhealthy before the update does not blame it |
 //! | [`files`] | releases of which nothing runs, and the way to their files |
+//! | [`gpus`] | releases that need GPUs |
 //! | [`cuts`] | crashes and reboots between any two steps; the property over everything |
 //! | [`disk`] | damage, a lost slot, a full disk, litter |
 
@@ -21,6 +22,7 @@ mod cuts;
 mod disk;
 mod fakes;
 mod files;
+mod gpus;
 mod hooks;
 mod orders;
 mod updates;

@@ -39,6 +39,7 @@ use crate::{
         tests::{MemorySource, env, publish},
         tree,
     },
+    gpu::{GpuWatch, ledger::Ledger},
     secrets::Secrets,
 };
 
@@ -56,6 +57,7 @@ pub(super) struct World {
     pub(super) wanted: watch::Sender<Wanted>,
     pub(super) online: watch::Sender<bool>,
     pub(super) board: watch::Sender<Report>,
+    pub(super) gpus: GpuWatch,
     boot: u32,
     pub(super) app: Option<App>,
     floor: u64,
@@ -92,6 +94,7 @@ impl World {
             wanted: watch::channel(Wanted::Keep).0,
             online: watch::channel(true).0,
             board: watch::channel(Report::default()).0,
+            gpus: GpuWatch::none(),
             boot: 0,
             app: None,
             floor: 0,
@@ -171,6 +174,7 @@ impl World {
             checks: Arc::new(Semaphore::new(1)),
             secrets: self.secrets.clone(),
             endpoints: watch::channel(Endpoints::default()).1,
+            gpus: Arc::new(Ledger::open(Record::at(self.folder.path().join("gpus")), env(), &self.gpus).unwrap()),
         })
     }
 

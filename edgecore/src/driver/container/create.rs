@@ -37,6 +37,9 @@ pub const DOORS: &str = "/crossdock/doors";
 /// Where the release's secrets are in every container.
 pub const SECRETS: &str = "/crossdock/secrets";
 
+/// Kind of NVIDIA's devices in the Container Device Interface (CDI).
+pub const CDI_KIND: &str = "nvidia.com/gpu";
+
 /// Log files that the engine keeps of a container.
 const LOG_FILES: u64 = 4;
 /// Bytes of all log files together when the release says nothing: as of a process.
@@ -59,6 +62,8 @@ pub struct Surroundings {
     pub uses: Vec<PathBuf>,
     /// The agent's socket for records, in a folder of its own.
     pub socket: Option<PathBuf>,
+    /// Whether GPUs are asked for by the Container Device Interface.
+    pub cdi: bool,
 }
 
 /// The container of an instance.
@@ -131,7 +136,7 @@ fn host_config(spec: &InstanceSpec, container: &Container, around: &Surroundings
         port_bindings: ports(container),
         mounts: Some(mounts(spec, container, around)),
         devices: Some(container.devices.iter().map(|device| mapping(device)).collect()),
-        device_requests: gpus(spec),
+        device_requests: gpus(spec, around),
         cap_drop: Some(vec!["ALL".into()]),
         cap_add: Some(container.capabilities.iter().cloned().collect()),
         security_opt: Some(vec!["no-new-privileges".into()]),
@@ -169,8 +174,25 @@ fn mapping(device: &str) -> DeviceMapping {
     }
 }
 
-fn gpus(_spec: &InstanceSpec) -> Option<Vec<DeviceRequest>> {
-    None
+/// The GPUs that are the app's, by CDI where the box has it for them, or by a request that NVIDIA's hook answers.
+fn gpus(spec: &InstanceSpec, around: &Surroundings) -> Option<Vec<DeviceRequest>> {
+    if spec.gpus.is_empty() {
+        return None;
+    }
+    let request = match around.cdi {
+        true => DeviceRequest {
+            driver: Some("cdi".into()),
+            device_ids: Some(spec.gpus.iter().map(|gpu| format!("{CDI_KIND}={gpu}")).collect()),
+            ..DeviceRequest::default()
+        },
+        false => DeviceRequest {
+            driver: Some("nvidia".into()),
+            device_ids: Some(spec.gpus.clone()),
+            capabilities: Some(vec![vec!["gpu".into()]]),
+            ..DeviceRequest::default()
+        },
+    };
+    Some(vec![request])
 }
 
 fn mounts(spec: &InstanceSpec, container: &Container, around: &Surroundings) -> Vec<Mount> {
@@ -198,5 +220,116 @@ fn bind(from: &Path, to: &str, read_only: bool) -> Mount {
         read_only: Some(read_only),
         bind_options: Some(MountBindOptions::default()),
         ..Mount::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::{digest::Digest, object::ReleaseRef, release::Workload};
+
+    use super::*;
+
+    fn spec(workload: &str) -> InstanceSpec {
+        InstanceSpec {
+            app: "vision".parse().unwrap(),
+            release: ReleaseRef { version: "1.2.0".parse().unwrap(), digest: Digest::of(b"x") },
+            tree: "/state/apps/vision/releases/x/tree".into(),
+            data: "/state/apps/vision/data".into(),
+            workload: serde_json::from_str::<Workload>(workload).unwrap(),
+            gpus: vec![],
+        }
+    }
+
+    fn around() -> Surroundings {
+        Surroundings {
+            image: "crossdock.local/vision:1".into(),
+            agent: "a".into(),
+            boot_id: "b".into(),
+            uses: vec!["/state/apps/model/releases/y/tree".into()],
+            socket: Some("/state/doors/streams.sock".into()),
+            cdi: false,
+        }
+    }
+
+    fn made(spec: &InstanceSpec, around: &Surroundings) -> ContainerCreateBody {
+        body(spec, spec.workload.container.as_ref().unwrap(), around)
+    }
+
+    fn mounted(body: &ContainerCreateBody) -> Vec<(String, String, bool)> {
+        let mounts = body.host_config.as_ref().unwrap().mounts.clone().unwrap();
+        let one = |m: Mount| (m.source.unwrap(), m.target.unwrap(), m.read_only.unwrap());
+        mounts.into_iter().map(one).collect()
+    }
+
+    #[test]
+    fn by_default_a_container_may_do_little() {
+        let body = made(&spec(r#"{"container": {}}"#), &around());
+        assert_eq!((body.entrypoint.as_ref(), body.cmd.as_ref()), (None, None), "as the image has it");
+        let host = body.host_config.as_ref().unwrap();
+        assert_eq!(host.cap_drop.as_deref(), Some(&["ALL".to_owned()][..]));
+        assert_eq!(host.security_opt.as_deref(), Some(&["no-new-privileges".to_owned()][..]));
+        assert_eq!((host.readonly_rootfs, host.network_mode.as_deref()), (Some(true), Some("bridge")));
+        assert!(host.privileged.is_none() && host.restart_policy.is_none() && host.device_requests.is_none());
+        assert!(host.port_bindings.is_none() && host.pid_mode.is_none() && host.ipc_mode.is_none());
+        let env = body.env.clone().unwrap();
+        assert!(env.contains(&"CROSSDOCK_STREAMS_SOCKET=/crossdock/doors/streams.sock".to_owned()), "{env:?}");
+        assert!(env.iter().all(|variable| !variable.contains("/state")), "paths of the box mean nothing: {env:?}");
+        let targets = ["/crossdock/data", "/crossdock/tree", "/crossdock/doors"];
+        assert_eq!(mounted(&body).iter().map(|(_, to, _)| to.as_str()).collect::<Vec<_>>(), targets);
+    }
+
+    #[test]
+    fn what_a_release_asks_for_it_gets() {
+        let mut spec = spec(
+            r#"{
+                "command": "/bin/run", "args": ["--fast"], "user": "1000:1000",
+                "env": {"A": "1", "CROSSDOCK_APPS": "/state/apps", "CROSSDOCK_SECRETS": "/run/s/vision"},
+                "limits": {"memory": "1Gi", "cpuMillis": 1500, "pids": 9, "logs": "4Mi"},
+                "container": {
+                    "capabilities": ["NET_ADMIN"], "writableRoot": true, "devices": ["/dev/video0"], "shm": "1Gi",
+                    "volumes": [{"name": "cache", "mountPath": "/cache"}, {"hostPath": "/mnt", "mountPath": "/m", "readOnly": true}],
+                    "uses": [{"app": "model", "mountPath": "/model"}],
+                    "publish": [{"port": 80, "hostPort": 8080}, {"port": 80, "hostPort": 81, "hostAddress": "0.0.0.0"}]
+                }
+            }"#,
+        );
+        spec.gpus = vec!["GPU-1".into()];
+        let body = made(&spec, &around());
+        assert_eq!(body.entrypoint.clone().unwrap(), ["/bin/run"]);
+        assert_eq!(
+            (body.cmd.clone().unwrap(), body.user.clone().unwrap()),
+            (vec!["--fast".to_owned()], "1000:1000".into())
+        );
+        let env = body.env.clone().unwrap();
+        assert!(env.contains(&"A=1".to_owned()) && env.contains(&format!("CROSSDOCK_SECRETS={SECRETS}")), "{env:?}");
+        let expected = [
+            ("/state/apps/vision/data", DATA, false),
+            ("/state/apps/vision/releases/x/tree", TREE, true),
+            ("/state/apps/vision/data/cache", "/cache", false),
+            ("/mnt", "/m", true),
+            ("/state/apps/model/releases/y/tree", "/model", true),
+            ("/run/s/vision", SECRETS, true),
+            ("/state/doors", DOORS, true),
+        ];
+        assert_eq!(mounted(&body), expected.map(|(from, to, only)| (from.to_owned(), to.to_owned(), only)));
+        let host = body.host_config.as_ref().unwrap();
+        assert_eq!(
+            (host.memory, host.memory_swap, host.nano_cpus),
+            (Some(1 << 30), Some(1 << 30), Some(1_500_000_000))
+        );
+        assert_eq!((host.pids_limit, host.shm_size, host.tmpfs.is_none()), (Some(9), Some(1 << 30), true));
+        let log = host.log_config.clone().unwrap().config.unwrap();
+        assert_eq!((log["max-size"].as_str(), log["max-file"].as_str()), ("1048576", "4"));
+        let bound = host.port_bindings.clone().unwrap()["80/tcp"].clone().unwrap();
+        let at = |b: &PortBinding| format!("{}:{}", b.host_ip.clone().unwrap(), b.host_port.clone().unwrap());
+        assert_eq!(bound.iter().map(at).collect::<Vec<_>>(), ["127.0.0.1:8080", "0.0.0.0:81"]);
+        let asked = |around| made(&spec, &around).host_config.unwrap().device_requests.unwrap().remove(0);
+        let request = asked(around());
+        assert_eq!((request.driver.unwrap(), request.device_ids.unwrap()), ("nvidia".into(), vec!["GPU-1".to_owned()]));
+        let request = asked(Surroundings { cdi: true, ..around() });
+        assert_eq!(
+            (request.driver.unwrap(), request.device_ids.unwrap()),
+            ("cdi".into(), vec!["nvidia.com/gpu=GPU-1".to_owned()])
+        );
     }
 }

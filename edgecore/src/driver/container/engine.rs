@@ -7,6 +7,8 @@ use std::{
 
 use bollard::{API_DEFAULT_VERSION, Docker, errors::Error};
 
+use super::create::CDI_KIND;
+
 /// Sockets of engines, in the order in which they are tried.
 pub const SOCKETS: [&str; 3] = ["/run/docker.sock", "/var/run/docker.sock", "/run/podman/podman.sock"];
 /// Until the engine must have begun to answer, in seconds. Loading and waiting take as long as they take.
@@ -69,6 +71,14 @@ pub fn why(error: &Error) -> String {
         Error::RequestTimeoutError => "the engine does not answer; systemctl restart docker".into(),
         other => super::super::process::chain(other),
     }
+}
+
+/// Whether the engine hands out GPUs by CDI: it says where it looks for specifications, and there is one of NVIDIA's.
+pub async fn has_cdi(docker: &Docker) -> bool {
+    let Ok(info) = docker.info().await else { return false };
+    let folders = info.cdi_spec_dirs.unwrap_or_default();
+    let files = folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten();
+    files.into_iter().any(|file| std::fs::read_to_string(file.path()).is_ok_and(|text| text.contains(CDI_KIND)))
 }
 
 /// Whether the engine says that there is no such thing.

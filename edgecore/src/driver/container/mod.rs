@@ -132,6 +132,7 @@ impl ContainerDriver {
             agent: self.agent.clone(),
             boot_id: procs::boot_id(),
             uses,
+            cdi: !spec.gpus.is_empty() && engine::has_cdi(&docker).await,
             socket: spec.workload.env.get(STREAMS_SOCKET).map(PathBuf::from).filter(|socket| is_alone(socket)),
         };
         let random = self.names.lock().unwrap_or_else(PoisonError::into_inner).next_u64();

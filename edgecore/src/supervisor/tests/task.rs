@@ -112,6 +112,7 @@ fn spec(json: &str) -> InstanceSpec {
         tree: "/tree".into(),
         data: "/data".into(),
         workload: workload(json),
+        gpus: vec![],
     }
 }
 

@@ -1,0 +1,108 @@
+//! The GPUs of an app's releases: asked for before anything is stopped, taken when one starts, given back at rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proto::{digest::Digest, object::ReleaseRef, release::Workload};
+use tokio::time::Instant;
+
+use super::{App, StepError};
+use crate::gpu::{
+    News,
+    allot::{Refusal, Request},
+    ledger::{Ledger, TakeError, request},
+};
+
+/// What keeps releases of an app from running.
+#[derive(Debug)]
+pub(super) struct Needs {
+    /// Of a release that was to start and did not get its GPUs.
+    starting: Option<Request>,
+    /// Why each release cannot have its GPUs now, which is not running.
+    pub(super) refused: BTreeMap<Digest, Refusal>,
+    /// What runs is not healthy, a GPU of its is not well, and there are others for it.
+    pub(super) moves: bool,
+    news: News,
+}
+
+impl Needs {
+    pub(super) fn new(ledger: &Ledger) -> Needs {
+        Needs { starting: None, refused: BTreeMap::new(), moves: false, news: ledger.news() }
+    }
+
+    /// Something may be different for it now. Cancel safe.
+    pub(super) async fn changed(&mut self, is_held: bool) {
+        match is_held || !self.refused.is_empty() {
+            true => self.news.changed().await,
+            false => std::future::pending().await,
+        }
+    }
+}
+
+impl App {
+    /// Asks whether what is to start would get its GPUs.
+    pub(super) fn look_at_gpus(&mut self) {
+        let kept: BTreeSet<Digest> = self.with_gpus().collect();
+        self.gpus.starting.take_if(|request| !kept.contains(&request.release));
+        let staged = self.staged.as_ref().and_then(|staged| {
+            request(&self.name, staged.installed.release.digest, staged.workload.as_ref()?.gpus.as_ref())
+        });
+        let runs = self.run.as_ref().map(|run| run.release.digest);
+        let asked = staged.iter().chain(&self.gpus.starting).filter(|request| Some(request.release) != runs);
+        let ledger = &self.shared.gpus;
+        let refused = asked.filter_map(|request| Some((request.release, ledger.check(request).err()?)));
+        self.gpus.refused = refused.collect();
+        self.gpus.moves = self.run.as_ref().is_some_and(|run| {
+            let needs = run.spec.workload.gpus.as_ref();
+            let asked = request(&self.name, run.release.digest, needs).filter(|_| run.view().is_red(Instant::now()));
+            asked.is_some_and(|asked| ledger.would_move(&asked))
+        });
+    }
+
+    /// Gives a release that starts its GPUs; whether it may start. What runs already keeps what it has.
+    pub(super) async fn take_gpus(
+        &mut self,
+        release: &ReleaseRef,
+        workload: Option<&Workload>,
+    ) -> Result<bool, StepError> {
+        let Some(asked) = request(&self.name, release.digest, workload.and_then(|w| w.gpus.as_ref())) else {
+            return Ok(true);
+        };
+        if self.leftover && self.shared.gpus.held(&self.name, release.digest).is_some() {
+            return Ok(true);
+        }
+        match self.shared.gpus.take(&asked).await {
+            Ok(_) => Ok(true),
+            Err(TakeError::Refused(_)) if self.leftover => Ok(true), // it runs, and sees none when it starts again
+            Err(TakeError::Refused(refusal)) => {
+                tracing::warn!(app = %self.name, reason = refusal.reason, "not started: {refusal}");
+                self.gpus.starting = Some(asked);
+                Ok(false)
+            }
+            Err(TakeError::Durable(error)) => Err(error.into()),
+        }
+    }
+
+    /// Gives back what no release needs that may still run.
+    pub(super) async fn give_gpus_back(&self) -> Result<(), StepError> {
+        Ok(self.shared.gpus.keep_only(&self.name, &self.with_gpus().collect()).await?)
+    }
+
+    /// Releases that run or may come back.
+    fn with_gpus(&self) -> impl Iterator<Item = Digest> + '_ {
+        let installed = [self.slot.active.as_ref(), self.slot.trial.as_ref().map(|trial| &trial.installed)];
+        let runs = self.run.as_ref().map(|run| run.release.digest);
+        installed.into_iter().flatten().map(|installed| installed.release.digest).chain(runs)
+    }
+
+    /// Whether what runs was given GPUs.
+    pub(super) fn holds_gpus(&self) -> bool {
+        self.run.as_ref().is_some_and(|run| run.spec.workload.gpus.is_some())
+    }
+}
+
+/// Tells a workload which GPUs are its own, in the variables that CUDA and NVIDIA's container toolkit read.
+pub(super) fn name_gpus(workload: &mut Workload, uuids: &[String]) {
+    let all = uuids.join(",");
+    let none = if all.is_empty() { "void".to_owned() } else { all.clone() };
+    workload.env.extend([("CUDA_VISIBLE_DEVICES".into(), all), ("NVIDIA_VISIBLE_DEVICES".into(), none)]);
+}
