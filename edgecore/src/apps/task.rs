@@ -28,7 +28,7 @@ use proto::{
 };
 use rand_chacha::ChaCha12Rng;
 use tokio::{
-    sync::Semaphore,
+    sync::{Semaphore, oneshot},
     time::{Instant, sleep_until},
 };
 
@@ -139,6 +139,8 @@ pub struct App {
     linked: Option<Digest>,
     /// Releases may lie about that nobody needs.
     litter: bool,
+    /// Somebody waits until it said how it is.
+    first: Option<oneshot::Sender<()>>,
 }
 
 impl App {
@@ -190,11 +192,13 @@ impl App {
             trouble: None,
             linked,
             litter: true,
+            first: None,
         })
     }
 
-    /// Works towards what is wanted until the app is removed.
-    pub async fn work(mut self) {
+    /// Works towards what is wanted until the app is removed. `first` is let go once it said how it is.
+    pub async fn work(mut self, first: Option<oneshot::Sender<()>>) {
+        self.first = first;
         loop {
             let until = match self.turn().await {
                 Ok(Turn::Again) => continue,
@@ -376,7 +380,7 @@ impl App {
     }
 
     /// Says how the app is.
-    fn publish(&self) {
+    fn publish(&mut self) {
         let wanted = self.wanted.borrow().clone();
         let fetch = match &self.fetching {
             Fetching::Idle => FetchView::Idle,
@@ -399,5 +403,6 @@ impl App {
                 None => board.workloads.remove(&self.name).is_some(),
             }
         });
+        self.first = None;
     }
 }
