@@ -224,9 +224,15 @@ impl Agent {
     /// When a part of it broke down.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
         let mut tasks = JoinSet::new();
+        let mut told = self.apps.told();
         tasks.spawn(self.apps.run());
         let link = self.link.clone();
-        tasks.spawn(async move { link.run().await });
+        tasks.spawn(async move {
+            // A hub that was set up anew takes what the first report does not name for not there.
+            if told.wait_for(|told| *told).await.is_ok() {
+                link.run().await;
+            }
+        });
         tasks.spawn(refresh::run(self.trust.clone(), self.source, self.link.online()));
         tasks.spawn(uplink::run(self.outbox.clone(), self.link.live()));
         if let Some(carriers) = self.shared.carriers.clone() {

@@ -33,6 +33,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use proto::{
     durable::Record,
     link::message::{Assignment, OrderedApp},
@@ -40,7 +41,7 @@ use proto::{
     object::{UpdatePhase, WorkloadStatus},
     watch,
 };
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{sync::oneshot, task::JoinSet, time::timeout};
 
 use self::{
     plan::{Ask, Wanted},
@@ -50,6 +51,8 @@ use self::{
 
 /// How often an app that could not be opened is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// How long all apps may take at the start to say how they are.
+const FIRST_WORD: Duration = Duration::from_secs(10);
 
 /// All apps of a node.
 #[derive(Debug)]
@@ -59,13 +62,32 @@ pub struct Apps {
     assignment: watch::Receiver<Option<Assignment>>,
     wanted: BTreeMap<Name, watch::Sender<Wanted>>,
     tasks: JoinSet<Name>,
+    /// Whether what was found at the start is on the board.
+    told: watch::Sender<bool>,
+    /// Apps that have not said how they are yet.
+    silent: Vec<oneshot::Receiver<()>>,
 }
 
 impl Apps {
     /// The apps below `folder`, as `assignment` wants them.
     #[must_use]
     pub fn new(shared: Arc<Context>, folder: PathBuf, assignment: watch::Receiver<Option<Assignment>>) -> Apps {
-        Apps { shared, folder, assignment, wanted: BTreeMap::new(), tasks: JoinSet::new() }
+        Apps {
+            shared,
+            folder,
+            assignment,
+            wanted: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            told: watch::channel(false).0,
+            silent: vec![],
+        }
+    }
+
+    /// Turns true once all that was found on the box is on the board: until then a hub could think that nothing is
+    /// there.
+    #[must_use]
+    pub fn told(&self) -> watch::Receiver<bool> {
+        self.told.subscribe()
     }
 
     /// Works until it is dropped; workloads are left running then.
@@ -74,6 +96,12 @@ impl Apps {
         for app in found {
             self.direct(&app);
         }
+        self.reconcile();
+        let silent = std::mem::take(&mut self.silent);
+        if timeout(FIRST_WORD, join_all(silent)).await.is_err() {
+            tracing::warn!("an app takes long to say how it is; the hub is told without it");
+        }
+        self.told.send_replace(true);
         loop {
             self.reconcile();
             // Both arms are cancel safe: a watch, and a set that hands out a task or nothing.
@@ -133,18 +161,30 @@ impl Apps {
             None => {
                 let (sender, receiver) = watch::channel(wanted);
                 self.wanted.insert(app.clone(), sender);
-                self.tasks.spawn(work(self.shared.clone(), app.clone(), self.folder.join(app.as_str()), receiver));
+                let (first, silent) = oneshot::channel();
+                if !*self.told.borrow() {
+                    self.silent.push(silent);
+                }
+                let folder = self.folder.join(app.as_str());
+                self.tasks.spawn(work(self.shared.clone(), app.clone(), folder, receiver, first));
             }
         }
     }
 }
 
 /// One app from opening to removal.
-async fn work(shared: Arc<Context>, name: Name, folder: PathBuf, mut wanted: watch::Receiver<Wanted>) -> Name {
+async fn work(
+    shared: Arc<Context>,
+    name: Name,
+    folder: PathBuf,
+    mut wanted: watch::Receiver<Wanted>,
+    first: oneshot::Sender<()>,
+) -> Name {
+    let mut first = Some(first);
     loop {
         match App::open(shared.clone(), name.clone(), folder.clone(), wanted.clone()).await {
             Ok(app) => {
-                app.work().await;
+                app.work(first).await;
                 return name;
             }
             // Whatever runs goes on untouched; nothing is installed without knowing the floor.
@@ -164,6 +204,7 @@ async fn work(shared: Arc<Context>, name: Name, folder: PathBuf, mut wanted: wat
                     report.workloads.insert(name.clone(), status);
                     true
                 });
+                first = None; // it was said
                 if let Ok(Err(_)) = timeout(LOOK_AGAIN, wanted.changed()).await {
                     return std::future::pending().await; // the agent is going away
                 }

@@ -29,7 +29,7 @@ use proto::{
 };
 use rand_chacha::ChaCha12Rng;
 use tokio::{
-    sync::Semaphore,
+    sync::{Semaphore, oneshot},
     time::{Instant, sleep_until},
 };
 
@@ -145,6 +145,8 @@ pub struct App {
     linked: Option<Digest>,
     /// Releases may lie about that nobody needs.
     litter: bool,
+    /// Somebody waits until it said how it is.
+    first: Option<oneshot::Sender<()>>,
 }
 
 impl App {
@@ -197,11 +199,13 @@ impl App {
             trouble: None,
             linked,
             litter: true,
+            first: None,
         })
     }
 
-    /// Works towards what is wanted until the app is removed.
-    pub async fn work(mut self) {
+    /// Works towards what is wanted until the app is removed. `first` is let go once it said how it is.
+    pub async fn work(mut self, first: Option<oneshot::Sender<()>>) {
+        self.first = first;
         loop {
             let until = match self.turn().await {
                 Ok(Turn::Again) => continue,
@@ -387,7 +391,7 @@ impl App {
     }
 
     /// Says how the app is.
-    fn publish(&self) {
+    fn publish(&mut self) {
         let wanted = self.wanted.borrow().clone();
         let fetch = match &self.fetching {
             Fetching::Idle => FetchView::Idle,
@@ -410,5 +414,6 @@ impl App {
                 None => board.workloads.remove(&self.name).is_some(),
             }
         });
+        self.first = None;
     }
 }
