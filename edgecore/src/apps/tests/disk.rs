@@ -89,7 +89,9 @@ async fn a_lost_slot_leaves_what_runs_and_says_so() {
     for name in ["slot", "slot.bak"] {
         fs::write(world.folder.path().join(name), "x").unwrap();
     }
-    let app = work(world.context(), APP.parse().unwrap(), world.folder.path().to_owned(), world.wanted.subscribe());
+    let (first, _) = tokio::sync::oneshot::channel();
+    let folder = world.folder.path().to_owned();
+    let app = work(world.context(), APP.parse().unwrap(), folder, world.wanted.subscribe(), first);
     timeout(Duration::from_secs(60), app).await.unwrap_err();
     assert_eq!(world.driver.running(), Some(world.digest("2")));
     assert_eq!(world.board.borrow().workloads[APP].reason, "StateLost");
