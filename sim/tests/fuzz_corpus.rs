@@ -12,6 +12,7 @@ use std::{
 };
 
 use proto::env::Seed;
+use sim::containers::image;
 use targets::TARGETS;
 use tokio::time::Instant;
 
@@ -70,6 +71,18 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         }
         "manifest" => files(&golden.join("tuf/targets"), &mut seeds),
         "release_yaml" => seeds.push(fs::read(root().join("cloudcore/src/cli/sample_release.yaml")).unwrap()),
+        "sealed_secret" => {
+            let key = proto::secret::SealingKey::from_bytes(&[7; 32]).unwrap().public().to_string();
+            let to = [proto::secret::SealedTo { node: Some("box-1".into()), key }];
+            seeds.push(proto::secret::seal(b"of the shop", &"shop".parse().unwrap(), "db", &to).unwrap());
+        }
+        "image_archive" => {
+            let folder = tempfile::tempdir().unwrap();
+            let layers = [image::layer(&[image::LayerFile::new("app/run", "echo", true)]).unwrap()];
+            let path = folder.path().join("image.tar");
+            image::save(&path, &layers, &image::config(&layers, &["/app/run"])).unwrap();
+            seeds.push(fs::read(path).unwrap());
+        }
         "key_files" => seeds.push(fs::read(golden.join("tuf/key-1.pem")).unwrap()),
         _ => {}
     }

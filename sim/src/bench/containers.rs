@@ -32,7 +32,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{Figures, process, warn_if_debug};
 use crate::containers::{
-    engine::Engine,
+    engine::{Engine, Kind},
     image::{self, LayerFile},
 };
 
@@ -63,7 +63,7 @@ pub struct ContainersArgs {
 pub async fn run(args: &ContainersArgs) -> anyhow::Result<()> {
     warn_if_debug();
     let folder = tempfile::Builder::new().prefix("crossdock-containers-").tempdir()?;
-    let engine = Engine::start(folder.path().join("docker")).await?;
+    let engine = Engine::start(Kind::Docker, folder.path().join("docker")).await?;
     let mut figures = Figures::default();
     overhead(&engine, folder.path(), args, &mut figures).await?;
     fleet(&engine, args, &mut figures).await?;

@@ -1,4 +1,4 @@
-//! Docker's engine as a child: its socket, images and containers in a folder of its own, beside any other.
+//! An engine as a child, Docker's or Podman: its socket, images and containers in a folder of its own, beside any other.
 
 use std::{fs::File, path::PathBuf, process::Stdio, time::Duration};
 
@@ -12,9 +12,19 @@ use tokio::{
 const PATIENCE: Duration = Duration::from_secs(120);
 const PERIOD: Duration = Duration::from_millis(50);
 
-/// The engine of Docker. Dropped, it is killed; its containers with it.
+/// Whose engine it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Docker Engine: its containers end with it.
+    Docker,
+    /// Podman: its containers go on.
+    Podman,
+}
+
+/// An engine. Dropped, it is killed, and its containers with it.
 #[derive(Debug)]
 pub struct Engine {
+    kind: Kind,
     folder: PathBuf,
     child: Option<Child>,
 }
@@ -24,9 +34,9 @@ impl Engine {
     ///
     /// # Errors
     /// When it is not installed, does not start, or nobody is root.
-    pub async fn start(folder: PathBuf) -> anyhow::Result<Engine> {
+    pub async fn start(kind: Kind, folder: PathBuf) -> anyhow::Result<Engine> {
         std::fs::create_dir_all(&folder)?;
-        let mut engine = Engine { folder, child: None };
+        let mut engine = Engine { kind, folder, child: None };
         engine.begin().await?;
         Ok(engine)
     }
@@ -38,21 +48,39 @@ impl Engine {
     }
 
     async fn begin(&mut self) -> anyhow::Result<()> {
-        let log = File::options().create(true).append(true).open(self.folder.join("dockerd.log"))?;
+        let log = File::options().create(true).append(true).open(self.folder.join("engine.log"))?;
         let at = |name: &str| self.folder.join(name);
-        let mut command = Command::new("dockerd");
-        command.arg("--data-root").arg(at("data")).arg("--exec-root").arg(at("exec")).arg("-p").arg(at("pid"));
-        command.arg("-H").arg(format!("unix://{}", self.socket().display()));
+        let socket = format!("unix://{}", self.socket().display());
+        let mut command = match self.kind {
+            Kind::Docker => {
+                let mut command = Command::new("dockerd");
+                command.arg("--data-root").arg(at("data")).arg("--exec-root").arg(at("exec")).arg("-p").arg(at("pid"));
+                command.arg("-H").arg(socket);
+                command
+            }
+            Kind::Podman => {
+                let mut command = Command::new("podman");
+                command.arg("--root").arg(at("data")).arg("--runroot").arg(at("exec"));
+                command
+                    .args(["--runtime", "runc", "--cgroup-manager", "cgroupfs", "system", "service", "--time=0"])
+                    .arg(socket);
+                // Not the limits of its own, which a machine that is itself a container may not grant.
+                let settings = at("containers.conf");
+                std::fs::write(&settings, "[containers]\ndefault_ulimits = []\n")?;
+                command.env("CONTAINERS_CONF", settings);
+                command
+            }
+        };
         command.env("PATH", search_path()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         command.process_group(0).kill_on_drop(true);
-        self.child = Some(command.spawn().context("start dockerd (Debian: docker.io)")?);
+        self.child = Some(command.spawn().context("start the engine (Debian: docker.io, podman)")?);
         let deadline = Instant::now() + PATIENCE;
         while self.docker(&["version"]).await.is_err() {
             let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
             if ended.is_some() || Instant::now() > deadline {
-                let log = std::fs::read_to_string(at("dockerd.log")).unwrap_or_default();
+                let log = std::fs::read_to_string(at("engine.log")).unwrap_or_default();
                 let last: Vec<&str> = log.lines().rev().take(5).collect();
-                bail!("dockerd does not come up: {}", last.join("\n"));
+                bail!("the engine does not come up: {}", last.join("\n"));
             }
             sleep(PERIOD).await; // one look to the next
         }
@@ -92,7 +120,7 @@ impl Engine {
         if let Some(pid) = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed())) {
             rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok(); // it may have ended
         }
-        tokio::time::timeout(PATIENCE, child.wait()).await.context("dockerd does not end")??;
+        tokio::time::timeout(PATIENCE, child.wait()).await.context("the engine does not end")??;
         Ok(())
     }
 
@@ -107,6 +135,40 @@ impl Engine {
         }
         self.end().await
     }
+}
+
+impl Drop for Engine {
+    /// What a test leaves behind when it fails would be in the next one's way.
+    fn drop(&mut self) {
+        if self.child.is_none() {
+            return;
+        }
+        let docker = |args: &[&str]| {
+            let host = format!("unix://{}", self.socket().display());
+            std::process::Command::new("docker").arg("-H").arg(host).args(args).env("PATH", search_path()).output().ok()
+        };
+        let ids = docker(&["ps", "-aq"]).map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        for id in ids.unwrap_or_default().lines() {
+            docker(&["rm", "-f", id]);
+        }
+    }
+}
+
+/// Whether this process is in a network of its own, where an engine's bridge and rules are in nobody's way. If not,
+/// `test` of this program is run again in one, and what it said is returned.
+///
+/// # Errors
+/// When no such network can be made, or the test fails in it.
+pub fn in_own_network(test: &str) -> anyhow::Result<bool> {
+    const INSIDE: &str = "CROSSDOCK_TEST_NETWORK";
+    if std::env::var_os(INSIDE).is_some() {
+        return Ok(true);
+    }
+    let mut again = std::process::Command::new("unshare");
+    again.args(["--net", "sh", "-c", "ip link set lo up && exec \"$0\" \"$@\""]).arg(std::env::current_exe()?);
+    again.args([test, "--exact", "--nocapture"]).env(INSIDE, "1").env("PATH", search_path());
+    anyhow::ensure!(again.status()?.success(), "{test} failed in a network of its own; its output is above");
+    Ok(false)
 }
 
 fn search_path() -> String {

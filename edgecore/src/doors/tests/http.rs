@@ -418,7 +418,7 @@ async fn curl_works_as_documented() {
     let (code, said) = run("curl", &[&post[..], &[&url]].concat(), body.as_bytes()).await;
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("\"count\":4000"), "{said}");
-    let socket = stand.folder.path().join("streams.sock");
+    let socket = stand.folder.path().join("doors/streams.sock");
     let unix = ["--unix-socket", socket.to_str().unwrap(), "http://box/v1/streams/scans"];
     let (code, said) = run("curl", &[&post[..], &unix].concat(), b"{}\n").await;
     assert!(code == 0 && said.contains("\"first\":4000"), "{said}");

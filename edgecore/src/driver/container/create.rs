@@ -89,6 +89,15 @@ pub fn body(spec: &InstanceSpec, container: &Container, around: &Surroundings) -
     }
 }
 
+/// The same where the engine brings no first process for containers.
+#[must_use]
+pub fn without_init(mut body: ContainerCreateBody) -> ContainerCreateBody {
+    if let Some(host) = &mut body.host_config {
+        host.init = None;
+    }
+    body
+}
+
 fn environment(spec: &InstanceSpec, around: &Surroundings) -> Vec<String> {
     let release = &spec.release;
     let own = [

@@ -73,6 +73,12 @@ pub fn why(error: &Error) -> String {
     }
 }
 
+/// Whether it is Docker's, and no other that speaks the same API.
+pub async fn is_docker(docker: &Docker) -> bool {
+    let components = docker.version().await.ok().and_then(|version| version.components).unwrap_or_default();
+    components.iter().any(|component| component.name == "Engine")
+}
+
 /// Whether the engine hands out GPUs by CDI: it says where it looks for specifications, and there is one of NVIDIA's.
 pub async fn has_cdi(docker: &Docker) -> bool {
     let Ok(info) = docker.info().await else { return false };

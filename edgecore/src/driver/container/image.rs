@@ -33,7 +33,7 @@ use proto::{
 };
 use tokio::sync::mpsc;
 
-use super::engine::{is_missing, why};
+use super::engine::{is_docker, is_missing, why};
 
 /// Names of our images begin with this; nobody else's do.
 const PREFIX: &str = "crossdock.local/";
@@ -289,10 +289,8 @@ async fn find(docker: &Docker, name: &str) -> Result<Option<ImageInspect>, Image
 
 /// How many of the first layers Docker holds, below one of our images.
 async fn held(docker: &Docker, image: &Image) -> Result<usize, ImageError> {
-    let version = docker.version().await?;
-    let components = version.components.unwrap_or_default();
-    if !components.iter().any(|component| component.name == "Engine") {
-        return Ok(0); // not Docker: it wants the whole
+    if !is_docker(docker).await {
+        return Ok(0); // it wants the whole
     }
     let mut most = 0;
     for (_, id) in images(docker, None).await? {

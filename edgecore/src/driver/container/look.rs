@@ -55,6 +55,15 @@ pub async fn ours(docker: &Docker, agent: &str, app: Option<&Name>) -> Result<Ve
     Ok(named.collect())
 }
 
+/// Whether a container runs; one that is gone does not.
+pub async fn runs(docker: &Docker, id: &str) -> Result<bool, Error> {
+    match docker.inspect_container(id, None::<InspectContainerOptions>).await {
+        Ok(details) => Ok(details.state.is_some_and(|state| state.running == Some(true))),
+        Err(e) if is_missing(&e) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
 /// An app's containers, the newest first.
 pub async fn of(docker: &Docker, agent: &str, app: &Name, boot_id: &str) -> Result<Vec<Found>, Error> {
     let mut containers: Vec<(Option<String>, Found)> = vec![];

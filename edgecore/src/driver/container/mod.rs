@@ -56,6 +56,10 @@ use super::{Driver, DriverError, Instance, InstanceSpec, InstanceUsage, NotReady
 
 /// Beyond the grace: how long SIGKILL may take.
 const KILL_TIMEOUT: Duration = Duration::from_secs(20);
+/// Between looks whether a container still runs, besides waiting for its end: Podman 4.3 does not always tell.
+const LOOK_OTHERS: Duration = Duration::from_millis(500);
+/// The same with Docker, which does.
+const LOOK_DOCKER: Duration = Duration::from_secs(60);
 /// Until an engine that broke off is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -138,7 +142,12 @@ impl ContainerDriver {
         let random = self.names.lock().unwrap_or_else(PoisonError::into_inner).next_u64();
         let name = format!("crossdock-{}-{random:016x}", spec.app);
         let options = CreateContainerOptionsBuilder::new().name(&name).build();
-        let created = docker.create_container(Some(options), create::body(spec, container, &around)).await;
+        let body = create::body(spec, container, &around);
+        let mut created = docker.create_container(Some(options.clone()), body.clone()).await;
+        if created.as_ref().is_err_and(|e| why(e).contains("container-init")) {
+            tracing::warn!(app = %spec.app, "the engine has no program to reap what containers leave behind; install catatonit");
+            created = docker.create_container(Some(options), create::without_init(body)).await;
+        }
         let id = created.map_err(|e| format!("the engine would not make it: {}", why(&e)))?.id;
         if let Err(e) = docker.start_container(&id, None::<StartContainerOptions>).await {
             self.discard(&docker, &id).await?; // nothing half-started stays
@@ -179,9 +188,22 @@ impl ContainerDriver {
 
     /// Until a container has ended. Cancel safe.
     async fn over(&self, docker: &Docker, id: &str) {
+        let every = if engine::is_docker(docker).await { LOOK_DOCKER } else { LOOK_OTHERS };
         loop {
             let options = WaitContainerOptionsBuilder::new().condition("not-running").build();
-            match docker.wait_container(id, Some(options)).next().await {
+            let mut waiting = std::pin::pin!(docker.wait_container(id, Some(options)));
+            // Both arms are cancel safe: the engine is asked anew.
+            let ended = tokio::select! {
+                biased;
+                ended = waiting.next() => ended,
+                () = sleep(every) => {
+                    match look::runs(docker, id).await {
+                        Ok(true) | Err(_) => continue,
+                        Ok(false) => return,
+                    }
+                }
+            };
+            match ended {
                 Some(Ok(_) | Err(Error::DockerContainerWaitError { .. })) => return,
                 Some(Err(e)) if is_missing(&e) => return,
                 // The engine is restarted: what was running is not, unless it keeps containers alive.

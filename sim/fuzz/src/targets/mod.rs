@@ -8,6 +8,7 @@
 
 mod doors;
 mod hub;
+mod sealed;
 mod trust;
 mod wire;
 mod words;
@@ -34,6 +35,8 @@ pub const TARGETS: &[Target] = &[
     ("hub_bodies", hub::bodies, 64 * MIB),
     ("provenance", hub::provenance, 16 * MIB),
     ("key_files", hub::keys, 16 * MIB),
+    ("sealed_secret", sealed::secret, 16 * MIB),
+    ("image_archive", sealed::image, 32 * MIB),
     ("words", words::words, 4 * MIB),
     ("agent_settings", words::settings, 16 * MIB),
     ("agent_topics", doors::topics, 4 * MIB),
