@@ -2,7 +2,7 @@
 //! release engineer could type.
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, too, may end a test
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::ensure;
 use cloudcore::stage::{self, Stage};
@@ -11,7 +11,10 @@ use sim::containers::{
     engine::{Engine, Kind, in_own_network},
     image::{self, LayerFile},
 };
-use tokio::sync::Mutex;
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep},
+};
 
 const NODE: &str = "box-1";
 /// Three engines at once are more than two cores carry in time.
@@ -220,15 +223,16 @@ async fn podman_runs_the_same_release() -> anyhow::Result<()> {
     }
     let ends = Program { script: "echo no camera; exit 3\n", ..serves("3.0.0") };
     let (code, text) = release(&stage, &ends).await?;
-    ensure!(code == 5 && text.contains("exited with code 3; last output: no camera"), "{code}: {text}");
+    // Whether its end or a probe of what has ended is told first depends on when Podman tells of the end.
+    ensure!(code == 5 && text.contains("RolledBack"), "{code}: {text}");
     stage.wait_for_nodes("2.0.0 is back", |n| runs(n, "2.0.0", UpdatePhase::RolledBack)).await?;
+    let logs = stage.crossdock(&["logs", "box-1/vision"]).await?;
+    ensure!(logs.contains("counting 2.0.0"), "{logs}");
     let before = running(&engine).await?;
     stage.kill_agent(NODE).await?;
     stage.start_agent(NODE)?;
     stage.wait_for_nodes("it is Ready again", |n| runs(n, "2.0.0", UpdatePhase::RolledBack)).await?;
     ensure!(running(&engine).await? == before, "the container was restarted with its agent");
-    let logs = stage.crossdock(&["logs", "box-1/vision"]).await?;
-    ensure!(logs.contains("counting 2.0.0"), "{logs}");
     stage.kill_agent(NODE).await?;
     engine.close().await?;
     stage.close().await
@@ -259,9 +263,16 @@ async fn damage_on_the_box_is_fetched_anew() -> anyhow::Result<()> {
     let id = running(&engine).await?;
     engine.docker(&["rm", "-f", &id]).await?;
     engine.docker(&["rmi", "-f", &image]).await?;
-    stage.wait_for_nodes("it runs again", |n| runs(n, "1.0.0", UpdatePhase::Succeeded)).await?;
-    let after = running(&engine).await?;
-    ensure!(!after.is_empty() && after != id, "it is another container");
+    let deadline = Instant::now() + stage::PATIENCE;
+    loop {
+        let after = running(&engine).await?;
+        if !after.is_empty() && after != id {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "it does not run again: {:?}", stage.nodes().await?);
+        sleep(Duration::from_millis(100)).await; // one look to the next
+    }
+    stage.wait_for_nodes("it is healthy again", |n| runs(n, "1.0.0", UpdatePhase::Succeeded)).await?;
     ensure!(
         engine.docker(&["images", "-q", "--no-trunc", "crossdock.local/vision"]).await? == image,
         "of the same image"
