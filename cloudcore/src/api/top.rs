@@ -1,5 +1,5 @@
 //! How nodes and their GPUs do at this moment, as the hub holds it in memory: `GET /top/nodes`, `/top/gpus`, and the
-//! GPUs once more for Prometheus, `GET /metrics`. Each user sees the nodes that they may read.
+//! conditions and GPUs once more for Prometheus, `GET /metrics`. Each user sees the nodes that they may read.
 
 use std::fmt::Write as _;
 
@@ -11,7 +11,7 @@ use axum::{
 };
 use proto::{
     name::Name,
-    object::{GpuInfo, GpuUsage, Node, NodePhase, NodeSpec},
+    object::{ConditionStatus, GpuInfo, GpuUsage, Node, NodePhase, NodeSpec},
     selector::Selector,
 };
 use serde::Deserialize;
@@ -144,9 +144,9 @@ const METRICS: [Metric; 11] = [
 
 /// The GPUs of nodes that are heard from: of others nobody knows how they do.
 fn exposition(nodes: &[Node]) -> String {
+    let mut out = conditions(nodes);
     let heard = |node: &&Node| matches!(node.status.phase, NodePhase::Ready | NodePhase::NotReady);
     let heard: Vec<&Node> = nodes.iter().filter(heard).collect();
-    let mut out = String::new();
     let head = |out: &mut String, name: &str, help: &str| {
         let _ = write!(out, "# HELP crossdock_gpu_{name} {help}\n# TYPE crossdock_gpu_{name} gauge\n");
     };
@@ -161,6 +161,26 @@ fn exposition(nodes: &[Node]) -> String {
             if let Some(value) = usage.and_then(|usage| value(gpu, usage)) {
                 let _ = writeln!(out, "crossdock_gpu_{name}{{{}}} {value}", labels(node, gpu));
             }
+        }
+    }
+    out
+}
+
+/// What each node's agent, or the hub, says of it: `Ready`, `MetadataStale`, `DiskPressure` and so on.
+fn conditions(nodes: &[Node]) -> String {
+    let name = "crossdock_node_status_condition";
+    let mut out = format!("# HELP {name} Whether a condition of a node holds\n# TYPE {name} gauge\n");
+    for node in nodes {
+        for condition in &node.status.conditions {
+            let labels = [
+                ("node", node.name()),
+                ("site", node.spec.site.as_str()),
+                ("condition", &condition.r#type),
+                ("reason", &condition.reason),
+            ]
+            .map(|(name, value)| format!("{name}=\"{}\"", escaped(value)));
+            let holds = u8::from(condition.status == ConditionStatus::True);
+            let _ = writeln!(out, "{name}{{{}}} {holds}", labels.join(","));
         }
     }
     out
@@ -203,7 +223,12 @@ pub(super) fn add(mut book: Book) -> Book {
     let gpus = page("How GPUs do now").answer(200, "The GPUs", JSON, list(json!({"gpu": info, "usage": usage})));
     let may = Rule::May(Verb::List, Resource::Nodes);
     let text = json!({"type": "string"});
-    let metrics = Page::new("GPUs, for Prometheus").answer(200, "Its text format", "text/plain", text);
+    let metrics = Page::new("Conditions and GPUs of the nodes, for Prometheus").answer(
+        200,
+        "Its text format",
+        "text/plain",
+        text,
+    );
     book.on(Method::GET, "/api/v1/top/nodes", top_nodes, may, nodes)
         .on(Method::GET, "/api/v1/top/gpus", top_gpus, may, gpus)
         .on(Method::GET, "/metrics", self::metrics, may, metrics)

@@ -110,10 +110,11 @@ async fn prometheus_reads_them_and_who_is_bound_elsewhere_sees_none() {
         "# TYPE crossdock_gpu_utilization_ratio gauge\ncrossdock_gpu_utilization_ratio{node=\"with\"".into(),
         format!("{}}} 0.71\n", labels(0)),
         format!("{}}} 61.2\n", labels(0)),
+        "condition=\"Ready\",reason=\"Connected\"} 1\n".into(),
     ] {
         assert!(text.contains(&line), "{line} is not in {text}");
     }
-    assert!(text.lines().all(|line| line.starts_with('#') || line.starts_with("crossdock_gpu_")));
+    assert!(text.lines().all(|line| line.starts_with('#') || line.starts_with("crossdock_")));
     let elsewhere = served.user("elsewhere", Role::Viewer, &["nowhere"], &[]).await;
     assert!(!read(&elsewhere.token).await.contains("GPU-0"));
 }
