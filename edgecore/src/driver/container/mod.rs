@@ -60,6 +60,8 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(20);
 const LOOK_OTHERS: Duration = Duration::from_millis(500);
 /// The same with Docker, which does.
 const LOOK_DOCKER: Duration = Duration::from_secs(60);
+/// Looks that may tell nothing in a row before that is said.
+const UNCLEAR_LOOKS: u32 = 6;
 /// Until an engine that broke off is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -213,12 +215,24 @@ impl ContainerDriver {
     }
 
     async fn try_wait(&self, app: &Name) -> Result<LastExit, String> {
+        let nothing = || "nothing of it was started".to_owned();
+        let mut unclear = 0;
         loop {
-            let Some((docker, found)) = self.newest(app).await? else {
-                return Err("nothing of it was started".into());
+            let looked = self.newest(app).await;
+            let (docker, found) = match looked.and_then(|newest| newest.ok_or_else(nothing)) {
+                Ok(newest) if newest.1.instance.is_some() => newest,
+                // Between two states Podman calls one by a name that the API does not have, for a moment.
+                other if unclear < UNCLEAR_LOOKS => {
+                    tracing::debug!(%app, problem = ?other.err(), "looking again");
+                    unclear += 1;
+                    sleep(LOOK_OTHERS).await;
+                    continue;
+                }
+                Ok(_) => return Err(nothing()),
+                Err(problem) => return Err(problem),
             };
             match found.instance {
-                None => return Err("nothing of it was started".into()),
+                None => return Err(nothing()),
                 Some(Instance { exit: Some(mut exit), .. }) => {
                     if exit.code != Some(0) && exit.message != super::STOPPED_ON_REQUEST {
                         output::add_last_line(&docker, &found.id, &mut exit).await;
