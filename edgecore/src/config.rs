@@ -9,6 +9,7 @@
 //! <data>/told            what was told as events (`telemetry`)
 //! <data>/apps/<app>/     slot, releases/<digest>/, data/ ([`crate::apps`])
 //! <data>/driver/         what the process driver keeps ([`crate::driver`])
+//! <data>/containers/     an empty file for each app that was ever a container here
 //! <data>/agent.sock      the status socket ([`crate::status`])
 //! <data>/agent.lock      held by the one agent that may run here
 //! ```
@@ -172,6 +173,11 @@ impl Paths {
     #[must_use]
     pub fn driver(&self) -> PathBuf {
         self.0.join("driver")
+    }
+    /// Which apps were ever containers.
+    #[must_use]
+    pub fn containers(&self) -> PathBuf {
+        self.0.join("containers")
     }
     /// The status socket.
     #[must_use]

@@ -257,7 +257,7 @@ async fn run(data_dir: PathBuf) -> anyhow::Result<()> {
     let env = Env::real()?;
     let paths = Paths::new(&data_dir);
     let settings = Settings::load(&data_dir)?;
-    let containers = ContainerDriver::new(&paths.driver(), settings.containers.sockets, env.clone());
+    let containers = ContainerDriver::new(&paths.containers(), settings.containers.sockets, env.clone());
     let driver = Arc::new(Kinds::new(ProcessDriver::new(paths.driver(), env.clone()), containers));
     let gpus = GpuWatch::new(Box::new(NvmlProbe::new()));
     let facts = Facts::new(data_dir.clone()).with_gpus(gpus);

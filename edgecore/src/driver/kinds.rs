@@ -130,3 +130,23 @@ impl Driver for Kinds {
         Box::pin(async move { self.latest(app).await.ok()?.0.logs(app, tail, follow).await })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_does_not_depend_on_an_engine_that_is_dead() {
+        let folder = tempfile::tempdir().unwrap();
+        let (socket, env) = (folder.path().join("docker.sock"), crate::fetch::tests::env());
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap()); // what a killed engine leaves behind
+        let containers = ContainerDriver::new(&folder.path().join("containers"), vec![socket], env.clone());
+        let kinds = Kinds::new(ProcessDriver::new(folder.path().join("driver"), env), containers);
+        let app: Name = "scan-counter".parse().unwrap();
+        assert_eq!(kinds.inspect(&app).await.unwrap(), None);
+        kinds.stop(&app, Duration::ZERO).await.unwrap();
+        kinds.collect(&app, &BTreeSet::new()).await.unwrap();
+        kinds.remove(&app).await.unwrap();
+        assert!(kinds.list().await.unwrap().is_empty() && kinds.logs(&app, None, false).await.is_none());
+    }
+}

@@ -90,7 +90,7 @@ const COMMAND: [&str; 2] = ["/bin/sh", "/run.sh"];
 async fn overhead(engine: &Engine, folder: &Path, args: &ContainersArgs, figures: &mut Figures) -> anyhow::Result<()> {
     let env = Env::real()?;
     let spec = spec(folder, args)?;
-    let driver = ContainerDriver::new(folder, vec![engine.socket()], env);
+    let driver = ContainerDriver::new(&folder.join("containers"), vec![engine.socket()], env);
     driver.prepare(&spec).await?;
     let docker = Docker::connect_with_unix(&engine.socket().to_string_lossy(), 60, API_DEFAULT_VERSION)?;
     let docker = docker.negotiate_version().await?;

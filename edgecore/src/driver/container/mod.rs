@@ -1,7 +1,9 @@
 //! Workloads as containers, by the API of Docker Engine, which Podman speaks, too. The agent's supervisors call it.
 //!
 //! The driver keeps nothing in memory: which container is whose is in its labels, so an agent that is started anew
-//! finds all that the one before it left running, and a container without our label is never touched. Of each app
+//! finds all that the one before it left running, and a container without our label is never touched. Which apps were
+//! ever containers here is in a folder on disk: about all others the engine is not asked, so that they do not depend on
+//! an engine that is sick. Of each app
 //! there is the newest container, and one before it for its output. That one was asked to stop is in its name.
 //!
 //! `create` says what is asked of the engine, `look` what it answers, `image` how the release's image gets there,
@@ -70,19 +72,38 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 pub struct ContainerDriver {
     engine: Engine,
     env: Env,
+    /// A file for each app that was ever a container here.
+    marks: PathBuf,
     /// Whose containers are ours: agents with other folders have others.
     agent: String,
     names: Mutex<ChaCha12Rng>,
 }
 
 impl ContainerDriver {
-    /// Asks the engine at the first of `sockets` that is there. `root` is the folder that tells this agent from
-    /// others of the box.
+    /// Asks the engine at the first of `sockets` that is there. `root` is a folder of its own, which tells this agent
+    /// from others of the box.
     #[must_use]
     pub fn new(root: &Path, sockets: Vec<PathBuf>, env: Env) -> ContainerDriver {
         let agent: String = Digest::of(root.as_os_str().as_encoded_bytes()).hex().chars().take(16).collect();
         let names = Mutex::new(env.seed.stream("names of containers"));
-        ContainerDriver { engine: Engine::at(sockets), env, agent, names }
+        ContainerDriver { engine: Engine::at(sockets), env, marks: root.to_owned(), agent, names }
+    }
+
+    /// Whether the app may have a container here: the engine is there, and it had one before.
+    fn may_have(&self, app: &Name) -> bool {
+        self.engine.is_there() && self.marks.join(app.as_str()).exists()
+    }
+
+    async fn mark(&self, app: &Name) -> Result<(), String> {
+        let (marks, mark) = (self.marks.clone(), self.marks.join(app.as_str()));
+        let marked = self.env.blocking.run(move || {
+            if mark.exists() {
+                return Ok(());
+            }
+            durable::create_dir_all(&marks)?;
+            durable::write(&mark, b"", 0o600)
+        });
+        marked.await.map_err(|e| e.to_string())
     }
 
     async fn found(&self, docker: &Docker, app: &Name) -> Result<Vec<Found>, String> {
@@ -123,6 +144,7 @@ impl ContainerDriver {
         for found in before {
             self.discard(&docker, &found.id).await?;
         }
+        self.mark(&spec.app).await?;
         let uses = container.uses.iter().map(|uses| files_of(&spec.data, &uses.app)).collect::<Result<_, _>>()?;
         let (data, volumes) = (spec.data.clone(), container.volumes.clone());
         let made = self.env.blocking.run(move || {
@@ -245,8 +267,8 @@ impl ContainerDriver {
     }
 
     async fn try_stop(&self, app: &Name, grace: Duration) -> Result<(), String> {
-        if !self.engine.is_there() {
-            return Ok(()); // no engine, no container
+        if !self.may_have(app) {
+            return Ok(());
         }
         let docker = self.engine.get().await?;
         for found in self.found(&docker, app).await?.iter().filter(|found| found.running) {
@@ -256,14 +278,16 @@ impl ContainerDriver {
     }
 
     async fn try_remove(&self, app: &Name) -> Result<(), String> {
-        if !self.engine.is_there() {
+        if !self.may_have(app) {
             return Ok(());
         }
         let docker = self.engine.get().await?;
         for found in self.found(&docker, app).await? {
             self.discard(&docker, &found.id).await?;
         }
-        image::collect(&docker, app, &BTreeSet::new()).await.map_err(|e| why(&e))
+        image::collect(&docker, app, &BTreeSet::new()).await.map_err(|e| why(&e))?;
+        let mark = self.marks.join(app.as_str());
+        self.env.blocking.run(move || std::fs::remove_file(mark)).await.map_err(|e| format!("its mark stays: {e}"))
     }
 }
 
@@ -290,6 +314,7 @@ impl Driver for ContainerDriver {
             let Some(container) = &spec.workload.container else { return Ok(()) };
             let no_engine = |message| NotReady { reason: "NoContainerEngine", message };
             let docker = self.engine.get().await.map_err(no_engine)?;
+            self.mark(&spec.app).await.map_err(|message| NotReady { reason: "StateNotWritable", message })?;
             let loaded = self.load(&docker, spec, container).await;
             loaded.map_err(|e| NotReady { reason: "ImageNotLoaded", message: e.to_string() })?;
             for uses in &container.uses {
@@ -305,7 +330,7 @@ impl Driver for ContainerDriver {
 
     fn inspect<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<Option<Instance>, DriverError>> {
         Box::pin(async move {
-            if !self.engine.is_there() {
+            if !self.may_have(app) {
                 return Ok(None);
             }
             let newest = self.newest(app).await.map_err(failed("inspect", app))?;
@@ -334,6 +359,9 @@ impl Driver for ContainerDriver {
             let Ok(docker) = self.engine.get().await else { return Ok(vec![]) };
             let found = look::ours(&docker, &self.agent, None).await.unwrap_or_default();
             let names: BTreeSet<Name> = found.into_iter().map(|(app, _)| app).collect();
+            for app in &names {
+                self.mark(app).await.map_err(failed("note", app))?;
+            }
             Ok(names.into_iter().collect())
         })
     }
@@ -368,7 +396,7 @@ impl Driver for ContainerDriver {
 
     fn collect<'a>(&'a self, app: &'a Name, keep: &'a BTreeSet<Digest>) -> BoxFuture<'a, Result<(), DriverError>> {
         Box::pin(async move {
-            if !self.engine.is_there() {
+            if !self.may_have(app) {
                 return Ok(());
             }
             let docker = self.engine.get().await.map_err(failed("clean up after", app))?;
@@ -383,6 +411,9 @@ impl Driver for ContainerDriver {
         follow: bool,
     ) -> BoxFuture<'a, Option<mpsc::Receiver<Bytes>>> {
         Box::pin(async move {
+            if !self.may_have(app) {
+                return None;
+            }
             let docker = self.engine.get().await.ok()?;
             let found = self.found(&docker, app).await.ok()?;
             let ids: Vec<String> = found.into_iter().rev().map(|found| found.id).collect();
