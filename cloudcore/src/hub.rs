@@ -38,6 +38,7 @@ use proto::{
     token::Token,
     watch,
 };
+use quinn::{RecvStream, SendStream};
 use rand::Rng as _;
 use rand_chacha::ChaCha12Rng;
 use tokio::{sync::mpsc, task::JoinSet};
@@ -50,7 +51,7 @@ use crate::{
     config::HubConfig,
     director::{Director, DirectorError},
     link::{
-        self, LogsError,
+        self, ExecError, LogsError,
         brokers::{Brokers, Through},
         endpoint,
         sessions::Sessions,
@@ -431,5 +432,13 @@ impl Hub {
         request: LogsRequest,
     ) -> Result<mpsc::Receiver<Result<Bytes, LogsError>>, LogsError> {
         link::logs::fetch(&self.0.sessions, node, request).await
+    }
+
+    /// A way to an app on a node, for somebody who wants to run a command there.
+    ///
+    /// # Errors
+    /// When the node is not connected, does not answer, or lets nobody in.
+    pub async fn node_exec(&self, node: &Name, app: Name) -> Result<(RecvStream, SendStream), ExecError> {
+        link::exec::open(&self.0.sessions, node, app).await
     }
 }

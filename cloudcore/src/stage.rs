@@ -169,7 +169,9 @@ impl Stage {
         self.programs.path("crossdock")
     }
 
-    fn command(&self, program: &str, args: &[&str]) -> Command {
+    /// A command in the stage's folder that talks to the stage's hub and knows of no other, with nothing to read.
+    #[must_use]
+    pub fn command(&self, program: &str, args: &[&str]) -> Command {
         let mut command = Command::new(self.programs.path(program));
         command.args(args).current_dir(&self.folder).stdin(Stdio::null());
         command.env("CROSSDOCK_CONFIG", self.folder.join("contexts.yaml"));

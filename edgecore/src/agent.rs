@@ -27,11 +27,11 @@ use proto::{
     link::message::Report,
     name::Name,
     object::{CarrierStatus, Condition, ConditionStatus, condition},
-    stream::event,
+    stream::event::{self, EventRecord},
     watch,
 };
 use tokio::{
-    sync::Semaphore,
+    sync::{Semaphore, mpsc},
     task::{JoinError, JoinSet},
     time::{MissedTickBehavior, interval},
 };
@@ -46,6 +46,7 @@ use crate::{
     config::{self, AgentConfig, ConfigError, Identity, Paths},
     doors::{self, Doors, Endpoints},
     driver::Driver,
+    exec::{self, Desk},
     facts::Facts,
     fetch::{Fetcher, Source, Space},
     gpu::{known::Known, ledger::Ledger},
@@ -79,6 +80,8 @@ pub struct Agent {
     apps: Apps,
     outbox: Outbox,
     doors: Doors,
+    /// What is to be told of commands that people ran.
+    commands: mpsc::Receiver<EventRecord>,
     metrics_interval: Option<Duration>,
     /// The command that restarts the box.
     reboot: Vec<String>,
@@ -145,7 +148,15 @@ impl Agent {
         let trust = Arc::new(Trust::open(paths.trust(), env.clone(), clock, assignments.directed())?);
         let secrets = Arc::new(Secrets::open(&paths, &config.node, &env)?);
         let sealing_key = secrets.public();
+        let (desk, commands) = Desk::new();
         let shared = Arc::new(Shared {
+            exec: exec::Server {
+                env: env.clone(),
+                node: config.node.clone(),
+                paths: paths.clone(),
+                driver: driver.clone(),
+                desk: desk.clone(),
+            },
             env: env.clone(),
             node: config.node.clone(),
             paths: paths.clone(),
@@ -178,7 +189,7 @@ impl Agent {
         let checks = Arc::new(Semaphore::new(PARALLEL_CHECKS));
         let gpus = Arc::new(Ledger::open(paths.gpus(), env.clone(), facts.gpus())?);
         let endpoints = doors.endpoints();
-        let context = Context { env, driver, stage, boot_id, board, online, checks, secrets, endpoints, gpus };
+        let context = Context { env, driver, stage, boot_id, board, online, checks, secrets, endpoints, gpus, desk };
         let apps = Apps::new(Arc::new(context), paths.apps(), assignment);
         let metrics_interval = settings.streams.metrics_interval;
         let reboot = settings.node.reboot;
@@ -191,6 +202,7 @@ impl Agent {
             apps,
             outbox,
             doors,
+            commands,
             metrics_interval,
             reboot,
             status,
@@ -243,7 +255,7 @@ impl Agent {
         let (env, facts, driver, board) = (env.clone(), facts.clone(), driver.clone(), board.subscribe());
         let teller = Teller { env, facts, driver, board, outbox: self.outbox.clone() };
         if let Some(stream) = telemetry::stream(&self.outbox, event::STREAM) {
-            tasks.spawn(telemetry::events::run(teller.clone(), stream, paths.told()));
+            tasks.spawn(telemetry::events::run(teller.clone(), stream, paths.told(), self.commands));
         }
         if let (Some(every), Some(stream)) =
             (self.metrics_interval, telemetry::stream(&self.outbox, telemetry::metrics::STREAM))

@@ -10,6 +10,7 @@
 //! | [`fetch`] | artifacts: resumed by range, reserved, verified |
 //! | [`apps`] | one app: stage, switch, trial, confirm or revert |
 //! | [`driver`] | how a workload runs: processes under a shim, control groups, logs |
+//! | [`exec`] | commands that people run in workloads |
 //! | [`secrets`] | secrets of workloads: the node's own key, plaintext in memory alone |
 //! | [`supervisor`] | keeps one workload running: probes, restart back-off |
 //! | [`facts`] | what the box is and how it does |
@@ -30,6 +31,7 @@ pub mod config;
 pub mod disk_space;
 pub mod doors;
 pub mod driver;
+pub mod exec;
 pub mod facts;
 pub mod fetch;
 pub mod gpu;

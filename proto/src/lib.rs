@@ -17,6 +17,7 @@
 //! | [`director`] | what one node should run, signed for it alone, without I/O |
 //! | [`link`] | the protocol between agent and hub: frames, messages, limits, priorities |
 //! | [`shallow`] | a congestion window that keeps a line's queue short |
+//! | [`exec`] | commands that people run in workloads, past a hub that need not be trusted |
 //! | [`stream`] | records that are counted: their form, their delivery, without I/O |
 //! | [`identity`] | who is at the other end of a TLS connection |
 //! | [`token`] | the join token that a technician pastes |
@@ -33,6 +34,7 @@ pub mod digest;
 pub mod director;
 pub mod durable;
 pub mod env;
+pub mod exec;
 pub mod identity;
 pub mod link;
 pub mod name;

@@ -244,6 +244,10 @@ fn requests_of_the_hub() {
     golden("request-logs.json", &HubRequest::Logs(LogsRequest { app, tail: Some(100), follow: true }));
     golden("reply-logs-found.json", &LogsHeader::Found);
     golden("reply-logs-not-found.json", &LogsHeader::NotFound { message: "no such app".into() });
+    let app = "scan-uploader".parse().unwrap();
+    golden("request-exec.json", &HubRequest::Exec(ExecRequest { app }));
+    golden("reply-exec-ready.json", &ExecHeader::Ready);
+    golden("reply-exec-refused.json", &ExecHeader::Refused { message: "it lets nobody in".into() });
     assert_eq!(read::<HubRequest>("hub-request-newer.json"), HubRequest::Unknown);
 }
 

@@ -104,6 +104,19 @@ async fn running(engine: &Engine) -> anyhow::Result<String> {
     engine.docker(&["ps", "-q", "--no-trunc", "--filter", "label=io.crossdock.app=vision"]).await
 }
 
+/// Waits until this is so of what runs in a container.
+async fn until_top(engine: &Engine, id: &str, so: impl Fn(&str) -> bool) -> anyhow::Result<()> {
+    let deadline = Instant::now() + stage::PATIENCE;
+    loop {
+        let processes = engine.docker(&["top", id]).await?;
+        if so(&processes) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{processes}");
+        sleep(Duration::from_millis(100)).await; // one look to the next
+    }
+}
+
 const SERVES: &str = "echo counting $CROSSDOCK_VERSION on line $LINE; echo $CROSSDOCK_VERSION > /tmp/index.html
 while true; do httpd -f -p 8080 -h /tmp; done\n";
 const PROBES: &str = "  probes:
@@ -129,7 +142,11 @@ async fn a_container_is_released_upgraded_reverted_and_left_alone() -> anyhow::R
     let image = engine.docker(&["images", "-q", "--no-trunc"]).await?;
     let foreign = engine.docker(&["run", "-d", "--name", "crossdock-vision-1", "--init", &image]).await?;
 
-    let serves = |version| Program { version, script: SERVES, container: "", workload: PROBES };
+    stage.crossdock(&["keys", "new", "ann", "--no-passphrase"]).await?;
+    let shown = stage.crossdock(&["keys", "show", "ann.pem"]).await?;
+    let line = shown.lines().find_map(|line| line.strip_prefix("openssh")).unwrap_or_default().trim().to_owned();
+    let workload = format!("{PROBES}\n  exec: {{ authorizedKeys: ['{line}'] }}");
+    let serves = |version| Program { version, script: SERVES, container: "", workload: &workload };
     let (code, text) = release(&stage, &serves("1.0.0")).await?;
     ensure!(code == 0, "{text}");
     let first = running(&engine).await?;
@@ -138,6 +155,16 @@ async fn a_container_is_released_upgraded_reverted_and_left_alone() -> anyhow::R
     ensure!(asked == "67108864 500000000 64 true [ALL] [no-new-privileges] 0", "{asked}");
     let logs = stage.crossdock(&["logs", "box-1/vision"]).await?;
     ensure!(logs.contains("counting 1.0.0 on line 3"), "{logs}");
+
+    // Somebody looks in, and goes in the middle of something.
+    let look = ["exec", "box-1/vision", "--key", "ann.pem", "--", "/bin/sh", "-c"];
+    let script = "echo $CROSSDOCK_VERSION; echo oops >&2; exit 4";
+    let (code, text) = stage.try_run("crossdock", &[&look[..], &[script]].concat()).await?;
+    ensure!(code == 4 && text == "1.0.0\noops\n", "{code}: {text}");
+    let mut child = stage.command("crossdock", &[&look[..], &["sleep 86463"]].concat()).spawn()?;
+    until_top(&engine, &first, |processes| processes.contains("sleep 86463")).await?;
+    child.kill().await?;
+    until_top(&engine, &first, |processes| !processes.contains("sleep 86463")).await?;
 
     // The agent restarts: the container is the same before and after.
     stage.kill_agent(NODE).await?;

@@ -13,6 +13,7 @@
 //! | `jointokens` | operator | operator | | operator | for boxes there | no |
 //! | `events` | viewer | | | | as what they are about | as what they are about |
 //! | `logs` | viewer | | | | for nodes there | for output of the app |
+//! | `exec` | | operator | | | for nodes there | in the app |
 //! | `streams` | viewer | | | | for records from there | no: a stream holds what all apps wrote |
 //! | `blobs` | viewer (list: is it there) | releaser | | | yes | to ask and to upload, not to read |
 //! | `metadata` | viewer | releaser | | | yes | to publish releases of the app, not to read |
@@ -80,6 +81,7 @@ pub enum Resource {
     JoinTokens,
     Events,
     Logs,
+    Exec,
     Streams,
     Blobs,
     Metadata,
@@ -113,7 +115,7 @@ impl Verb {
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Resource; 15] = [
+    pub const ALL: [Resource; 16] = [
         Resource::Nodes,
         Resource::Sites,
         Resource::Releases,
@@ -122,6 +124,7 @@ impl Resource {
         Resource::JoinTokens,
         Resource::Events,
         Resource::Logs,
+        Resource::Exec,
         Resource::Streams,
         Resource::Blobs,
         Resource::Metadata,
@@ -143,6 +146,7 @@ impl Resource {
             Resource::JoinTokens => "jointokens",
             Resource::Events => "events",
             Resource::Logs => "logs",
+            Resource::Exec => "exec",
             Resource::Streams => "streams",
             Resource::Blobs => "blobs",
             Resource::Metadata => "metadata",
@@ -284,14 +288,15 @@ struct Need {
 /// The table of the module.
 fn need(verb: Verb, kind: Resource) -> Option<Need> {
     use Resource::{
-        Audit, Blobs, Director, Events, JoinTokens, Logs, Metadata, Nodes, Releases, RolloutPlans, Rollouts, Sites,
-        Streams, Users, Webhooks,
+        Audit, Blobs, Director, Events, Exec, JoinTokens, Logs, Metadata, Nodes, Releases, RolloutPlans, Rollouts,
+        Sites, Streams, Users, Webhooks,
     };
     let (role, by_site, by_app) = match (kind, verb) {
         (Nodes | Sites | Releases | Rollouts | Events | Logs, verb) if verb.reads() => (Role::Viewer, true, true),
         (Nodes, Verb::Update) => (Role::Operator, true, true),
         (Nodes | Sites, _) => (Role::Admin, true, true),
         (Rollouts, _) => (Role::Operator, true, true),
+        (Exec, Verb::Create) => (Role::Operator, true, true),
         (RolloutPlans, Verb::Create) => (Role::Viewer, true, true),
         (JoinTokens, Verb::Update) => return None,
         (JoinTokens, _) => (Role::Operator, true, false),
@@ -302,7 +307,7 @@ fn need(verb: Verb, kind: Resource) -> Option<Need> {
         (Director, Verb::Get) => (Role::Viewer, false, false),
         (Director, Verb::Create) => (Role::Admin, false, false),
         (Webhooks | Users | Audit, _) => (Role::Admin, false, false),
-        (Releases | Events | Logs | RolloutPlans | Streams | Blobs | Metadata | Director, _) => return None,
+        (Releases | Events | Logs | Exec | RolloutPlans | Streams | Blobs | Metadata | Director, _) => return None,
     };
     Some(Need { role, by_site, by_app })
 }
@@ -377,6 +382,7 @@ mod tests {
             (Role::Viewer, Verb::Watch, Resource::Nodes),
             (Role::Viewer, Verb::Create, Resource::RolloutPlans),
             (Role::Operator, Verb::Create, Resource::Rollouts),
+            (Role::Operator, Verb::Create, Resource::Exec),
             (Role::Operator, Verb::Update, Resource::Nodes),
             (Role::Operator, Verb::List, Resource::JoinTokens),
             (Role::Releaser, Verb::Create, Resource::Blobs),

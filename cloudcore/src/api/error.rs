@@ -11,7 +11,12 @@ use serde_json::json;
 
 use super::guard::Told;
 use crate::{
-    blobs::BlobError, hub::HubError, link::LogsError, store::StoreError, streams::sink::SinkError, trust::TrustError,
+    blobs::BlobError,
+    hub::HubError,
+    link::{ExecError, LogsError},
+    store::StoreError,
+    streams::sink::SinkError,
+    trust::TrustError,
 };
 
 /// Why a request is not served.
@@ -171,6 +176,15 @@ impl From<HubError> for ApiError {
             HubError::NoTrustRoot => ApiError::conflict(error.to_string()),
             HubError::TokenBounds | HubError::Label(_) | HubError::Name(_) => ApiError::invalid(error.to_string()),
             _ => ApiError::internal(&error),
+        }
+    }
+}
+
+impl From<ExecError> for ApiError {
+    fn from(error: ExecError) -> ApiError {
+        match &error {
+            ExecError::Refused(_) | ExecError::TooOld(_) => ApiError::conflict(error.to_string()),
+            _ => ApiError::unavailable(error.to_string()),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! | `GET POST /api/v1/{plural}`, `GET PUT DELETE /api/v1/{plural}/{name}` | objects ([`objects`], rules in [`kinds`]) |
 //! | `GET /api/v1/{plural}?watch=true&resourceVersion=` | changes, one JSON document a line ([`stream`]) |
 //! | `GET /api/v1/nodes/{name}/apps/{app}/logs` | output of a workload ([`stream`]) |
+//! | `GET /api/v1/nodes/{name}/apps/{app}/exec` | a way to run commands in an app ([`exec`]) |
 //! | `GET /api/v1/streams`, `…/{stream}/records`, `…/{stream}/counts`, `GET /api/v1/gaps` | stream records ([`streams`]) |
 //! | `POST /api/v1/nodes/{name}/revoke`, `…/approve` | whether a node's key is let in ([`nodes`]) |
 //! | `GET POST /api/v1/director/metadata`, `POST /api/v1/director/rekey` | the director's keys ([`director`]) |
@@ -30,6 +31,7 @@ mod content;
 mod director;
 mod door;
 mod error;
+mod exec;
 mod guard;
 mod kinds;
 pub mod limits;
@@ -158,7 +160,7 @@ fn router_over(hub: Hub, sink: Arc<dyn Sink>, tokens: Tokens, stop: watch::Recei
 }
 
 fn whole_book() -> Book {
-    let objects = streams::add(stream::add(kinds::add(Book::new())));
+    let objects = exec::add(streams::add(stream::add(kinds::add(Book::new()))));
     let objects = top::add(objects);
     audit::add(users::add(director::add(nodes::add(webhooks::add(content::add(objects))))))
 }

@@ -14,7 +14,7 @@ use proto::{
     object::{Kind, Object},
     selector::Selector,
 };
-use reqwest::{Method, Response, StatusCode};
+use reqwest::{Method, Response, StatusCode, header};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -34,6 +34,7 @@ pub struct Listed {
 #[derive(Debug, Clone)]
 pub struct Client {
     http: reqwest::Client,
+    roots: Arc<rustls::RootCertStore>,
     server: String,
     token: String,
 }
@@ -59,16 +60,17 @@ impl Client {
             )
             .into());
         }
+        let roots = Arc::new(roots);
         let tls = rustls::ClientConfig::builder_with_provider(identity::crypto_provider())
             .with_safe_default_protocol_versions()?
-            .with_root_certificates(Arc::new(roots))
+            .with_root_certificates(roots.clone())
             .with_no_client_auth();
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .connect_timeout(Duration::from_secs(10))
             .user_agent(concat!("crossdock/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        Ok(Client { http, server, token: token.trim().to_owned() })
+        Ok(Client { http, roots, server, token: token.trim().to_owned() })
     }
 
     /// The hub's URL.
@@ -77,13 +79,19 @@ impl Client {
         &self.server
     }
 
+    /// The CA of the context, which signs nodes' certificates too.
+    #[must_use]
+    pub fn roots(&self) -> rustls::RootCertStore {
+        (*self.roots).clone()
+    }
+
     pub(super) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         self.http.request(method, format!("{}/api/v1/{path}", self.server)).bearer_auth(&self.token)
     }
 
     pub(super) async fn send(&self, attempt: &str, request: reqwest::RequestBuilder) -> anyhow::Result<Response> {
         let response = request.send().await.map_err(|e| self.unreachable(attempt, &e))?;
-        if response.status().is_success() {
+        if response.status().is_success() || response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
         let status = response.status();
@@ -232,6 +240,20 @@ impl Client {
             request = request.query(&[("tail", tail)]);
         }
         Ok(self.send(&format!("read logs of {node}/{app}"), request).await?.bytes_stream())
+    }
+
+    /// A way to an app on a node: bytes go through the hub as they are.
+    ///
+    /// # Errors
+    /// When the node is not connected or lets nobody in, or the hub cannot be reached or refuses.
+    pub async fn exec(&self, node: &str, app: &str) -> anyhow::Result<reqwest::Upgraded> {
+        let request = self
+            .request(Method::GET, &format!("nodes/{node}/apps/{app}/exec"))
+            .header(header::CONNECTION, "upgrade")
+            .header(header::UPGRADE, proto::exec::UPGRADE);
+        let attempt = format!("run a command in {node}/{app}");
+        let response = self.send(&attempt, request).await?;
+        response.upgrade().await.map_err(|e| self.unreachable(&attempt, &e).into())
     }
 
     /// Whether the hub holds a blob.

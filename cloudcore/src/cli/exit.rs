@@ -13,6 +13,7 @@
 //! | 8 | not logged in, or not allowed |
 //! | 9 | the rollout is paused: somebody must decide |
 //! | 10 | the rollout was rolled back |
+//! | any | of `crossdock exec`: as the command ended, 128 and the signal's number where one ended it |
 //! | 141 | whoever read the output has seen enough, as `head` does |
 
 use std::fmt;
@@ -71,6 +72,18 @@ impl fmt::Display for CliError {
 
 impl std::error::Error for CliError {}
 
+/// A command in a workload ended so. It said itself what there is to say.
+#[derive(Debug)]
+pub struct CommandExit(pub u8);
+
+impl fmt::Display for CommandExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the command ended with code {}", self.0)
+    }
+}
+
+impl std::error::Error for CommandExit {}
+
 /// Whether asking again cannot help. A hub that restarts or drains is worth asking again.
 #[must_use]
 pub fn is_final(error: &anyhow::Error) -> bool {
@@ -81,5 +94,8 @@ pub fn is_final(error: &anyhow::Error) -> bool {
 /// The exit code of an error, whatever it was wrapped in.
 #[must_use]
 pub fn code(error: &anyhow::Error) -> u8 {
-    error.downcast_ref::<CliError>().map_or(Exit::Failed, |e| e.exit) as u8
+    match error.downcast_ref::<CommandExit>() {
+        Some(CommandExit(code)) => *code,
+        None => error.downcast_ref::<CliError>().map_or(Exit::Failed, |e| e.exit) as u8,
+    }
 }

@@ -19,6 +19,7 @@ pub mod demo;
 pub mod demo_app;
 pub mod describe;
 pub mod director;
+pub mod exec;
 pub mod exit;
 pub mod get;
 mod hidden;
@@ -76,6 +77,8 @@ enum Command {
     Top(top::TopCommand),
     /// Print what a workload wrote
     Logs(logs::LogsArgs),
+    /// Run a command in a workload whose release lets you
+    Exec(exec::ExecArgs),
     /// Records of the nodes: scans, events, metrics, logs
     #[command(subcommand)]
     Streams(streams::StreamsCommand),
@@ -180,7 +183,9 @@ pub async fn main(cli: Cli) -> u8 {
     match run(cli).await {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            if !error.is::<exit::CommandExit>() {
+                eprintln!("error: {error:#}");
+            }
             exit::code(&error)
         }
     }
@@ -197,6 +202,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Apply(args) => apply::apply(args, &context).await,
         Command::Delete(args) => apply::delete(args, &context).await,
         Command::Top(command) => top::run(command, &context).await,
+        Command::Exec(args) => exec::run(args, &context).await,
         Command::Logs(args) => logs::run(args, &context).await,
         Command::Streams(command) => streams::run(command, &context).await,
         Command::Login(args) => contexts::login(args).await,

@@ -12,7 +12,7 @@
 //! admission      who is there, and whether its key is let in
 //! verifier       certificates in the handshake
 //! brokers        MQTT brokers beside UDP, below the same endpoint
-//! logs           streams that the hub opens
+//! logs, exec     streams that the hub opens
 //! ```
 //!
 //! The list of admitted keys (`node.status.identity.spki`) is looked at on every connection and
@@ -22,6 +22,7 @@ pub(crate) mod admission;
 pub(crate) mod brokers;
 pub(crate) mod budget;
 pub mod endpoint;
+pub(crate) mod exec;
 #[cfg(test)]
 mod identity_tests;
 pub(crate) mod join;
@@ -50,7 +51,7 @@ use tokio::{
 };
 
 use self::brokers::Through;
-pub use self::logs::LogsError;
+pub use self::{exec::ExecError, logs::LogsError};
 use crate::{
     events,
     hub::Hub,

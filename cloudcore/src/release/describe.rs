@@ -119,6 +119,7 @@ fn content(repository: &Repository, before: &BTreeMap<&str, Target>, target: &Ta
         newest.and_then(|old| Some((old.custom.version.clone(), repository.manifest(old).ok()?)))
     else {
         lines.push("         first release of this app here".into());
+        lines.extend(people(None, &new));
         lines.extend(secrets(repository, None, &new));
         return lines;
     };
@@ -136,6 +137,7 @@ fn content(repository: &Repository, before: &BTreeMap<&str, Target>, target: &Ta
     }
     lines.extend(secrets(repository, Some(&old), &new));
     let but_secrets = |manifest: &Manifest| manifest.workload.clone().map(|w| Workload { secrets: vec![], ..w });
+    lines.extend(people(Some(&old), &new));
     if but_secrets(&old) != but_secrets(&new) {
         lines.push("         the workload changes: command, environment, limits, GPUs or probes".into());
     }
@@ -151,6 +153,18 @@ fn secrets(repository: &Repository, old: Option<&Manifest>, new: &Manifest) -> V
     let problem = pins.as_ref().err().filter(|_| !secrets::of(new).is_empty()).map(ToString::to_string);
     let lines = secrets::describe(old, new, pins.ok().as_ref());
     lines.into_iter().chain(problem).map(|line| format!("         {line}")).collect()
+}
+
+/// Who may run commands in it from now on, and who no longer may.
+fn people(old: Option<&Manifest>, new: &Manifest) -> Vec<String> {
+    let keys = |manifest: &Manifest| -> BTreeSet<String> {
+        let exec = manifest.workload.as_ref().and_then(|workload| workload.exec.clone());
+        exec.into_iter().flat_map(|exec| exec.authorized_keys).map(|line| line.escape_debug().to_string()).collect()
+    };
+    let (was, is) = (old.map(keys).unwrap_or_default(), keys(new));
+    let adds = is.difference(&was).map(|line| format!("         COMMANDS may be run in it by {line}"));
+    adds.chain(was.difference(&is).map(|line| format!("         no longer may commands be run in it by {line}")))
+        .collect()
 }
 
 fn files(manifest: &Manifest) -> BTreeMap<&str, Digest> {

@@ -49,6 +49,7 @@ use super::{
 use crate::{
     doors::Endpoints,
     driver::{Driver, DriverError},
+    exec::Desk,
     gpu::ledger::Ledger,
     secrets::{Secrets, SecretsError},
 };
@@ -81,6 +82,8 @@ pub struct Context {
     pub endpoints: watch::Receiver<Endpoints>,
     /// Who has which GPU.
     pub gpus: Arc<Ledger>,
+    /// Learns what runs, for who wants to run a command in it.
+    pub desk: Arc<Desk>,
 }
 
 /// What [`App::turn`] leaves to do.

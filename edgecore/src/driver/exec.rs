@@ -1,8 +1,10 @@
-//! The last step before a workload's program: `edgecore exec FOLDER [--own] [--group DIR]... [-- PROGRAM ARG...]`.
+//! The last step before a workload's program: `edgecore exec FOLDER [--own] [--terminal TERM] [--group DIR]...
+//! [-- PROGRAM ARG...]`.
 //!
 //! A process of its own prepares itself (control group, user, no new privileges) and then becomes the
 //! program, so nothing unsafe runs between fork and exec. The shim runs it for the workload; the driver
-//! runs it, with a program after `--`, for a probe or a hook; `--own` gives the data folder to its user too.
+//! runs it, with a program after `--`, for a probe, a hook or a person; `--own` gives the data folder to its user too, and
+//! `--terminal` says that its standard input is a terminal of its own.
 //! The shim learns what went wrong from a pipe that this process gets as its standard input, and that a
 //! successful exec closes.
 
@@ -26,7 +28,7 @@ use nix::{
         signal::{SigSet, Signal},
         stat::{Mode, umask},
     },
-    unistd::{Gid, Uid, User, chown, getppid, initgroups, setgid, setgroups, setsid, setuid},
+    unistd::{Gid, Uid, User, chown, fchown, getppid, initgroups, setgid, setgroups, setsid, setuid},
 };
 
 use super::{
@@ -62,24 +64,27 @@ struct Request {
     group: Group,
     /// Whether the data folder is to belong to the workload's user.
     owns: bool,
+    /// Kind of the terminal that it leads.
+    terminal: Option<OsString>,
     probe: Option<Vec<OsString>>,
 }
 
 impl Request {
     fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Request, String> {
-        let usage = || "usage: exec FOLDER [--own] [--group DIR]... [-- PROGRAM ARG...]".to_owned();
+        let usage = || "usage: exec FOLDER [--own] [--terminal TERM] [--group DIR]... [-- PROGRAM ARG...]".to_owned();
         let folder = Folder::at(args.next().ok_or_else(usage)?);
-        let (mut groups, mut owns) = (vec![], false);
+        let (mut groups, mut owns, mut terminal) = (vec![], false, None);
         let probe = loop {
             match args.next() {
                 None => break None,
                 Some(arg) if arg == "--own" => owns = true,
+                Some(arg) if arg == "--terminal" => terminal = Some(args.next().ok_or_else(usage)?),
                 Some(arg) if arg == "--group" => groups.push(PathBuf::from(args.next().ok_or_else(usage)?)),
                 Some(arg) if arg == "--" => break Some(args.collect()),
                 Some(_) => return Err(usage()),
             }
         };
-        Ok(Request { folder, group: Group::of(groups), owns: owns || probe.is_none(), probe })
+        Ok(Request { folder, group: Group::of(groups), owns: owns || probe.is_none(), terminal, probe })
     }
 }
 
@@ -99,6 +104,12 @@ fn prepare(request: &Request, status: &mut Box<dyn io::Write>) -> Result<Command
     if let Some(user) = user.as_ref().filter(|_| request.owns) {
         own(&launch.data, user)?;
     }
+    if request.terminal.is_some() {
+        rustix::process::ioctl_tiocsctty(io::stdin())?;
+        if let Some(user) = &user {
+            fchown(io::stdin(), Some(user.uid), None)?; // its programs open the terminal by name
+        }
+    }
     if let Some(user) = &user {
         user.become_it()?;
     }
@@ -117,6 +128,7 @@ fn prepare(request: &Request, status: &mut Box<dyn io::Write>) -> Result<Command
     SigSet::all().thread_unblock()?;
     let mut command = Command::new(program);
     command.args(args).env_clear().envs(environment(&launch));
+    command.envs(request.terminal.iter().map(|term| ("TERM", term)));
     Ok(command)
 }
 

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use proto::{
     digest::Digest,
     env::BoxFuture,
+    exec::Start,
     name::Name,
     object::LastExit,
     release::{Hook, Probe},
@@ -14,7 +15,7 @@ use proto::{
 use tokio::sync::mpsc;
 
 use super::{
-    Driver, DriverError, HookOutcome, Instance, InstanceSpec, InstanceUsage, NotReady, ProbeOutcome,
+    Attached, Driver, DriverError, HookOutcome, Instance, InstanceSpec, InstanceUsage, NotReady, ProbeOutcome,
     container::ContainerDriver, process::ProcessDriver,
 };
 
@@ -102,6 +103,10 @@ impl Driver for Kinds {
 
     fn probe<'a>(&'a self, spec: &'a InstanceSpec, probe: &'a Probe) -> BoxFuture<'a, ProbeOutcome> {
         self.of(spec).probe(spec, probe)
+    }
+
+    fn exec<'a>(&'a self, spec: &'a InstanceSpec, start: &'a Start) -> BoxFuture<'a, Result<Attached, String>> {
+        self.of(spec).exec(spec, start)
     }
 
     /// A command of the release's tree, or of the box, whatever the workload is.

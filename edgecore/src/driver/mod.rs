@@ -3,6 +3,7 @@
 //! A driver starts, finds again, stops and probes instances; it decides nothing. At most one instance
 //! of an app exists at a time. What it started goes on when the agent ends, and is found again.
 
+mod attach;
 pub mod cgroup;
 pub mod container;
 pub mod exec;
@@ -24,6 +25,7 @@ use jiff::Timestamp;
 use proto::{
     digest::Digest,
     env::BoxFuture,
+    exec::{Input, Output, Start},
     name::Name,
     object::{LastExit, ReleaseRef},
     release::{Hook, Probe, Workload},
@@ -90,6 +92,15 @@ pub enum HookOutcome {
     Failure(String),
 }
 
+/// A command that runs in a workload. It is killed when nobody listens to its output any more.
+#[derive(Debug)]
+pub struct Attached {
+    /// What it reads.
+    pub input: mpsc::Sender<Input>,
+    /// What it writes, and at last how it ended.
+    pub output: mpsc::Receiver<Output>,
+}
+
 /// Something could not be done to a workload.
 #[derive(Debug, thiserror::Error)]
 #[error("could not {attempt} {app}: {problem}")]
@@ -150,6 +161,15 @@ pub trait Driver: Send + Sync + fmt::Debug {
     fn hook<'a>(&'a self, spec: &'a InstanceSpec, hook: &'a Hook) -> BoxFuture<'a, HookOutcome> {
         let _ = (spec, hook);
         Box::pin(std::future::ready(HookOutcome::Success))
+    }
+
+    /// Runs a command in the running instance that `spec` names, beside its own.
+    ///
+    /// # Errors
+    /// Why it does not run, for people.
+    fn exec<'a>(&'a self, spec: &'a InstanceSpec, start: &'a Start) -> BoxFuture<'a, Result<Attached, String>> {
+        let _ = (spec, start);
+        Box::pin(std::future::ready(Err("this driver runs no commands in workloads".into())))
     }
 
     /// Forgets what [`Driver::prepare`] made for releases of an app other than these. By default there is nothing.

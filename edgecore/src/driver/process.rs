@@ -23,6 +23,7 @@ use proto::{
     digest::Digest,
     durable,
     env::{BoxFuture, Env},
+    exec::Start,
     name::Name,
     object::LastExit,
     release::{Hook, Probe},
@@ -39,7 +40,7 @@ use tokio::{
 };
 
 use super::{
-    Driver, DriverError, HookOutcome, Instance, InstanceSpec, InstanceUsage, ProbeOutcome,
+    Attached, Driver, DriverError, HookOutcome, Instance, InstanceSpec, InstanceUsage, ProbeOutcome, attach,
     cgroup::Group,
     logs, probe, procs,
     records::{Ended, Folder, Launch, is_damaged},
@@ -360,7 +361,7 @@ impl Shim {
     fn find(folder: &Folder) -> io::Result<Option<Shim>> {
         let Some(pid) = folder.holder()?.and_then(Pid::from_raw) else { return Ok(None) };
         let handle = match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(handle) => Some(watchable(handle)?),
+            Ok(handle) => Some(watchable(handle, Interest::READABLE)?),
             Err(rustix::io::Errno::SRCH) => return Ok(None),
             Err(_) => None,
         };
@@ -390,8 +391,8 @@ impl Shim {
 }
 
 #[allow(deprecated)] // its successor is unsafe for types that lie about their descriptor; OwnedFd does not
-fn watchable(handle: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::with_interest(handle, Interest::READABLE)
+pub(super) fn watchable(handle: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(handle, interest)
 }
 
 async fn read_report(pipe: PipeReader) -> io::Result<String> {
@@ -481,6 +482,11 @@ impl Driver for ProcessDriver {
 
     fn hook<'a>(&'a self, spec: &'a InstanceSpec, hook: &'a Hook) -> BoxFuture<'a, HookOutcome> {
         Box::pin(async move { self.try_hook(spec, hook).await.unwrap_or_else(HookOutcome::Failure) })
+    }
+
+    fn exec<'a>(&'a self, spec: &'a InstanceSpec, start: &'a Start) -> BoxFuture<'a, Result<Attached, String>> {
+        let folder = self.folder(&spec.app);
+        Box::pin(async move { attach::run(&self.program, &folder, start).await })
     }
 
     fn usage<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Option<InstanceUsage>> {

@@ -10,6 +10,10 @@ use std::{
 /// Environment variable that marks every process of an instance.
 pub const MARKER: &str = "CROSSDOCK_INSTANCE";
 
+/// Fields of `/proc/PID/stat`, counted from the process's state on.
+const PARENT: usize = 1;
+const SESSION: usize = 3;
+
 /// Changes with every boot; empty where the kernel does not say.
 #[must_use]
 pub fn boot_id() -> String {
@@ -36,6 +40,15 @@ pub fn descendants(root: i32) -> BTreeSet<i32> {
     found
 }
 
+/// Kills all processes of a session.
+pub fn kill_session(leader: i32) {
+    for pid in all().filter(|pid| field(*pid, SESSION) == Some(leader)) {
+        if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL); // it may have ended
+        }
+    }
+}
+
 /// Processes whose environment names an instance. Where there is no control group to ask, this is best
 /// effort: a process that cleared its environment is missed, and so is one in the middle of execve, whose
 /// environment reads empty for a moment.
@@ -53,7 +66,7 @@ pub fn usage(pids: &BTreeSet<i32>) -> (Duration, u64) {
     let (mut ticks, mut pages) = (0_u64, 0_u64);
     for pid in pids {
         let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
-        // As in `parent`. From state on: utime, stime, cutime, cstime are 11 to 14, rss is 21.
+        // As in `field`. From state on: utime, stime, cutime, cstime are 11 to 14, rss is 21.
         let fields: Vec<&str> =
             stat.rsplit_once(')').map_or(vec![], |(_, rest)| rest.split_ascii_whitespace().collect());
         let number = |at: usize| fields.get(at).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
@@ -76,10 +89,15 @@ fn all() -> impl Iterator<Item = i32> {
 }
 
 fn parent(pid: i32) -> Option<i32> {
+    field(pid, PARENT)
+}
+
+/// Field of a process's `stat`, counted from its state on.
+fn field(pid: i32, at: usize) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may hold anything: what follows its last ')' is regular.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-    fields.nth(1)?.parse().ok()
+    fields.nth(at)?.parse().ok()
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `carriers` | UDP and MQTT, and the connection that moves between them |
 //! | [`quic`] | endpoint and TLS of one connection |
-//! | [`session`] | one session: control stream, reports, heartbeats, logs |
+//! | [`session`] | one session: control stream, reports, heartbeats, logs, commands |
 //! | `renew` | a new certificate in place of the one that ends |
 //! | [`source`] | metadata and blobs over the current connection |
 //! | [`assignment`] | the newest assignment, on disk before anybody acts on it |
@@ -49,6 +49,7 @@ use self::{
 use crate::{
     config::{AgentConfig, Identity, Paths},
     driver::Driver,
+    exec,
     facts::Facts,
 };
 
@@ -109,6 +110,8 @@ pub(crate) struct Shared {
     pub tells_events: bool,
     /// Public half of the key that secrets for this node are sealed to.
     pub sealing_key: Option<String>,
+    /// Runs commands of people.
+    pub exec: exec::Server,
     /// Where there are brokers.
     pub carriers: Option<Arc<Carriers>>,
 }

@@ -9,8 +9,8 @@ use proto::{
         CloseCode,
         frame::{self, MAX_CONTROL_BYTES, MAX_REQUEST_BYTES},
         message::{
-            AgentMessage, Assignment, Heartbeat, Hello, HubMessage, HubRequest, LogsHeader, LogsRequest, MetadataReply,
-            Report, Welcome,
+            AgentMessage, Assignment, ExecHeader, ExecRequest, Heartbeat, Hello, HubMessage, HubRequest, LogsHeader,
+            LogsRequest, MetadataReply, Report, Welcome,
         },
         priority,
     },
@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use super::{Shared, assignment::AssignmentError, problem::Problem};
-use crate::{driver::Driver, gpu::News};
+use crate::{driver::Driver, exec::Server, gpu::News};
 
 /// How long the hub may take to introduce itself, or to take a message.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -188,7 +188,7 @@ impl Session {
                     None => Err("the control stream ended".into()),
                 },
                 Ok((send, receive)) = self.connection.accept_bi() => {
-                    self.tasks.spawn(serve(self.shared.driver.clone(), send, receive));
+                    self.tasks.spawn(serve(self.shared.clone(), send, receive));
                     Ok(())
                 }
                 Ok(()) = board.changed(), if !changed => {
@@ -317,10 +317,11 @@ async fn read(mut receive: RecvStream, inbound: mpsc::Sender<HubMessage>) {
 }
 
 /// Answers one request of the hub.
-async fn serve(driver: Arc<dyn Driver>, mut send: SendStream, mut receive: RecvStream) {
+async fn serve(shared: Arc<Shared>, mut send: SendStream, mut receive: RecvStream) {
     let asked = timeout(PATIENCE, frame::read(&mut receive, MAX_REQUEST_BYTES)).await;
     let served = match asked {
-        Ok(Ok(HubRequest::Logs(request))) => logs(&*driver, request, &mut send).await,
+        Ok(Ok(HubRequest::Logs(request))) => logs(&*shared.driver, request, &mut send).await,
+        Ok(Ok(HubRequest::Exec(request))) => exec(&shared.exec, &request, send, receive).await,
         _ => {
             send.reset(CloseCode::ProtocolError.code()).ok();
             return;
@@ -345,6 +346,31 @@ async fn logs(driver: &dyn Driver, request: LogsRequest, send: &mut SendStream) 
     }
     send.finish().ok(); // gone already is as good
     Ok(())
+}
+
+/// From here on the stream is the person's: the hub hands it through.
+async fn exec(
+    server: &Server,
+    request: &ExecRequest,
+    mut send: SendStream,
+    receive: RecvStream,
+) -> Result<(), frame::FrameError> {
+    send.set_priority(priority::LOGS).ok(); // it fails only when the stream is gone
+    match server.desk.open(&request.app) {
+        Ok((spec, keys)) => {
+            frame::write(&mut send, &ExecHeader::Ready, MAX_REQUEST_BYTES).await?;
+            if let Err(error) = server.serve(tokio::io::join(receive, send), spec, &keys).await {
+                tracing::warn!(app = %request.app, "a command was not run, or broke off: {error}");
+            }
+            Ok(())
+        }
+        Err(error) => {
+            let header = ExecHeader::Refused { message: error.to_string() };
+            frame::write(&mut send, &header, MAX_REQUEST_BYTES).await?;
+            send.finish().ok(); // gone already is as good
+            Ok(())
+        }
+    }
 }
 
 /// The next output, or `None` once the hub no longer listens.

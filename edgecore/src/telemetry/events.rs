@@ -17,6 +17,7 @@
 //! | `Installing`, `Trial`, `Confirmed`, `Recovered`, `Removed` | an app on its way |
 //! | `RolledBack`, `Failed`, `Blocked` | an app's release did not make it, and why |
 //! | `Exited`, `Restarted`, `NotReady`, `ReadyAgain` | a workload ended, was started again; its probes |
+//! | `CommandRun` | somebody ran a command in a workload: who, and which |
 //! | the condition's own, such as `LowDisk`, `OutboxFull` | a condition begins or ends |
 //! | `EventsLost` | the outbox took none for so long that some were given up, and how many |
 
@@ -35,7 +36,10 @@ use proto::{
     stream::event::{EventRecord, SCHEMA},
 };
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, timeout},
+};
 
 use super::Teller;
 use crate::driver::STOPPED_ON_REQUEST;
@@ -267,7 +271,8 @@ fn event(time: Timestamp, r#type: EventType, reason: &str, message: String) -> E
 }
 
 /// Looks, and hands in what is news, until it is dropped. `record` keeps what was told.
-pub(crate) async fn run(mut teller: Teller, stream: Name, record: Record) {
+/// `said` are events that are told as they are.
+pub(crate) async fn run(mut teller: Teller, stream: Name, record: Record, mut said: mpsc::Receiver<EventRecord>) {
     let kept = load(&record);
     let mut on_disk = kept.clone();
     let mut news = News::new(kept);
@@ -288,6 +293,7 @@ pub(crate) async fn run(mut teller: Teller, stream: Name, record: Record) {
             news.look(&teller.board.borrow_and_update(), now);
         }
         waiting.extend(news.take());
+        waiting.extend(std::iter::from_fn(|| said.try_recv().ok()));
         lost += waiting.len().saturating_sub(MAX_WAITING);
         waiting.drain(..waiting.len().saturating_sub(MAX_WAITING));
         if !waiting.is_empty() {
@@ -313,8 +319,15 @@ pub(crate) async fn run(mut teller: Teller, stream: Name, record: Record) {
             }
         }
         if waiting.is_empty() {
-            // Cancel safe: nothing is held.
-            changed = timeout(LOOK_EVERY, teller.board.changed()).await.is_ok();
+            // All cancel safe: nothing is held.
+            changed = tokio::select! {
+                biased;
+                looked = timeout(LOOK_EVERY, teller.board.changed()) => looked.is_ok(),
+                Some(event) = said.recv() => {
+                    waiting.push_back(event);
+                    false
+                }
+            };
         } else {
             sleep(TRY_AGAIN).await; // whatever changes meanwhile is seen then
         }

@@ -257,6 +257,9 @@ pub const CHUNK_ZSTD: u32 = 1 << 31;
 pub enum HubRequest {
     /// Output of a workload; answered by [`LogsHeader`] and bytes until the stream ends.
     Logs(LogsRequest),
+    /// Somebody wants to run a command in a workload; answered by [`ExecHeader`], and then it is their stream, see
+    /// [`crate::exec`].
+    Exec(ExecRequest),
     /// Of a newer version: the stream is refused.
     #[serde(other)]
     Unknown,
@@ -285,6 +288,27 @@ pub enum LogsHeader {
     /// There is no such app on the node.
     NotFound {
         /// For people.
+        message: String,
+    },
+}
+
+/// Asks to run a command in a workload. Which, the hub does not learn.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExecRequest {
+    /// The app.
+    pub app: Name,
+}
+
+/// Answer to [`ExecRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "camelCase")]
+pub enum ExecHeader {
+    /// TLS with the person follows.
+    Ready,
+    /// Nobody may run a command in it, or it does not run.
+    Refused {
+        /// For people, with what to do.
         message: String,
     },
 }

@@ -8,10 +8,11 @@
 //! skip is guarded by [`Manifest::min_agent`].
 //!
 //! `manifest` holds the manifest, its paths and its rules, `workload` the process with its limits and probes,
-//! [`container`] what is different for a container, `gpus` the GPUs it needs, `hooks` the commands around an update; all
+//! [`container`] what is different for a container, `gpus` the GPUs it needs, `exec` who may run commands in it, `hooks` the commands around an update; all
 //! of it is re-exported here.
 
 pub mod container;
+mod exec;
 mod gpus;
 mod hooks;
 mod manifest;
@@ -25,6 +26,7 @@ use crate::name::{Name, Version};
 
 pub use self::{
     container::{Container, Image},
+    exec::Exec,
     gpus::{DriverVersions, Gpus},
     hooks::{Hook, Hooks, MAX_HOOK_TIMEOUT, PUT_OFF},
     manifest::{Attachment, FileEntry, Manifest, ManifestError, TreePath},

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Container, FileEntry, Gpus, ManifestError, TreePath};
+use super::{Container, Exec, FileEntry, Gpus, ManifestError, TreePath};
 use crate::{
     secret::{self, MAX_RECIPIENTS, MAX_SECRETS, SealedTo},
     units::{Bytes, Span},
@@ -52,6 +52,9 @@ pub struct Workload {
     /// GPUs it needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpus: Option<Gpus>,
+    /// Who may run commands in it, by `crossdock exec`. Absent: nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exec: Option<Exec>,
     /// Probes, as in Kubernetes.
     #[serde(default)]
     pub probes: Probes,
@@ -243,6 +246,7 @@ impl Workload {
             ports: vec![],
             limits: Limits::default(),
             gpus: None,
+            exec: None,
             probes: Probes::default(),
             stop_grace: default_stop_grace(),
             restart: RestartPolicy::default(),
@@ -312,6 +316,9 @@ impl Workload {
         if let Some(gpus) = &self.gpus {
             gpus.check()?;
         }
+        if let Some(exec) = &self.exec {
+            exec.check()?;
+        }
         if self.deadline < self.soak {
             return wrong(format!("deadline {} is shorter than soak {}", self.deadline, self.soak));
         }
@@ -379,6 +386,7 @@ mod tests {
             r#"{"command": "run", "probes": {"startup": {"exec": {"command": []}}}}"#,
             r#"{"command": "run", "soak": "2m", "deadline": "1m"}"#,
             r#"{"command": "run", "limits": {"pids": 0}}"#,
+            r#"{"command": "run", "exec": {"authorizedKeys": ["ssh-rsa AAAA"]}}"#,
             r#"{"command": "run", "secrets": [{"name": "a/b", "file": "a.age"}]}"#,
             r#"{"command": "run", "secrets": [{"name": "..", "file": "a.age"}]}"#,
             r#"{"command": "run", "secrets": [{"name": "a", "file": "../a.age"}]}"#,

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use data_encoding::HEXLOWER_PERMISSIVE;
+use data_encoding::{BASE64, HEXLOWER_PERMISSIVE};
 use ed25519_dalek::{
     Signature as Ed25519Signature, Signer as _, SigningKey, VerifyingKey,
     pkcs8::{
@@ -41,6 +41,10 @@ pub struct KeyValue {
     #[serde(flatten)]
     pub other: BTreeMap<String, Json>,
 }
+
+/// Kind of a key in a line of OpenSSH, and what stands before its 32 bytes (RFC 8709, section 4).
+const OPENSSH_KIND: &str = "ssh-ed25519";
+const OPENSSH_HEAD: &[u8] = b"\0\0\0\x0bssh-ed25519\0\0\0\x20";
 
 /// Field of a key that holds its name for people.
 const NAME_FIELD: &str = "x-crossdock-name";
@@ -94,6 +98,28 @@ impl PublicKey {
         VerifyingKey::from_public_key_pem(pem.trim_start())
             .map(|key| PublicKey::of(&key))
             .map_err(|e| KeyError(e.to_string()))
+    }
+
+    /// Reads a line of OpenSSH's `authorized_keys` or `NAME.pub`: `ssh-ed25519 AAAA... name`.
+    ///
+    /// # Errors
+    /// When it is anything but an ed25519 key.
+    pub fn from_openssh(line: &str) -> Result<PublicKey, OpensshError> {
+        let wrong = || OpensshError(line.chars().take(60).collect());
+        let mut words = line.split_whitespace();
+        let (kind, body) = (words.next(), words.next().ok_or_else(wrong)?);
+        let blob = BASE64.decode(body.as_bytes()).map_err(|_| wrong())?;
+        let raw = blob.strip_prefix(OPENSSH_HEAD).filter(|_| kind == Some(OPENSSH_KIND)).ok_or_else(wrong)?;
+        let key = PublicKey::from_bytes(raw.try_into().map_err(|_| wrong())?).map_err(|_| wrong())?;
+        Ok(key.named(&words.collect::<Vec<_>>().join(" ")))
+    }
+
+    /// As such a line; `None` for keys that are not ed25519.
+    #[must_use]
+    pub fn to_openssh(&self) -> Option<String> {
+        let blob = [OPENSSH_HEAD, &self.bytes()?].concat();
+        let line = format!("{OPENSSH_KIND} {} {}", BASE64.encode(&blob), self.name().unwrap_or_default());
+        Some(line.trim_end().to_owned())
     }
 
     /// Its ID: 64 hex digits.
@@ -155,6 +181,13 @@ impl PublicKey {
     "this is not an unencrypted ed25519 key in PKCS#8 PEM ({0}); make one with `crossdock keys new NAME` or `openssl genpkey -algorithm ed25519`"
 )]
 pub struct KeyError(String);
+
+/// A line is no public key of OpenSSH.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is not an ed25519 key as OpenSSH writes it: ssh-ed25519 AAAA... NAME, as `crossdock keys show` and `ssh-add -L` print it"
+)]
+pub struct OpensshError(String);
 
 /// A key that signs. Cleared from memory when dropped; never printed.
 #[derive(Clone)]
@@ -251,6 +284,22 @@ mod tests {
         assert_eq!((serde_json::to_value(&read).unwrap(), read.id()), (json, key.id()));
         assert_eq!(PublicKey::from_bytes(&key.bytes().unwrap()).unwrap(), key);
         assert!((0..=255).any(|n| PublicKey::from_bytes(&[n; 32]).is_err()));
+    }
+
+    #[test]
+    fn lines_of_openssh_are_read_and_written() {
+        // As ssh-keygen wrote it.
+        let line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEhJntxLwQTIZg6wj/AJR3nm0rVjDp7UDOJ5PLBye/7q ann at depot";
+        let read = PublicKey::from_openssh(line).unwrap();
+        assert_eq!((read.name(), read.to_openssh().as_deref()), (Some("ann at depot"), Some(line)));
+        let key = SecretKey::from_seed(&[0; 32]).public().named("Ann B");
+        let own = key.to_openssh().unwrap();
+        assert_eq!(PublicKey::from_openssh(&own).unwrap(), key);
+        assert_eq!(PublicKey::from_openssh(&format!(" {own}\n")).unwrap().name(), Some("Ann B"));
+        let cut: String = own.chars().take(50).collect();
+        for bad in ["", "ssh-ed25519", "ssh-rsa AAAA", &cut, &own.replace("ssh-ed25519 ", "ssh-rsa ")] {
+            assert!(PublicKey::from_openssh(bad).unwrap_err().to_string().contains("ssh-add -L"), "{bad}");
+        }
     }
 
     #[test]

@@ -136,6 +136,10 @@ pub async fn run(args: KeysArgs, _context: &Context) -> anyhow::Result<()> {
             println!("key      {}", public.id());
             println!("name     {}", plain(public.name().unwrap_or("none")));
             println!("where    {}", place(&key));
+            println!(
+                "openssh  {}",
+                public.to_openssh().map_or_else(|| "none".into(), |line| plain(&line).into_owned())
+            );
             println!("for      {}", duties(root_of(&repo)?.as_ref(), &public.id()));
         }
         KeysCommand::List { folders } => list(&repo, &folders)?,

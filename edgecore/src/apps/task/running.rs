@@ -141,6 +141,7 @@ impl App {
         // From here on nobody supervises it: were the stop to fail, the driver is asked again.
         self.leftover = true;
         let run = self.run.take();
+        self.shared.desk.runs(&self.name, None);
         if let Some(run) = &run {
             let active = self.slot.active.as_ref().is_some_and(|a| a.release == run.release);
             self.stopped_red = active && self.slot.trial.is_none() && run.view().is_red(Instant::now());
@@ -191,6 +192,7 @@ impl App {
         let (supervisor, health) = if workload.is_some() {
             let supervisor = Supervisor::start(self.shared.env.clone(), Arc::new(guard), spec.clone());
             let health = supervisor.health();
+            self.shared.desk.runs(&self.name, Some(spec.clone()));
             (Some(supervisor), health)
         } else {
             if self.leftover {

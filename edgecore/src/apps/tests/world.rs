@@ -34,6 +34,7 @@ use crate::{
     },
     config::{self, Paths},
     doors::Endpoints,
+    exec::Desk,
     fetch::{
         Fetcher, Space,
         tests::{MemorySource, env, publish},
@@ -175,6 +176,7 @@ impl World {
             secrets: self.secrets.clone(),
             endpoints: watch::channel(Endpoints::default()).1,
             gpus: Arc::new(Ledger::open(Record::at(self.folder.path().join("gpus")), env(), &self.gpus).unwrap()),
+            desk: Desk::new().0,
         })
     }
 

@@ -6,9 +6,10 @@
 //! an engine that is sick. Of each app
 //! there is the newest container, and one before it for its output. That one was asked to stop is in its name.
 //!
-//! `create` says what is asked of the engine, `look` what it answers, `image` how the release's image gets there,
+//! `create` says what is asked of the engine, `look` what it answers, `attach` runs a person's command, `image` how the release's image gets there,
 //! `engine` how it is reached.
 
+mod attach;
 pub mod create;
 mod engine;
 mod image;
@@ -36,6 +37,7 @@ use proto::{
     digest::Digest,
     durable,
     env::{BoxFuture, Env},
+    exec::Start,
     name::Name,
     object::LastExit,
     release::{Container, Probe},
@@ -54,7 +56,9 @@ use self::{
     image::{Files, ImageError},
     look::{Found, STOPPED},
 };
-use super::{Driver, DriverError, Instance, InstanceSpec, InstanceUsage, NotReady, ProbeOutcome, probe, procs};
+use super::{
+    Attached, Driver, DriverError, Instance, InstanceSpec, InstanceUsage, NotReady, ProbeOutcome, probe, procs,
+};
 
 /// Beyond the grace: how long SIGKILL may take.
 const KILL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -375,6 +379,14 @@ impl Driver for ContainerDriver {
             };
             let at = found.address.unwrap_or(std::net::Ipv4Addr::LOCALHOST.into());
             probe::attempt(at, probe, |exec| output::run(&docker, &found.id, &exec.command)).await
+        })
+    }
+
+    fn exec<'a>(&'a self, spec: &'a InstanceSpec, start: &'a Start) -> BoxFuture<'a, Result<Attached, String>> {
+        Box::pin(async move {
+            let newest = self.newest(&spec.app).await?.filter(|(_, found)| found.running);
+            let (docker, found) = newest.ok_or("the workload does not run")?;
+            attach::run(docker, &found.id, start).await
         })
     }
 

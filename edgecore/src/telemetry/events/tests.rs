@@ -230,7 +230,7 @@ async fn news_waits_for_a_full_outbox_and_is_not_repeated_after_a_restart() {
         number += 500;
     }
     let key = outbox.held().into_iter().find(|h| h.key.stream.as_str() == "scans").unwrap().key;
-    let telling = tokio::spawn(run(teller, name("events"), record()));
+    let telling = tokio::spawn(run(teller, name("events"), record(), mpsc::channel(1).1));
     board.send_replace(report(status("1.0.0", UpdatePhase::Downloading, None)));
     sleep(Duration::from_secs(60)).await; // it tries and tries
     board.send_replace(report(status("1.0.0", UpdatePhase::Verifying, None)));
@@ -246,7 +246,7 @@ async fn news_waits_for_a_full_outbox_and_is_not_repeated_after_a_restart() {
     let (teller, board) = open(folder.path()).await;
     let outbox = teller.outbox.clone();
     board.send_replace(report(status("1.0.0", UpdatePhase::Verifying, None)));
-    let telling = tokio::spawn(run(teller, name("events"), record()));
+    let telling = tokio::spawn(run(teller, name("events"), record(), mpsc::channel(1).1));
     sleep(Duration::from_secs(1)).await; // it looks at once
     assert_eq!(waiting(&outbox).await, ["AgentStarted", "Installing", "Trial", "AgentStarted"]);
     telling.abort();
@@ -257,7 +257,7 @@ async fn what_changes_while_nothing_waits_is_told_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let (teller, board) = open(folder.path()).await;
     let outbox = teller.outbox.clone();
-    let telling = tokio::spawn(run(teller, name("events"), Record::at(folder.path().join("told"))));
+    let telling = tokio::spawn(run(teller, name("events"), Record::at(folder.path().join("told")), mpsc::channel(1).1));
     sleep(Duration::from_secs(1)).await; // it is through with its start
     for (phase, told) in [
         (UpdatePhase::Downloading, vec!["AgentStarted", "Installing"]),
