@@ -4,12 +4,14 @@
 //! between any two rounds is the same as a restart. Dropping an [`App`] leaves its workload running.
 //!
 //! Here are the rounds and the slot; `fetching` is about the fetch beside them, `folder` about what else lies in the
-//! app's folder, `gpus` about the GPUs it needs, `hooks` about a release's hooks, `running` about the workload.
+//! app's folder, `gpus` about the GPUs it needs, `hooks` about a release's hooks, `measure` about what the workload tells
+//! of itself, `running` about the workload.
 
 mod fetching;
 mod folder;
 mod gpus;
 mod hooks;
+mod measure;
 mod running;
 
 use std::{
@@ -50,6 +52,7 @@ use crate::{
     doors::Endpoints,
     driver::{Driver, DriverError},
     gpu::ledger::Ledger,
+    metrics::Metrics,
     secrets::{Secrets, SecretsError},
 };
 
@@ -81,6 +84,8 @@ pub struct Context {
     pub endpoints: watch::Receiver<Endpoints>,
     /// Who has which GPU.
     pub gpus: Arc<Ledger>,
+    /// What workloads tell of themselves.
+    pub metrics: Metrics,
 }
 
 /// What [`App::turn`] leaves to do.
@@ -242,7 +247,9 @@ impl App {
         }
         if let Some(run) = &mut self.run {
             run.look();
+            self.shared.metrics.set_healthy(&self.name, run.view().healthy_since.is_some());
         }
+        self.measure(&wanted);
         self.look_at_gpus();
         let Plan { step, fetch } = plan(&self.view(&wanted, Instant::now()));
         self.direct_fetch(fetch, &wanted);
@@ -350,6 +357,7 @@ impl App {
         let mut wake = until;
         let mut earlier = |at: Instant| wake = Some(wake.map_or(at, |w| w.min(at)));
         let (mut offline, holds_gpus) = (false, self.holds_gpus());
+        self.measure_at().into_iter().for_each(&mut earlier);
         let mut fetching = None;
         match &mut self.fetching {
             Fetching::Idle => {}
@@ -400,7 +408,8 @@ impl App {
         };
         let running = self.run.as_ref().filter(|run| run.supervisor.is_some());
         let running = running.map(|run| (&run.release, run.health.borrow().clone()));
-        let extra = Extra { fetch, running, trouble: self.trouble.as_deref() };
+        let metrics = self.measured(&wanted);
+        let extra = Extra { fetch, running, metrics, trouble: self.trouble.as_deref() };
         let view = self.view(&wanted, Instant::now());
         let now = self.shared.env.wall.now();
         self.shared.board.send_if_modified(|board| {

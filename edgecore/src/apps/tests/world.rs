@@ -40,6 +40,7 @@ use crate::{
         tree,
     },
     gpu::{GpuWatch, ledger::Ledger},
+    metrics::Metrics,
     secrets::Secrets,
 };
 
@@ -58,6 +59,7 @@ pub(super) struct World {
     pub(super) online: watch::Sender<bool>,
     pub(super) board: watch::Sender<Report>,
     pub(super) gpus: GpuWatch,
+    pub(super) metrics: Metrics,
     boot: u32,
     pub(super) app: Option<App>,
     floor: u64,
@@ -95,6 +97,7 @@ impl World {
             online: watch::channel(true).0,
             board: watch::channel(Report::default()).0,
             gpus: GpuWatch::none(),
+            metrics: Metrics::default(),
             boot: 0,
             app: None,
             floor: 0,
@@ -175,6 +178,7 @@ impl World {
             secrets: self.secrets.clone(),
             endpoints: watch::channel(Endpoints::default()).1,
             gpus: Arc::new(Ledger::open(Record::at(self.folder.path().join("gpus")), env(), &self.gpus).unwrap()),
+            metrics: self.metrics.clone(),
         })
     }
 
