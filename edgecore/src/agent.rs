@@ -44,7 +44,7 @@ use crate::{
         task::Context,
     },
     config::{self, AgentConfig, ConfigError, Identity, Paths},
-    doors::{self, Doors, Endpoints},
+    doors::{self, Doors, Endpoints, Intake},
     driver::Driver,
     exec::{self, Desk},
     facts::Facts,
@@ -55,6 +55,7 @@ use crate::{
         assignment::{AssignmentProblem, Assignments, Place},
         carriers::Carriers,
     },
+    metrics::Metrics,
     outbox::{Outbox, OutboxConfig, OutboxError, OutboxState},
     reboot::{self, Reboots},
     secrets::Secrets,
@@ -138,7 +139,9 @@ impl Agent {
         let lock = lock(&paths)?;
         paths.config().load_and_mend()?; // written once, at the join
         let outbox = Outbox::open(&paths.outbox(), outbox_config(&settings.streams), env.clone()).await?;
-        let doors = doors::open(&settings.streams, data_dir, &config.node, Arc::new(outbox.clone()), env.clone()).await;
+        let metrics = Metrics::default();
+        let behind = (Arc::new(outbox.clone()) as Arc<dyn Intake>, metrics.clone());
+        let doors = doors::open(&settings.streams, data_dir, &config.node, behind, env.clone()).await;
 
         let clock = TrustedClock::new(env.wall.clone());
         let place = assignment_place(&paths, &config.node);
@@ -161,6 +164,7 @@ impl Agent {
             node: config.node.clone(),
             paths: paths.clone(),
             facts: facts.clone(),
+            metrics: metrics.clone(),
             driver: driver.clone(),
             board: board.clone(),
             assignments,
@@ -189,7 +193,7 @@ impl Agent {
         let checks = Arc::new(Semaphore::new(PARALLEL_CHECKS));
         let gpus = Arc::new(Ledger::open(paths.gpus(), env.clone(), facts.gpus())?);
         let endpoints = doors.endpoints();
-        let context = Context { env, driver, stage, boot_id, board, online, checks, secrets, endpoints, gpus, desk };
+        let context = Context { env, driver, stage, boot_id, board, online, checks, secrets, endpoints, gpus, desk, metrics };
         let apps = Apps::new(Arc::new(context), paths.apps(), assignment);
         let metrics_interval = settings.streams.metrics_interval;
         let reboot = settings.node.reboot;
@@ -220,6 +224,12 @@ impl Agent {
     #[must_use]
     pub fn outbox(&self) -> Outbox {
         self.outbox.clone()
+    }
+
+    /// Where workloads tell of themselves, for who runs the agent inside a process.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        self.shared.metrics.clone()
     }
 
     /// What the status socket tells, as it changes.
@@ -356,13 +366,16 @@ async fn watch_conditions(
     let mut ticks = interval(CONDITIONS_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told: Option<Arc<[Condition]>> = None;
+    let mut told_cameras: Option<(ConditionStatus, String)> = None;
     loop {
         ticks.tick().await;
         let now = shared.env.wall.now();
         let found = shared.facts.conditions(now);
         let same = told.as_ref().is_some_and(|told| Arc::ptr_eq(told, &found));
         let others = [outbox.has_changed(), endpoints.has_changed(), unkept.has_changed(), gpus.has_changed()];
-        if same && !trust.has_changed() && !others.contains(&true) {
+        let cameras = shared.metrics.cameras(now);
+        let as_told = cameras.as_ref().map(|c| (c.status, c.message.clone()));
+        if same && as_told == told_cameras && !trust.has_changed() && !others.contains(&true) {
             continue;
         }
         let mut conditions = trust_conditions(&trust.borrow_and_update(), now);
@@ -370,7 +383,8 @@ async fn watch_conditions(
         conditions.push(streams(&outbox.borrow_and_update(), &endpoints.borrow_and_update(), now));
         conditions.push(assignment(unkept.borrow_and_update().as_ref(), now));
         conditions.extend(gpu_condition(&gpus.borrow_and_update(), now));
-        told = Some(found);
+        conditions.extend(cameras);
+        (told, told_cameras) = (Some(found), as_told);
         shared.board.send_if_modified(|board| {
             for condition in &mut conditions {
                 // A condition's time is that of its last change of status.

@@ -15,6 +15,7 @@
 //! | [`supervisor`] | keeps one workload running: probes, restart back-off |
 //! | [`facts`] | what the box is and how it does |
 //! | [`gpu`] | its NVIDIA GPUs: how they do, and which app has which |
+//! | [`metrics`] | what workloads tell of themselves: figures that change all the time, gates, lost cameras |
 //! | [`outbox`] | records on disk until the hub has them |
 //! | [`doors`] | how records come in: HTTP, Unix socket, MQTT, a broker of the house |
 //! | [`uplink`] | records on their way to the hub |
@@ -37,6 +38,7 @@ pub mod fetch;
 pub mod gpu;
 pub mod join;
 pub mod link;
+pub mod metrics;
 pub mod outbox;
 mod reboot;
 pub mod secrets;

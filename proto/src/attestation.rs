@@ -104,6 +104,7 @@ mod tests {
             restart_failed: None,
             retried: None,
             running: Some(running),
+            metrics: None,
         };
         let workloads = [("web".parse().unwrap(), status)].into();
         Report { observed_generation: 3, workloads, ..Report::default() }

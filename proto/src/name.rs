@@ -113,6 +113,18 @@ text_newtype!(
     |text| text.len() <= 127 && text.split('.').all(|part| is_label(part, 127))
 );
 
+text_newtype!(
+    /// Name of a metric, as Prometheus has them, at most 64 characters.
+    MetricName,
+    "metric name",
+    "use 1 to 64 letters, digits and '_', the first one no digit, such as frames_per_second",
+    |text| {
+        text.len() <= 64
+            && text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && text.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_')
+    }
+);
+
 impl Name {
     /// `node`: what stands for the node itself where otherwise an app is named.
     #[must_use]

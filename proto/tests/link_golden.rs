@@ -14,8 +14,8 @@ use proto::{
     link::message::*,
     object::{
         AppOrder, Condition, ConditionStatus, DiskUsage, GpuInfo, GpuInventory, GpuProcess, GpuUsage, LastExit,
-        NodeAddress, NodeInfo, Progress, RebootStatus, ReleaseRef, RunState, Running, UpdatePhase, Usage,
-        WorkloadStatus,
+        MetricSummary, MetricsBefore, MetricsOrder, NodeAddress, NodeInfo, Progress, RebootStatus, ReleaseRef,
+        RunState, Running, UpdatePhase, Usage, WorkloadMetrics, WorkloadStatus,
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -57,6 +57,7 @@ fn usage() -> Usage {
         disks: vec![DiskUsage { path: "/var/lib/crossdock".into(), total_bytes: 1 << 36, free_bytes: 1 << 35 }],
         temperature_milli_c: Some(48_500),
         gpus: vec![],
+        metrics: Default::default(),
     }
 }
 
@@ -79,6 +80,7 @@ fn report() -> Report {
             started_at: Some(time(-60)),
             last_exit: Some(LastExit { code: None, signal: Some(11), at: time(-61), message: "core dumped".into() }),
         }),
+        metrics: None,
     };
     Report {
         observed_generation: 4,
@@ -164,6 +166,19 @@ fn agent_messages() {
     };
     let beat = Heartbeat { usage: Usage { gpus: vec![gpu], ..usage() }, clock: time(3) };
     golden("agent-heartbeat-gpus.json", &AgentMessage::Heartbeat(Box::new(beat)));
+    let metrics = [("frames_per_second", 24.9), ("queue_length", 3.0)];
+    let metrics = metrics.map(|(name, value)| (name.parse().unwrap(), value)).into();
+    let told = Usage { metrics: [("line-watch".parse().unwrap(), metrics)].into(), ..usage() };
+    let beat = Heartbeat { usage: told, clock: time(3) };
+    golden("agent-heartbeat-metrics.json", &AgentMessage::Heartbeat(Box::new(beat)));
+    let mut judged = report();
+    let frames = |samples, mean| [("frames_per_second".parse().unwrap(), MetricSummary { samples, mean })].into();
+    for status in judged.workloads.values_mut() {
+        let before = MetricsBefore { release: release(), metrics: frames(600, 24.8) };
+        let told = WorkloadMetrics { digest: Digest::of(b"older"), now: frames(30, 7.9), before: Some(before) };
+        status.metrics = Some(told);
+    }
+    golden("agent-report-metrics.json", &AgentMessage::Report(Box::new(judged)));
     let mut restarted = report();
     for status in restarted.workloads.values_mut() {
         status.restarted = Some("2026-03-01 by ana".into());
@@ -204,10 +219,15 @@ fn hub_messages() {
         max_deferral_s: 600,
         restart: Some("restart-web.1f".into()),
         retry: Some("web-2.3c#1".into()),
+        metrics: None,
     };
     let ordered = OrderedApp { release: release(), order };
     let orders = Assignment { generation: 6, apps: [(name(), ordered)].into(), drained: true, reboot: None };
     golden("hub-assignment-orders.json", &HubMessage::Assignment(orders));
+    let wanted = MetricsOrder { samples: [("frames_per_second".parse().unwrap(), 30)].into(), for_s: 5400 };
+    let order = AppOrder { metrics: Some(wanted), ..AppOrder::default() };
+    let asked = Assignment { apps: [(name(), OrderedApp { release: release(), order })].into(), ..assignment.clone() };
+    golden("hub-assignment-metrics.json", &HubMessage::Assignment(asked));
     let reboot = Assignment { reboot: Some("reboot.1f2e3d".into()), ..assignment.clone() };
     golden("hub-assignment-reboot.json", &HubMessage::Assignment(reboot));
     let directive = MetadataReply { targets: Some("{\"signed\": \"targets\"}\n".into()), ..MetadataReply::default() };

@@ -1,7 +1,7 @@
-//! How nodes and their GPUs do at this moment, as the hub holds it in memory: `GET /top/nodes`, `/top/gpus`, and the
-//! conditions and GPUs once more for Prometheus, `GET /metrics`. Each user sees the nodes that they may read.
+//! How nodes, their GPUs and workloads do at this moment, as the hub holds it in memory: `GET /top/nodes`, `/top/gpus`,
+//! `/top/apps`, and conditions, GPUs and what workloads tell of themselves once more for Prometheus, `GET /metrics`. Each user sees the nodes that they may read.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use axum::{
     Extension, Json,
@@ -10,8 +10,8 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use proto::{
-    name::Name,
-    object::{ConditionStatus, GpuInfo, GpuUsage, Node, NodePhase, NodeSpec},
+    name::{MetricName, Name},
+    object::{ConditionStatus, GpuInfo, GpuUsage, Node, NodePhase, NodeSpec, WorkloadStatus},
     selector::Selector,
 };
 use serde::Deserialize;
@@ -75,6 +75,15 @@ async fn top_gpus(
     Ok(list("GpuMetricsList", nodes.iter().flat_map(gpu_rows).collect()))
 }
 
+async fn top_apps(
+    State(api): State<Api>,
+    Extension(user): Extension<User>,
+    asked: Result<Query<TopQuery>, QueryRejection>,
+) -> Result<Json<Value>, ApiError> {
+    let nodes = nodes(&api, &user, objects::query(asked)?).await?;
+    Ok(list("AppMetricsList", nodes.iter().flat_map(app_rows).collect()))
+}
+
 async fn metrics(State(api): State<Api>, Extension(user): Extension<User>) -> Result<Response, ApiError> {
     let nodes = nodes(&api, &user, TopQuery::default()).await?;
     Ok(([(CONTENT_TYPE, EXPOSITION)], exposition(&nodes)).into_response())
@@ -120,6 +129,30 @@ fn gpu_rows(node: &Node) -> Vec<Value> {
     gpus(node).map(row).collect()
 }
 
+/// What each app of a node told of itself, by name; nothing of one that told nothing.
+fn app_metrics(node: &Node) -> Option<&BTreeMap<Name, BTreeMap<MetricName, f64>>> {
+    Some(&node.status.usage.as_ref()?.metrics)
+}
+
+fn app_rows(node: &Node) -> Vec<Value> {
+    let row = |(app, said): (&Name, &WorkloadStatus)| {
+        let running = said.running.as_ref();
+        json!({
+            "node": node.name(),
+            "site": node.spec.site,
+            "phase": node.status.phase,
+            "lastSeen": node.status.last_seen,
+            "app": app,
+            "version": running.map(|running| &running.release.version),
+            "state": running.map(|running| running.state),
+            "ready": running.map(|running| running.ready),
+            "restarts": running.map(|running| running.restarts),
+            "metrics": app_metrics(node).and_then(|metrics| metrics.get(app)),
+        })
+    };
+    node.status.workloads.iter().map(row).collect()
+}
+
 /// One metric: its name, what it is, and its value for a GPU.
 type Metric = (&'static str, &'static str, fn(&GpuInfo, &GpuUsage) -> Option<f64>);
 
@@ -163,7 +196,28 @@ fn exposition(nodes: &[Node]) -> String {
             }
         }
     }
+    told(&mut out, &heard);
     out
+}
+
+/// What workloads tell of themselves. Their names are a label: they are the workloads' own, and a metric has one type.
+fn told(out: &mut String, heard: &[&Node]) {
+    let name = "crossdock_workload_metric";
+    let _ = write!(out, "# HELP {name} What a workload told of itself last\n# TYPE {name} gauge\n");
+    for (node, (app, values)) in
+        heard.iter().flat_map(|node| app_metrics(node).into_iter().flatten().map(move |m| (node, m)))
+    {
+        for (metric, value) in values {
+            let labels = [
+                ("node", node.name()),
+                ("site", node.spec.site.as_str()),
+                ("app", app.as_str()),
+                ("name", metric.as_str()),
+            ]
+            .map(|(label, value)| format!("{label}=\"{}\"", escaped(value)));
+            let _ = writeln!(out, "{name}{{{}}} {value}", labels.join(","));
+        }
+    }
 }
 
 /// What each node's agent, or the hub, says of it: `Ready`, `MetadataStale`, `DiskPressure` and so on.
@@ -221,9 +275,15 @@ pub(super) fn add(mut book: Book) -> Book {
     };
     let nodes = page("How nodes do now").answer(200, "The nodes", JSON, list(json!({"usage": figures})));
     let gpus = page("How GPUs do now").answer(200, "The GPUs", JSON, list(json!({"gpu": info, "usage": usage})));
+    let apps = page("How workloads do now, and what they tell of themselves").answer(
+        200,
+        "The workloads",
+        JSON,
+        list(json!({"app": {"type": "string"}, "metrics": {"type": "object", "additionalProperties": {"type": "number"}}})),
+    );
     let may = Rule::May(Verb::List, Resource::Nodes);
     let text = json!({"type": "string"});
-    let metrics = Page::new("Conditions and GPUs of the nodes, for Prometheus").answer(
+    let metrics = Page::new("Conditions, GPUs and workloads of the nodes, for Prometheus").answer(
         200,
         "Its text format",
         "text/plain",
@@ -231,6 +291,7 @@ pub(super) fn add(mut book: Book) -> Book {
     );
     book.on(Method::GET, "/api/v1/top/nodes", top_nodes, may, nodes)
         .on(Method::GET, "/api/v1/top/gpus", top_gpus, may, gpus)
+        .on(Method::GET, "/api/v1/top/apps", top_apps, may, apps)
         .on(Method::GET, "/metrics", self::metrics, may, metrics)
 }
 

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use proto::{
     link::message::{AgentMessage, Heartbeat, Report},
-    object::{GpuInventory, GpuProcess, Usage},
+    object::{GpuInventory, GpuProcess, UpdatePhase, Usage},
 };
 use reqwest::StatusCode;
 
@@ -39,7 +39,9 @@ fn usage() -> Usage {
         processes: vec![process],
         ..GpuUsage::default()
     };
-    Usage { uptime_s: 77, gpus: vec![gpu], ..Usage::default() }
+    let metrics = [("frames_per_second".parse().unwrap(), 24.5)].into();
+    let metrics = [("line-watch".parse().unwrap(), metrics)].into();
+    Usage { uptime_s: 77, gpus: vec![gpu], metrics, ..Usage::default() }
 }
 
 /// A hub with a node that told of its GPUs, and one that has none.
@@ -47,7 +49,9 @@ async fn served() -> (Served, impl Sized) {
     let fixture = Fixture::start().await;
     let hub = fixture.hub.clone();
     let (with, without) = (fixture.member("with").await, fixture.member("without").await);
-    let mut session = with.session(&hub, Report::default()).await;
+    let watch = WorkloadStatus::new(None, UpdatePhase::Succeeded, jiff::Timestamp::UNIX_EPOCH);
+    let report = Report { workloads: [("line-watch".parse().unwrap(), watch)].into(), ..Report::default() };
+    let mut session = with.session(&hub, report).await;
     let other = without.session(&hub, Report::default()).await;
     let mut info = hello(&hub, Report::default()).info;
     info.nvidia = Some(inventory());
@@ -83,6 +87,9 @@ async fn gpus_that_change_while_a_node_is_up_are_shown_with_their_figures() {
     let rows = nodes["items"].as_array().unwrap();
     assert_eq!(rows.iter().map(|row| row["gpus"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 0]);
     assert_eq!(rows[0]["usage"]["uptimeS"], json!(77));
+    let apps = get(&served, "top/apps").await;
+    assert_eq!(apps["items"].as_array().unwrap().len(), 1);
+    assert_eq!(apps["items"][0]["metrics"]["frames_per_second"], json!(24.5));
     for (query, found) in
         [("?labelSelector=name%3Dwith", 1), ("?site=nowhere", 0), ("?labelSelector=name%3Dwithout", 1)]
     {
@@ -111,10 +118,12 @@ async fn prometheus_reads_them_and_who_is_bound_elsewhere_sees_none() {
         format!("{}}} 0.71\n", labels(0)),
         format!("{}}} 61.2\n", labels(0)),
         "condition=\"Ready\",reason=\"Connected\"} 1\n".into(),
+        "app=\"line-watch\",name=\"frames_per_second\"} 24.5\n".into(),
     ] {
         assert!(text.contains(&line), "{line} is not in {text}");
     }
     assert!(text.lines().all(|line| line.starts_with('#') || line.starts_with("crossdock_")));
     let elsewhere = served.user("elsewhere", Role::Viewer, &["nowhere"], &[]).await;
-    assert!(!read(&elsewhere.token).await.contains("GPU-0"));
+    let text = read(&elsewhere.token).await;
+    assert!(!text.contains("GPU-0") && !text.contains("frames_per_second"));
 }

@@ -1,4 +1,4 @@
-//! `crossdock top nodes | gpus`: how they do at this moment, as the hub holds it in memory.
+//! `crossdock top nodes | gpus | apps`: how they do at this moment, as the hub holds it in memory.
 
 use jiff::Timestamp;
 use proto::{
@@ -25,6 +25,9 @@ pub enum TopCommand {
     /// GPUs of nodes: load, memory, heat, power, what is wrong and which app has which
     #[command(visible_alias = "gpu")]
     Gpus(TopArgs),
+    /// Workloads of nodes: what runs, and what it tells of itself, such as frames a second
+    #[command(visible_alias = "app")]
+    Apps(TopArgs),
 }
 
 /// Of which nodes.
@@ -89,6 +92,14 @@ const GPUS: Table = Table {
     cells: gpu,
 };
 
+const APPS: Table = Table {
+    what: "apps",
+    heads: &["NODE", "SITE", "APP", "VERSION", "STATE", "METRICS", "RESTARTS", "LAST SEEN"],
+    wide_from: 6,
+    name: "/node",
+    cells: app,
+};
+
 /// Runs the command.
 ///
 /// # Errors
@@ -97,6 +108,7 @@ pub async fn run(command: TopCommand, context: &Context) -> anyhow::Result<()> {
     let (table, args) = match command {
         TopCommand::Nodes(args) => (NODES, args),
         TopCommand::Gpus(args) => (GPUS, args),
+        TopCommand::Apps(args) => (APPS, args),
     };
     let client = context.client()?;
     let mut request = client.request(Method::GET, &format!("top/{}", table.what));
@@ -131,8 +143,12 @@ pub async fn run(command: TopCommand, context: &Context) -> anyhow::Result<()> {
 }
 
 fn named(table: &Table, item: &Value) -> String {
-    let uuid = text(item, "/gpu/uuid");
-    if uuid.is_empty() { text(item, table.name) } else { uuid }
+    let (uuid, app) = (text(item, "/gpu/uuid"), text(item, "/app"));
+    match (uuid.is_empty(), app.is_empty()) {
+        (false, _) => uuid,
+        (true, false) => format!("{}/{app}", text(item, table.name)),
+        (true, true) => text(item, table.name),
+    }
 }
 
 fn rows(table: &Table, items: &[Value], wide: bool, now: Timestamp) -> String {
@@ -196,6 +212,37 @@ fn gpu(item: &Value, now: Timestamp) -> Vec<String> {
     ]
 }
 
+fn app(item: &Value, now: Timestamp) -> Vec<String> {
+    let told = item.get("metrics").and_then(Value::as_object).into_iter().flatten();
+    let told = told.filter_map(|(name, value)| Some(format!("{name}={}", figure(value.as_f64()?))));
+    let state = match (text(item, "/state"), item.get("ready").and_then(Value::as_bool)) {
+        (state, Some(false)) if state == "Running" => "NotReady".into(),
+        (state, _) => or_none(state),
+    };
+    vec![
+        text(item, "/node"),
+        text(item, "/site"),
+        text(item, "/app"),
+        or_none(text(item, "/version")),
+        state,
+        or_none(told.collect::<Vec<_>>().join(" ")),
+        or_none(text(item, "/restarts")),
+        or_none(ago(item, "/lastSeen", now)),
+    ]
+}
+
+/// A number as people read it: `24.93`, `0.041`, `1200`.
+pub(in crate::cli) fn figure(value: f64) -> String {
+    let decimals = match value.abs() {
+        0.0..1.0 => 4,
+        1.0..100.0 => 2,
+        100.0..10_000.0 => 1,
+        _ => 0,
+    };
+    let text = format!("{value:.decimals$}");
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}
+
 fn none() -> String {
     "-".into()
 }
@@ -244,5 +291,20 @@ mod tests {
         let expected = "NAME    SITE    STATUS   CPU   MEMORY        DISK FREE   GPUS\n\
                         box-1   hz-01   Ready    13%   1.0Gi/8.0Gi   -           2\n";
         assert_eq!(rows(&NODES, &[node], false, now), expected);
+        let vision = json!({"node": "box-1", "site": "hz-01", "app": "vision", "version": "1.2.0", "state": "Running",
+            "ready": true, "restarts": 0, "metrics": {"frames_per_second": 24.93, "queue_length": 3.0}});
+        let silent = json!({"node": "box-1", "site": "hz-01", "app": "web", "version": null, "state": null});
+        let expected = "NODE    SITE    APP      VERSION   STATE     METRICS\n\
+                        box-1   hz-01   vision   1.2.0     Running   frames_per_second=24.93 queue_length=3\n\
+                        box-1   hz-01   web      -         -         -\n";
+        assert_eq!(rows(&APPS, &[vision, silent], false, now), expected);
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        for (value, shown) in [(24.934, "24.93"), (0.041, "0.041"), (0.0, "0"), (1200.0, "1200"), (-3.5, "-3.5")] {
+            assert_eq!(figure(value), shown);
+        }
+        assert_eq!(figure(1e15), "1000000000000000");
     }
 }

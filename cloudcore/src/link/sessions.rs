@@ -21,7 +21,7 @@ use proto::{
         message::{Assignment, OrderedApp},
     },
     name::Name,
-    object::{AssignedApp, Condition, GpuUsage, Node, NodePhase, ReleaseRef, Usage},
+    object::{AssignedApp, Condition, GpuUsage, Node, NodePhase, ReleaseRef, Usage, metrics::bound_live},
     watch,
 };
 use tokio::time::Instant;
@@ -243,6 +243,7 @@ impl Turn {
     pub(crate) fn heard(&self, mut usage: Option<Usage>) {
         if let Some(usage) = &mut usage {
             GpuUsage::bound(&mut usage.gpus);
+            bound_live(&mut usage.metrics);
         }
         let mut nodes = self.sessions.nodes();
         let Some(entry) = nodes.get_mut(self.name.as_str()) else { return };

@@ -2,17 +2,22 @@
 
 use jiff::Timestamp;
 use proto::{
-    object::rollout::{Wave, WavePhase, WaveStatus},
+    object::{
+        RolloutNode, UpdatePhase,
+        rollout::{Wave, WavePhase, WaveStatus, reason},
+    },
     units::Span,
 };
 
 use super::{
     gate::{self, Verdict},
+    metrics::Tally,
+    node::Target,
     pass::{Pass, later},
     waves,
 };
 
-impl Pass<'_, '_> {
+impl<'a> Pass<'_, 'a> {
     /// Judges the waves that have begun, and begins the next where the one before passed.
     pub fn advance(&mut self) {
         let waves = waves::of(&self.spec().waves);
@@ -96,8 +101,11 @@ impl Pass<'_, '_> {
             wave.forgiven = u32::try_from(counts.failed).unwrap_or(u32::MAX);
         }
         let by_hand = resumed && wave.phase == WavePhase::Inconclusive;
-        let verdict = gate::judge(gate, counts, wave.forgiven);
+        let tally = self.tally(index);
+        let incomparable = tally.as_ref().and_then(Tally::incomparable).is_some();
+        let verdict = gate::judge(gate, counts, wave.forgiven, incomparable);
         wave.message = gate::explain(gate, counts, wave.forgiven);
+        wave.message.extend(tally.iter().map(Tally::explain));
         let was = wave.phase;
         (wave.phase, wave.finished_at) = match verdict {
             Verdict::Open => (WavePhase::Progressing, None),
@@ -122,6 +130,19 @@ impl Pass<'_, '_> {
             wave.since = None;
         }
         wave
+    }
+
+    /// What the healthy nodes of a wave tell of themselves, where the gate asks.
+    fn tally(&self, index: usize) -> Option<Tally<'a>> {
+        let (spec, wave) = (self.spec(), u32::try_from(index).ok());
+        let Target::Release(_, digest) = &self.target else { return None };
+        let told = |entry: &RolloutNode| {
+            entry.wave == wave
+                && (entry.phase == UpdatePhase::Succeeded || entry.reason == reason::METRICS)
+                && entry.reason != reason::SUPERSEDED
+        };
+        let nodes = self.draft.members().filter(|(_, _, entry)| told(entry)).map(|(_, node, _)| node);
+        (!spec.gate.metrics.is_empty()).then(|| Tally::of(&spec.gate.metrics, nodes, &spec.app, *digest))
     }
 
     /// One phase until `span` has passed since then, and another one after it.

@@ -1,11 +1,11 @@
 //! What begins on which node, and the one reason why it does not.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use proto::{
     name::Name,
     object::{
-        AppOrder, AssignedApp, Node, RolloutPhase, UpdatePhase, feature,
+        AppOrder, AssignedApp, MetricsOrder, Node, RolloutPhase, UpdatePhase, feature,
         rollout::{WavePhase, Window, reason},
     },
     units::Span,
@@ -113,7 +113,8 @@ impl<'a> Pass<'_, 'a> {
         }
         let before = node.spec.apps.get(&self.spec().app);
         let hold = told.is_none() && self.holds_first(node);
-        let order = AppOrder { hold, max_deferral_s: self.spec().max_deferral.get().as_secs(), ..AppOrder::default() };
+        let max_deferral_s = self.spec().max_deferral.get().as_secs();
+        let order = AppOrder { hold, max_deferral_s, metrics: self.metrics_order(node, wave), ..AppOrder::default() };
         let order = match told {
             Some(Told::App(told)) => AppOrder { hold: false, ..told.order.clone() },
             _ => order,
@@ -136,6 +137,24 @@ impl<'a> Pass<'_, 'a> {
                 entry.told = true;
             }
         });
+    }
+
+    /// What the gate wants to know of the workload, where anybody still judges it: for as long as a wave soaks, and
+    /// one that says nothing is waited for.
+    fn metrics_order(&self, node: &Node, wave: usize) -> Option<MetricsOrder> {
+        let (spec, status) = (self.spec(), self.draft.status.waves.get(wave)?);
+        let is_asked = self.target.is_release() && status.phase != WavePhase::Passed;
+        if spec.gate.metrics.is_empty() || !is_asked || !node::knows(node, feature::METRICS) {
+            return None;
+        }
+        let mut samples = BTreeMap::new();
+        for rule in &spec.gate.metrics {
+            let asked = samples.entry(rule.name.clone()).or_insert(0);
+            *asked = rule.min_samples.max(*asked);
+        }
+        let soak = spec.waves.get(wave).map_or(Span::default(), |wave| wave.soak);
+        let for_s = soak.get().saturating_add(spec.gate.inconclusive_after.get()).as_secs();
+        Some(MetricsOrder { samples, for_s })
     }
 
     /// What an abort leaves a node with: what it proved last. What it was told since, and had not proved, nobody

@@ -7,6 +7,7 @@ use proto::{
     name::{Name, ReleaseName},
     object::{
         Node, Release, Rollout, RolloutSpec,
+        metrics::{MAX_METRICS, MAX_SAMPLES},
         rollout::{Budget, OnFailure, Share, Wave, Window},
     },
     units::Span,
@@ -18,6 +19,8 @@ use super::Snapshot;
 const MAX_WAVES: usize = 100;
 /// Longest wave name, in bytes.
 const MAX_WAVE_NAME_BYTES: usize = 63;
+/// What of the release before a metric may be held against, in hundredths.
+const PERCENT_OF_BEFORE: std::ops::RangeInclusive<u32> = 1..=10_000;
 /// Longest jitter, soak and wait for evidence.
 const MAX_SPAN: Span = Span::from_secs(30 * 86_400);
 
@@ -210,8 +213,48 @@ fn gate(spec: &RolloutSpec) -> Result<(), String> {
     if gate.min_sample == 0 {
         return Err("gate: minSample 0 would pass a wave without evidence; it is at least 1".into());
     }
+    metrics(spec)?;
     if gate.inconclusive_after == Span::default() || gate.inconclusive_after > MAX_SPAN {
         return Err(format!("gate: inconclusiveAfter must be above 0 and at most {MAX_SPAN}"));
+    }
+    Ok(())
+}
+
+/// Rules on what workloads tell of themselves.
+fn metrics(spec: &RolloutSpec) -> Result<(), String> {
+    let rules = &spec.gate.metrics;
+    if !rules.is_empty() && spec.version.is_none() {
+        return Err("gate: metrics judge a release, and a restart has none; leave them out".into());
+    }
+    if rules.len() > MAX_METRICS {
+        return Err(format!("gate: {} rules on metrics are more than {MAX_METRICS}", rules.len()));
+    }
+    for rule in rules {
+        let name = &rule.name;
+        let wrong = |problem: String| Err(format!("gate: metric {name}: {problem}"));
+        let percents = [rule.min_percent_of_before, rule.max_percent_of_before];
+        if let Some(bound) = [rule.min, rule.max].into_iter().flatten().find(|bound| !bound.is_finite()) {
+            return wrong(format!("{bound} is no bound that anything could be held against; write a number"));
+        }
+        if rule.min.is_none() && rule.max.is_none() && !rule.compares() {
+            return wrong("it has no bound; write min, max, minPercentOfBefore or maxPercentOfBefore".into());
+        }
+        if rule.min.zip(rule.max).is_some_and(|(min, max)| min > max) {
+            return wrong("min is above max, which nothing is ever between".into());
+        }
+        if let Some(percent) = percents.into_iter().flatten().find(|percent| !PERCENT_OF_BEFORE.contains(percent)) {
+            let (least, most) = (PERCENT_OF_BEFORE.start(), PERCENT_OF_BEFORE.end());
+            return wrong(format!("{percent} % of before is out of range; it is {least} to {most}"));
+        }
+        if rule.min_percent_of_before.zip(rule.max_percent_of_before).is_some_and(|(min, max)| min > max) {
+            return wrong("minPercentOfBefore is above maxPercentOfBefore, which nothing is ever between".into());
+        }
+        if !(1..=MAX_SAMPLES).contains(&rule.min_samples) {
+            let asked = rule.min_samples;
+            return wrong(format!(
+                "minSamples {asked} is out of range; it is 1 to {MAX_SAMPLES}, the newest that are kept"
+            ));
+        }
     }
     Ok(())
 }

@@ -15,8 +15,9 @@ pub(super) enum Verdict {
     Inconclusive,
 }
 
-/// Judges. `forgiven` failures were there when somebody resumed the rollout, and do not count.
-pub(super) fn judge(gate: &Gate, counts: WaveCounts, forgiven: u32) -> Verdict {
+/// Judges. `forgiven` failures were there when somebody resumed the rollout, and do not count. With `incomparable` a
+/// rule compares with the release before, and no node could be compared.
+pub(super) fn judge(gate: &Gate, counts: WaveCounts, forgiven: u32, incomparable: bool) -> Verdict {
     let WaveCounts { healthy, blocked, .. } = counts;
     let failed = counts.failed.saturating_sub(forgiven as usize);
     let decided = healthy + counts.failed;
@@ -33,6 +34,10 @@ pub(super) fn judge(gate: &Gate, counts: WaveCounts, forgiven: u32) -> Verdict {
     if counts.at_work() > 0 {
         return Verdict::Open;
     }
+    // Who is healthy and has told too little may yet break a rule.
+    if counts.unproven > 0 || incomparable {
+        return Verdict::Inconclusive;
+    }
     let proven = healthy > 0 || counts.failed > 0 && failed == 0;
     let enough = gate.min_success_percent.is_none_or(|percent| healthy * 100 >= percent as usize * there);
     if blocked == 0 && decided >= sample && proven && enough { Verdict::Passed } else { Verdict::Inconclusive }
@@ -40,10 +45,11 @@ pub(super) fn judge(gate: &Gate, counts: WaveCounts, forgiven: u32) -> Verdict {
 
 /// The arithmetic, for people.
 pub(super) fn explain(gate: &Gate, counts: WaveCounts, forgiven: u32) -> String {
-    let WaveCounts { all, taken, healthy, failed, deferred, blocked } = counts;
+    let WaveCounts { all, taken, healthy, failed, deferred, blocked, unproven } = counts;
     let mut text = format!("{healthy} of {all} healthy");
     let told = [
         (failed, "failed"),
+        (unproven, "telling too little of themselves yet"),
         (counts.at_work(), "at work or waiting"),
         (blocked, "blocked"),
         (deferred, "deferred"),
@@ -73,38 +79,49 @@ mod tests {
     use super::*;
 
     fn counts(all: usize, healthy: usize, failed: usize, deferred: usize, blocked: usize) -> WaveCounts {
-        WaveCounts { all, taken: 0, healthy, failed, deferred, blocked }
+        WaveCounts { all, healthy, failed, deferred, blocked, ..WaveCounts::default() }
     }
 
     #[test]
     fn a_wave_passes_on_evidence_alone() {
         let gate = Gate::default();
-        assert_eq!(judge(&gate, counts(3, 3, 0, 0, 0), 0), Verdict::Passed);
-        assert_eq!(judge(&gate, counts(3, 2, 0, 0, 0), 0), Verdict::Open);
+        assert_eq!(judge(&gate, counts(3, 3, 0, 0, 0), 0, false), Verdict::Passed);
+        assert_eq!(judge(&gate, counts(3, 2, 0, 0, 0), 0, false), Verdict::Open);
         // hawkBit's fault: all have finished, and success was not met.
         let strict = Gate { max_failures: 3, min_success_percent: Some(90), ..Gate::default() };
-        assert_eq!(judge(&strict, counts(10, 8, 2, 0, 0), 0), Verdict::Inconclusive);
+        assert_eq!(judge(&strict, counts(10, 8, 2, 0, 0), 0, false), Verdict::Inconclusive);
         // KubeEdge's fault: those who are offline are no failures.
-        assert_eq!(judge(&gate, counts(100, 89, 0, 11, 0), 0), Verdict::Passed);
+        assert_eq!(judge(&gate, counts(100, 89, 0, 11, 0), 0, false), Verdict::Passed);
         // Nobody there, or nobody left: that says nothing.
-        assert_eq!(judge(&gate, counts(3, 0, 0, 3, 0), 0), Verdict::Inconclusive);
-        assert_eq!(judge(&gate, counts(0, 0, 0, 0, 0), 0), Verdict::Inconclusive);
-        assert_eq!(judge(&gate, counts(3, 2, 0, 0, 1), 0), Verdict::Inconclusive);
+        assert_eq!(judge(&gate, counts(3, 0, 0, 3, 0), 0, false), Verdict::Inconclusive);
+        assert_eq!(judge(&gate, counts(0, 0, 0, 0, 0), 0, false), Verdict::Inconclusive);
+        assert_eq!(judge(&gate, counts(3, 2, 0, 0, 1), 0, false), Verdict::Inconclusive);
         // All failed and that many may: still nobody proved it.
         let lax = Gate { max_failures: 3, ..Gate::default() };
-        assert_eq!(judge(&lax, counts(2, 0, 2, 0, 0), 0), Verdict::Inconclusive);
+        assert_eq!(judge(&lax, counts(2, 0, 2, 0, 0), 0, false), Verdict::Inconclusive);
+    }
+
+    #[test]
+    fn a_wave_waits_for_those_who_tell_too_little() {
+        let gate = Gate { max_failures: 1, ..Gate::default() };
+        let unproven = |healthy, failed| WaveCounts { unproven: 1, ..counts(3, healthy, failed, 0, 0) };
+        assert_eq!(judge(&gate, unproven(2, 0), 0, false), Verdict::Inconclusive);
+        assert_eq!(judge(&gate, unproven(1, 0), 0, false), Verdict::Open, "somebody is at work");
+        assert_eq!(judge(&gate, unproven(1, 1), 0, false), Verdict::Inconclusive);
+        assert_eq!(judge(&gate, unproven(0, 2), 0, false), Verdict::Failed, "a failure waits for nobody");
+        assert_eq!(judge(&gate, counts(3, 3, 0, 0, 0), 0, true), Verdict::Inconclusive, "nobody could be compared");
     }
 
     #[test]
     fn failures_count_once_there_is_a_sample() {
-        assert_eq!(judge(&Gate::default(), counts(9, 0, 1, 0, 0), 0), Verdict::Failed);
-        assert_eq!(judge(&Gate::default(), counts(9, 8, 1, 0, 0), 1), Verdict::Passed, "forgiven");
+        assert_eq!(judge(&Gate::default(), counts(9, 0, 1, 0, 0), 0, false), Verdict::Failed);
+        assert_eq!(judge(&Gate::default(), counts(9, 8, 1, 0, 0), 1, false), Verdict::Passed, "forgiven");
         let ratio = Gate { max_failure_percent: Some(10), min_sample: 10, ..Gate::default() };
-        assert_eq!(judge(&ratio, counts(50, 0, 2, 0, 0), 0), Verdict::Open);
-        assert_eq!(judge(&ratio, counts(50, 8, 2, 0, 0), 0), Verdict::Failed);
-        assert_eq!(judge(&ratio, counts(20, 18, 2, 0, 0), 0), Verdict::Passed);
+        assert_eq!(judge(&ratio, counts(50, 0, 2, 0, 0), 0, false), Verdict::Open);
+        assert_eq!(judge(&ratio, counts(50, 8, 2, 0, 0), 0, false), Verdict::Failed);
+        assert_eq!(judge(&ratio, counts(20, 18, 2, 0, 0), 0, false), Verdict::Passed);
         // A wave smaller than the sample needs all its nodes.
-        assert_eq!(judge(&ratio, counts(3, 2, 1, 0, 0), 0), Verdict::Failed);
-        assert_eq!(judge(&ratio, counts(3, 3, 0, 0, 0), 0), Verdict::Passed);
+        assert_eq!(judge(&ratio, counts(3, 2, 1, 0, 0), 0, false), Verdict::Failed);
+        assert_eq!(judge(&ratio, counts(3, 3, 0, 0, 0), 0, false), Verdict::Passed);
     }
 }

@@ -16,6 +16,7 @@
 //! | `node` | what a node says of a rollout's target, or why nothing is begun on it |
 //! | `waves` | who belongs to a wave |
 //! | `gate` | whether a wave has passed, has failed or says nothing |
+//! | `metrics` | what workloads tell of themselves, against the rules of the gate |
 //! | `budget` | whether one more node may be unavailable |
 //! | `window` | whether it is the time of the week, and when it will be |
 //! | `draft` | which nodes a rollout has, and whether there is anything to do about it |
@@ -43,6 +44,7 @@ mod draft;
 pub mod drive;
 pub mod forecast;
 mod gate;
+mod metrics;
 mod node;
 mod pass;
 mod resting;

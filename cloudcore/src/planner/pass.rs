@@ -16,6 +16,7 @@ use super::{
     budget::{self, Busy, Groups, Spoken},
     claims::Claims,
     draft::Draft,
+    metrics::{self, Finding},
     node::{self, State, Target, Telling, Told},
 };
 
@@ -155,6 +156,16 @@ impl<'a> Pass<'_, 'a> {
                         && said.phase == UpdatePhase::Succeeded
                         && deferral.is_none();
                     let was_sick = entry.phase == UpdatePhase::Failed && entry.reason == reason::DEGRADED;
+                    // What broke a rule of the gate has failed, until somebody has it tried once more.
+                    if entry.phase == UpdatePhase::Failed
+                        && entry.reason == reason::METRICS
+                        && said.phase == UpdatePhase::Succeeded
+                    {
+                        continue;
+                    }
+                    let is_silent =
+                        deferral.as_ref().is_some_and(|d| NOT_HEARD.contains(&&*d.reason)) || node.spec.drained;
+                    let unproven = entry.phase == UpdatePhase::Succeeded && entry.reason == reason::METRICS;
                     match (deferral, sick.then(|| node::degraded(node, app)).flatten()) {
                         (_, Some(text)) => State::new(UpdatePhase::Failed, reason::DEGRADED, text),
                         // Once it was sick it is no evidence any more, in this wave.
@@ -173,9 +184,12 @@ impl<'a> Pass<'_, 'a> {
                                 false => said,
                             }
                         }
+                        // Nobody can wait for what it has not told.
+                        (Some(deferral), None) if unproven && is_silent && in_soak => deferral,
                         // What it proved while it was there stays proven.
                         (Some(_), None) if decided && said.phase == entry.phase => said,
                         (Some(deferral), None) if NOT_HEARD.contains(&&*deferral.reason) => deferral,
+                        _ if in_soak && !is_silent && said.phase == UpdatePhase::Succeeded => self.measured(node, said),
                         _ => said,
                     }
                 }
@@ -197,6 +211,16 @@ impl<'a> Pass<'_, 'a> {
             if state.reason != reason::SUPERSEDED || self.let_go(name, node) {
                 self.draft.set(name, &state);
             }
+        }
+    }
+
+    /// A healthy node against what the gate asks of its workload.
+    fn measured<'s>(&self, node: &Node, said: State<'s>) -> State<'s> {
+        let Target::Release(_, digest) = &self.target else { return said };
+        match metrics::judge(&self.spec().gate.metrics, node, &self.spec().app, *digest) {
+            Finding::Kept => said,
+            Finding::TooLittle(text) => State::new(UpdatePhase::Succeeded, reason::METRICS, text),
+            Finding::Broken(text) => State::new(UpdatePhase::Failed, reason::METRICS, text),
         }
     }
 
@@ -459,9 +483,16 @@ pub(super) fn later(at: Timestamp, span: Span) -> Timestamp {
 }
 
 fn summary(counts: &RolloutCounts) -> String {
-    let RolloutCounts { all, taken, healthy, failed, deferred, blocked } = *counts;
+    let RolloutCounts { all, taken, healthy, failed, deferred, blocked, unproven } = *counts;
     let mut message = format!("{healthy} of {all} healthy");
-    for (number, word) in [(failed, "failed"), (deferred, "deferred"), (blocked, "blocked"), (taken, "superseded")] {
+    let told = [
+        (failed, "failed"),
+        (unproven, "telling too little of themselves yet"),
+        (deferred, "deferred"),
+        (blocked, "blocked"),
+        (taken, "superseded"),
+    ];
+    for (number, word) in told {
         if number > 0 {
             message.push_str(&format!(", {number} {word}"));
         }

@@ -1,7 +1,7 @@
 //! What the agent says about one app: from the planner's view to [`WorkloadStatus`]. Pure.
 
 use jiff::Timestamp;
-use proto::object::{Progress, ReleaseRef, Running, UpdatePhase, WorkloadStatus};
+use proto::object::{Progress, ReleaseRef, Running, UpdatePhase, WorkloadMetrics, WorkloadStatus};
 
 use super::{
     plan::{HookView, PutOff, View, Wanted},
@@ -38,6 +38,8 @@ pub struct Extra<'a> {
     pub fetch: FetchView<'a>,
     /// What runs, and how it is.
     pub running: Option<(&'a ReleaseRef, Health)>,
+    /// What it told of itself, where an order asks for it.
+    pub metrics: Option<WorkloadMetrics>,
     /// Why the last step could not be carried out.
     pub trouble: Option<&'a str>,
 }
@@ -109,6 +111,7 @@ pub fn report(
         restart_failed,
         retried,
         running,
+        metrics: extra.metrics.clone(),
     })
 }
 

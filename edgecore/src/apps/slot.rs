@@ -4,11 +4,14 @@
 //! after it; [`super::plan`] says what follows from either. The record outlives the app's removal,
 //! because of the floor.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use proto::{
     digest::Digest,
     durable::{DurableError, Loaded, Record},
-    object::ReleaseRef,
+    name::MetricName,
+    object::{MetricSummary, ReleaseRef},
 };
 use serde::{Deserialize, Serialize};
 
@@ -119,8 +122,37 @@ impl Restart {
     }
 }
 
+/// What the active release told of itself, up to when it was stopped for another one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Before {
+    /// The release that told it.
+    pub release: ReleaseRef,
+    /// The one for which it was stopped.
+    pub replaced_by: Digest,
+    /// Its newest samples, at most [`MAX_METRICS`](proto::object::metrics::MAX_METRICS) metrics.
+    #[serde(default)]
+    pub metrics: BTreeMap<MetricName, MetricSummary>,
+}
+
+impl Before {
+    /// The same, after what was kept before of the same two: a trial that was cut short begins again after the release
+    /// before ran for a few seconds, which say less than what it told all day.
+    #[must_use]
+    pub fn after(mut self, known: Option<&Before>) -> Before {
+        let same = |known: &&Before| (&known.release, known.replaced_by) == (&self.release, self.replaced_by);
+        for (name, known) in known.filter(same).iter().flat_map(|known| &known.metrics) {
+            let mine = self.metrics.entry(name.clone()).or_insert(*known);
+            if mine.samples < known.samples {
+                *mine = *known;
+            }
+        }
+        self
+    }
+}
+
 /// The durable state of one app. Unknown fields are skipped, and what an agent before did not know is absent.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Slot {
     /// The release that proved itself; what a failed trial goes back to.
@@ -143,6 +175,9 @@ pub struct Slot {
     pub deferral: Option<Deferral>,
     /// The active release was not healthy in its trial, and neither was what ran before it.
     pub unhealthy_before: bool,
+    /// What ran before the release on trial, or before the active one, told of itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before: Option<Before>,
 }
 
 impl Slot {
@@ -218,6 +253,7 @@ impl Slot {
         self.trial = None;
         if let Some(failure) = failure {
             self.attempts = None;
+            self.before.take_if(|b| b.replaced_by == failure.digest);
             self.deferral.take_if(|d| d.digest == failure.digest);
             self.failed.retain(|f| f.digest != failure.digest);
             self.failed.push(failure);

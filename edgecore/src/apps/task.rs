@@ -4,12 +4,14 @@
 //! between any two rounds is the same as a restart. Dropping an [`App`] leaves its workload running.
 //!
 //! Here are the rounds and the slot; `fetching` is about the fetch beside them, `folder` about what else lies in the
-//! app's folder, `gpus` about the GPUs it needs, `hooks` about a release's hooks, `running` about the workload.
+//! app's folder, `gpus` about the GPUs it needs, `hooks` about a release's hooks, `measure` about what the workload tells
+//! of itself, `running` about the workload.
 
 mod fetching;
 mod folder;
 mod gpus;
 mod hooks;
+mod measure;
 mod running;
 
 use std::{
@@ -51,6 +53,7 @@ use crate::{
     driver::{Driver, DriverError},
     exec::Desk,
     gpu::ledger::Ledger,
+    metrics::Metrics,
     secrets::{Secrets, SecretsError},
 };
 
@@ -84,6 +87,8 @@ pub struct Context {
     pub gpus: Arc<Ledger>,
     /// Learns what runs, for who wants to run a command in it.
     pub desk: Arc<Desk>,
+    /// What workloads tell of themselves.
+    pub metrics: Metrics,
 }
 
 /// What [`App::turn`] leaves to do.
@@ -245,7 +250,9 @@ impl App {
         }
         if let Some(run) = &mut self.run {
             run.look();
+            self.shared.metrics.set_healthy(&self.name, run.view().healthy_since.is_some());
         }
+        self.measure(&wanted);
         self.look_at_gpus();
         let Plan { step, fetch } = plan(&self.view(&wanted, Instant::now()));
         self.direct_fetch(fetch, &wanted);
@@ -353,6 +360,7 @@ impl App {
         let mut wake = until;
         let mut earlier = |at: Instant| wake = Some(wake.map_or(at, |w| w.min(at)));
         let (mut offline, holds_gpus) = (false, self.holds_gpus());
+        self.measure_at().into_iter().for_each(&mut earlier);
         let mut fetching = None;
         match &mut self.fetching {
             Fetching::Idle => {}
@@ -403,7 +411,8 @@ impl App {
         };
         let running = self.run.as_ref().filter(|run| run.supervisor.is_some());
         let running = running.map(|run| (&run.release, run.health.borrow().clone()));
-        let extra = Extra { fetch, running, trouble: self.trouble.as_deref() };
+        let metrics = self.measured(&wanted);
+        let extra = Extra { fetch, running, metrics, trouble: self.trouble.as_deref() };
         let view = self.view(&wanted, Instant::now());
         let now = self.shared.env.wall.now();
         self.shared.board.send_if_modified(|board| {

@@ -3,6 +3,7 @@
 //! ```text
 //! POST /v1/streams/{stream}   takes records (see [`super::lines`]) -> {"stream","epoch","first","last","count"}
 //! GET  /v1/streams            the streams and how far each is behind
+//! PUT  /v1/metrics            what a workload tells of itself (see [`crate::metrics`]) -> 204
 //! GET  /healthz               that the agent takes records, and what it took since it started
 //! ```
 //!
@@ -10,6 +11,9 @@
 //! Any other answer means that none was taken, except where the connection ended before the answer:
 //! then it is not known, and whoever sends again may be counted twice. Errors are
 //! `{"error","message"}`; 429 and 507 say when to come again.
+//!
+//! Metrics are `{"app","digest","values":{"frames_per_second":24.9}}` and are in memory alone. 404 and 409 mean that the
+//! agent does not run that release of that app, or not any more: there is nothing to repeat.
 
 use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
 
@@ -32,12 +36,15 @@ use super::{
     body::{self, Broken, MAX_BODY_BYTES},
     lines::{self, ACCEPTED, Kind, Unfit},
 };
+use crate::metrics::{Refused, Told};
 
 /// Connections of the door at once.
 pub(super) const MAX_CONNECTIONS: usize = 64;
 /// A request's head takes no longer than this, and no connection idles longer.
 const HEAD: Duration = Duration::from_secs(30);
 const MAX_HEAD_BYTES: usize = 16 << 10;
+/// What a workload tells of itself takes no more.
+const MAX_METRICS_BYTES: usize = 16 << 10;
 
 /// An answer that is no 200.
 #[derive(Debug)]
@@ -113,6 +120,17 @@ impl From<Refusal> for Problem {
     }
 }
 
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Problem {
+        let (status, error) = match refused {
+            Refused::UnknownApp(_) => (StatusCode::NOT_FOUND, "unknown-app"),
+            Refused::OtherRelease { .. } => (StatusCode::CONFLICT, "other-release"),
+            Refused::TooMany | Refused::NotFinite(_) => (StatusCode::BAD_REQUEST, "malformed"),
+        };
+        Problem::new(status, error, refused.to_string())
+    }
+}
+
 /// Serves one connection to its end.
 pub(super) async fn serve(conn: Conn, desk: Arc<Desk>, access: Option<Arc<Access>>) {
     let service = service_fn(move |request| {
@@ -130,7 +148,12 @@ pub(super) async fn serve(conn: Conn, desk: Arc<Desk>, access: Option<Arc<Access
 
 async fn answer(desk: &Desk, access: Option<&Access>, mut request: Request<Incoming>) -> Response<Full<Bytes>> {
     match route(desk, access, &mut request).await {
-        Ok(document) => respond(StatusCode::OK, &document, None),
+        Ok(Some(document)) => respond(StatusCode::OK, &document, None),
+        Ok(None) => {
+            let mut response = Response::default();
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            response
+        }
         Err(problem) => {
             // A body that was too slow is not waited for again, and a client that asked first
             // (`Expect: 100-continue`) has sent none and must not be told to.
@@ -158,7 +181,12 @@ fn respond(
     response
 }
 
-async fn route(desk: &Desk, access: Option<&Access>, request: &mut Request<Incoming>) -> Result<Value, Problem> {
+/// What is answered with 200; `None`: there is nothing to say.
+async fn route(
+    desk: &Desk,
+    access: Option<&Access>,
+    request: &mut Request<Incoming>,
+) -> Result<Option<Value>, Problem> {
     let path = request.uri().path().to_owned();
     let path = path.strip_suffix('/').filter(|p| !p.is_empty()).unwrap_or(&path);
     let method = request.method().clone();
@@ -167,7 +195,7 @@ async fn route(desk: &Desk, access: Option<&Access>, request: &mut Request<Incom
         Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method", message).with(header::ALLOW, allowed))
     };
     if path == "/healthz" {
-        return if method == Method::GET { Ok(health(desk)) } else { wrong_method("GET") };
+        return if method == Method::GET { Ok(Some(health(desk))) } else { wrong_method("GET") };
     }
     let login = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
     if access.is_some_and(|access| !access.admits_basic(login)) {
@@ -175,21 +203,57 @@ async fn route(desk: &Desk, access: Option<&Access>, request: &mut Request<Incom
         return Err(Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
             .with(header::WWW_AUTHENTICATE, "Basic realm=\"crossdock\""));
     }
+    if path == "/v1/metrics" {
+        return if method == Method::PUT { measure(desk, request).await.map(|()| None) } else { wrong_method("PUT") };
+    }
     match path.strip_prefix("/v1/streams") {
-        Some("") if method == Method::GET => Ok(list(desk)),
+        Some("") if method == Method::GET => Ok(Some(list(desk))),
         Some("") => wrong_method("GET"),
         Some(rest) if rest.starts_with('/') => {
             let name = rest.trim_start_matches('/').to_owned();
             if method != Method::POST {
                 return wrong_method("POST");
             }
-            take(desk, &name, request).await
+            take(desk, &name, request).await.map(Some)
         }
         _ => {
-            let message = format!("there is nothing at {path}: POST /v1/streams/STREAM, GET /v1/streams, GET /healthz");
+            let message = format!(
+                "there is nothing at {path}: POST /v1/streams/STREAM, GET /v1/streams, PUT /v1/metrics, GET /healthz"
+            );
             Err(Problem::new(StatusCode::NOT_FOUND, "not-found", message))
         }
     }
+}
+
+fn unsupported(message: String) -> Problem {
+    Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media-type", message)
+}
+
+fn as_it_is(request: &Request<Incoming>) -> Result<(), Problem> {
+    match request.headers().get(header::CONTENT_ENCODING) {
+        Some(encoding) if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") => {
+            Err(unsupported("compressed bodies are not taken: send it as it is".into()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Takes what a workload tells of itself.
+async fn measure(desk: &Desk, request: &mut Request<Incoming>) -> Result<(), Problem> {
+    as_it_is(request)?;
+    let body = body::read(request.body_mut(), &desk.bodies).await?;
+    if body.bytes.len() > MAX_METRICS_BYTES {
+        let message = format!("metrics take at most {MAX_METRICS_BYTES} bytes, and these {}", body.bytes.len());
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", message));
+    }
+    let told: Told = serde_json::from_slice(&body.bytes).map_err(|error| {
+        let message = format!(
+            "these are no metrics: {error}; send {{\"app\":APP,\"digest\":DIGEST,\"values\":{{NAME:NUMBER}}}}, the first \
+             two as CROSSDOCK_APP and CROSSDOCK_DIGEST have them"
+        );
+        Problem::new(StatusCode::BAD_REQUEST, "malformed", message)
+    })?;
+    Ok(desk.metrics.take(told)?)
 }
 
 /// What is known of a request before its body is read.
@@ -199,12 +263,7 @@ fn expected(desk: &Desk, name: &str, request: &Request<Incoming>) -> Result<(Nam
         let message = format!("there is no stream {name:?} on this box: use one of {}", known.join(", "));
         return Err(Problem::new(StatusCode::NOT_FOUND, "unknown-stream", message));
     };
-    let unsupported = |message: String| Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media-type", message);
-    if let Some(encoding) = request.headers().get(header::CONTENT_ENCODING)
-        && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")
-    {
-        return Err(unsupported("compressed bodies are not taken: send it as it is".into()));
-    }
+    as_it_is(request)?;
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let kind = Kind::of(content_type).ok_or_else(|| {
         unsupported(format!("content type {content_type:?} is not taken: use {ACCEPTED} (curl: -H 'Content-Type: …')"))

@@ -1,7 +1,7 @@
 //! How records come in: the doors of the agent. A record is acknowledged when it is on disk, never before.
 //!
 //! ```text
-//! HTTP over TCP, Unix socket ---+
+//! HTTP over TCP, Unix socket ---+--> Metrics: what workloads tell of themselves, in memory alone
 //! MQTT 3.1.1 and 5 over TCP ----+--> Desk --append--> Intake (the outbox) --on disk--> answer
 //! subscriber at a broker -------+
 //! ```
@@ -65,7 +65,10 @@ use tokio::{
 };
 
 use self::bind::{Binder, Conn, Listener, Way};
-use crate::settings::{Streams, TopicSetting};
+use crate::{
+    metrics::Metrics,
+    settings::{Streams, TopicSetting},
+};
 
 /// Between two attempts to open a door.
 const RETRY: Duration = Duration::from_secs(3);
@@ -180,6 +183,8 @@ impl Board {
 #[derive(Debug)]
 struct Desk {
     intake: Arc<dyn Intake>,
+    /// What workloads tell of themselves.
+    metrics: Metrics,
     topics: Vec<TopicSetting>,
     board: Board,
     counts: Arc<Counts>,
@@ -191,9 +196,10 @@ struct Desk {
 }
 
 impl Desk {
-    fn new(settings: &Streams, intake: Arc<dyn Intake>, env: Env) -> Desk {
+    fn new(settings: &Streams, intake: Arc<dyn Intake>, metrics: Metrics, env: Env) -> Desk {
         Desk {
             intake,
+            metrics,
             topics: settings.topics.clone(),
             board: Board { endpoints: watch::channel(Endpoints::default()).0, problems: Mutex::default() },
             counts: Arc::default(),
@@ -257,8 +263,14 @@ pub struct Doors {
 }
 
 /// Opens what can be opened. Nothing here is fatal; [`Doors::run`] goes on trying.
-pub async fn open(settings: &Streams, data_dir: &Path, node: &Name, intake: Arc<dyn Intake>, env: Env) -> Doors {
-    let desk = Arc::new(Desk::new(settings, intake, env.clone()));
+pub async fn open(
+    settings: &Streams,
+    data_dir: &Path,
+    node: &Name,
+    (intake, metrics): (Arc<dyn Intake>, Metrics),
+    env: Env,
+) -> Doors {
+    let desk = Arc::new(Desk::new(settings, intake, metrics, env.clone()));
     let binder = Arc::new(Binder::new(settings, data_dir, env));
     let mut bound = vec![];
     for way in binder.ways() {

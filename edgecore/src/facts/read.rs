@@ -79,6 +79,7 @@ pub(super) fn usage(state_dir: &Path, cpu_permille: u32) -> Usage {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let (total, available) = (meminfo_bytes(&meminfo, "MemTotal:"), meminfo_bytes(&meminfo, "MemAvailable:"));
     Usage {
+        metrics: Default::default(), // workloads tell them, not the box
         uptime_s: first_number(&line("/proc/uptime")) as u64,
         cpu_permille,
         memory_used_bytes: total.saturating_sub(available),

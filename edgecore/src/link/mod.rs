@@ -31,7 +31,7 @@ use proto::{
     env::{Env, Seed},
     link::{ALPN, ALPN_RENEW, CloseCode, message::Report},
     name::Name,
-    object::NodeInfo,
+    object::{NodeInfo, Usage},
     tuf::SecretKey,
     watch,
 };
@@ -51,6 +51,7 @@ use crate::{
     driver::Driver,
     exec,
     facts::Facts,
+    metrics::Metrics,
 };
 
 /// First bound of the wait between attempts.
@@ -103,6 +104,8 @@ pub(crate) struct Shared {
     pub node: Name,
     pub paths: Paths,
     pub facts: Facts,
+    /// What workloads tell of themselves.
+    pub metrics: Metrics,
     pub driver: Arc<dyn Driver>,
     pub board: watch::Sender<Report>,
     pub assignments: Assignments,
@@ -117,6 +120,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// What changes all the time.
+    fn usage(&self) -> Usage {
+        Usage { metrics: self.metrics.live(), ..self.facts.usage() }
+    }
+
     /// What the hub is told of the box.
     fn info(&self) -> NodeInfo {
         NodeInfo { sealing_key: self.sealing_key.clone(), ..self.facts.info() }

@@ -124,7 +124,7 @@ impl Session {
         let hello = Hello {
             info,
             report: sent.clone(),
-            usage: shared.facts.usage(),
+            usage: shared.usage(),
             clock: shared.env.wall.now(),
             tells_events: shared.tells_events,
             director: Some(director),
@@ -278,7 +278,7 @@ impl Session {
         if let Some(order) = self.waiting.take() {
             self.take(order, false).await;
         }
-        let heartbeat = Heartbeat { usage: self.shared.facts.usage(), clock: self.shared.env.wall.now() };
+        let heartbeat = Heartbeat { usage: self.shared.usage(), clock: self.shared.env.wall.now() };
         self.write(&AgentMessage::Heartbeat(Box::new(heartbeat))).await
     }
 

@@ -278,6 +278,7 @@ mod tests {
             disks,
             temperature_milli_c: Some(48_500),
             gpus: vec![],
+            ..Usage::default()
         };
         let gpu = GpuUsage {
             uuid: "GPU-a".into(),

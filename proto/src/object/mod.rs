@@ -11,6 +11,7 @@
 //! | `node` | [`Node`]: assignment, identity, facts, figures, conditions |
 //! | `gpu` | GPUs of a node: [`GpuInventory`], [`GpuUsage`] |
 //! | `workload` | what a node reports of each app: [`WorkloadStatus`] |
+//! | [`metrics`] | figures that workloads tell of themselves |
 //! | `release` | [`Release`] |
 //! | [`rollout`] | [`Rollout`]: waves, gate, budget, windows, and how far it is |
 //! | `site` | [`Site`] and [`JoinToken`] |
@@ -22,6 +23,7 @@ mod macros;
 
 mod event;
 mod gpu;
+pub mod metrics;
 mod node;
 mod release;
 pub mod rollout;
@@ -38,6 +40,7 @@ use crate::name::ObjectName;
 pub use self::{
     event::{Event, EventSpec, EventStatus, EventType},
     gpu::{GpuInfo, GpuInventory, GpuProcess, GpuUsage},
+    metrics::{MetricSummary, MetricsBefore, MetricsOrder, WorkloadMetrics},
     node::{
         Admission, AppOrder, AssignedApp, Attested, CarrierStatus, Condition, ConditionStatus, DiskUsage,
         NextCertificate, Node, NodeAddress, NodeIdentity, NodeInfo, NodePhase, NodeSpec, NodeStatus, RebootStatus,

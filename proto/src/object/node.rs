@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use super::{
-    GpuInventory, GpuUsage, Object,
+    GpuInventory, GpuUsage, MetricsOrder, Object,
     workload::{UpdatePhase, WorkloadStatus},
 };
 use crate::{
     digest::Digest,
-    name::{Name, Version},
+    name::{MetricName, Name, Version},
     selector::Selector,
 };
 
@@ -71,6 +71,10 @@ data! {
         /// the release failed is used up.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub retry: Option<String>,
+        /// Tell what the workload of this release tells of itself, for a gate. Agents without [`feature::METRICS`] skip
+        /// it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub metrics: Option<MetricsOrder>,
     }
 
     /// A node as its agent last reported it, with the hub's own records.
@@ -266,6 +270,9 @@ data! {
         /// Its NVIDIA GPUs that answer.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pub gpus: Vec<GpuUsage>,
+        /// What workloads told of themselves last, by app; what is older than a minute is left out.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        pub metrics: BTreeMap<Name, BTreeMap<MetricName, f64>>,
     }
 
     /// A file system.
@@ -281,7 +288,7 @@ data! {
     /// A yes-or-no fact with its reason, as in Kubernetes.
     pub struct Condition {
         /// `Ready`, `DiskPressure`, `MemoryPressure`, `ClockSkew`, `StreamPressure`, `AssignmentPressure`,
-        /// `GpuUnhealthy`.
+        /// `GpuUnhealthy`, `CamerasLost`.
         pub r#type: String,
         /// `True`, `False` or `Unknown`.
         pub status: ConditionStatus,
@@ -306,6 +313,8 @@ pub mod condition {
     pub const ASSIGNMENT_PRESSURE: &str = "AssignmentPressure";
     /// A GPU of the node, or the driver of all of them, does not do its work.
     pub const GPU_UNHEALTHY: &str = "GpuUnhealthy";
+    /// A workload says that cameras are lost which it should see.
+    pub const CAMERAS_LOST: &str = "CamerasLost";
     /// Metadata of a repository is past its time, and newer one does not arrive.
     pub const METADATA_STALE: &str = "MetadataStale";
 }
@@ -320,8 +329,10 @@ pub mod feature {
     pub const RENEW: &str = "renew";
     /// [`Attestation`](crate::attestation::Attestation) on every report after the first of a session.
     pub const ATTEST: &str = "attest";
+    /// [`MetricsOrder`](super::MetricsOrder): it tells what workloads tell of themselves.
+    pub const METRICS: &str = "metrics";
     /// All that this version knows.
-    pub const ALL: [&str; 4] = [ORDERS, REBOOT, RENEW, ATTEST];
+    pub const ALL: [&str; 5] = [ORDERS, REBOOT, RENEW, ATTEST, METRICS];
 }
 
 impl NodeSpec {

@@ -17,7 +17,7 @@ pub use self::status::{
 };
 use super::Object;
 use crate::{
-    name::{Name, ReleaseName, Version},
+    name::{MetricName, Name, ReleaseName, Version},
     selector::Selector,
     units::Span,
 };
@@ -121,6 +121,33 @@ data! {
         /// How long a wave that says nothing is waited for, before the rollout pauses.
         #[serde(default = "hour")]
         pub inconclusive_after: Span,
+        /// Rules on what the workload tells of itself: a node that breaks one has failed, and one that has told too
+        /// little proves nothing yet.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pub metrics: Vec<MetricRule>,
+    }
+
+    /// A rule on a metric that the workload of a release tells of itself. At least one bound; all of them must hold.
+    /// Judged is the mean of the newest samples since the workload became healthy.
+    pub struct MetricRule {
+        /// The metric, such as `frames_per_second`.
+        pub name: MetricName,
+        /// Its mean is at least this.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub min: Option<f64>,
+        /// Its mean is at most this.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub max: Option<f64>,
+        /// Its mean is at least so many of a hundred of what the release before told on the same node. Says nothing
+        /// where none ran; a wave in which no node can be compared is inconclusive.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub min_percent_of_before: Option<u32>,
+        /// The same, at most.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub max_percent_of_before: Option<u32>,
+        /// Samples without which it says nothing, of either release; 1 to 600.
+        #[serde(default = "ten", skip_serializing_if = "is_ten")]
+        pub min_samples: u32,
     }
 
     /// How many nodes may be unavailable at once. Nodes that are down already count.
@@ -225,6 +252,12 @@ fn is_one(number: &u32) -> bool {
 fn one() -> u32 {
     1
 }
+fn ten() -> u32 {
+    10
+}
+fn is_ten(number: &u32) -> bool {
+    *number == 10
+}
 fn hour() -> Span {
     Span::from_secs(3600)
 }
@@ -240,7 +273,42 @@ impl Default for Gate {
             min_success_percent: None,
             min_sample: one(),
             inconclusive_after: hour(),
+            metrics: vec![],
         }
+    }
+}
+
+impl MetricRule {
+    /// A rule without a bound yet.
+    #[must_use]
+    pub fn new(name: MetricName) -> MetricRule {
+        MetricRule {
+            name,
+            min: None,
+            max: None,
+            min_percent_of_before: None,
+            max_percent_of_before: None,
+            min_samples: ten(),
+        }
+    }
+
+    /// Whether it compares with the release before.
+    #[must_use]
+    pub fn compares(&self) -> bool {
+        self.min_percent_of_before.is_some() || self.max_percent_of_before.is_some()
+    }
+}
+
+/// The rule in words: `frames_per_second at least 20, at least 90 % of before`.
+impl fmt::Display for MetricRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bounds = [
+            self.min.map(|min| format!("at least {min}")),
+            self.max.map(|max| format!("at most {max}")),
+            self.min_percent_of_before.map(|min| format!("at least {min} % of before")),
+            self.max_percent_of_before.map(|max| format!("at most {max} % of before")),
+        ];
+        write!(f, "{} {}", self.name, bounds.into_iter().flatten().collect::<Vec<_>>().join(", "))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 
+use super::WorkloadMetrics;
 use crate::{digest::Digest, name::Version};
 
 data! {
@@ -38,6 +39,9 @@ data! {
         /// What runs now, whatever the target is.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub running: Option<Running>,
+        /// What it told of itself, while [`AppOrder::metrics`](super::AppOrder::metrics) asks for it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub metrics: Option<WorkloadMetrics>,
     }
 
     /// A release by name and digest.
@@ -151,6 +155,7 @@ impl WorkloadStatus {
             restart_failed: None,
             retried: None,
             running: None,
+            metrics: None,
         }
     }
 }

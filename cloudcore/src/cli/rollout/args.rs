@@ -6,7 +6,7 @@ use proto::{
     name::Version,
     object::{
         RolloutSpec,
-        rollout::{Budget, OnFailure, Share, Wave, Window},
+        rollout::{Budget, MetricRule, OnFailure, Share, Wave, Window},
     },
     units::Span,
 };
@@ -38,6 +38,10 @@ pub struct How {
     /// Failed nodes that a wave may have.
     #[arg(long, value_name = "N")]
     max_failures: Option<u32>,
+    /// What the workload must tell of itself, such as frames_per_second,min=20,min-percent-of-before=90,min-samples=30;
+    /// also max, max-percent-of-before. May be repeated.
+    #[arg(long, value_name = "NAME,BOUND=N,...")]
+    metric: Vec<MetricArg>,
     /// When nodes may download, such as 20:00-06:00, in the time zone of their site. May be repeated.
     #[arg(long, value_name = "HH:MM-HH:MM")]
     download_window: Vec<WindowArg>,
@@ -95,6 +99,36 @@ impl FromStr for WaveArg {
     }
 }
 
+/// A rule on a metric: its name, and its bounds.
+#[derive(Debug, Clone, PartialEq)]
+struct MetricArg(MetricRule);
+
+impl FromStr for MetricArg {
+    type Err = String;
+    fn from_str(text: &str) -> Result<MetricArg, String> {
+        let (name, bounds) = text.split_once(',').unwrap_or((text, ""));
+        let mut rule = MetricRule::new(name.trim().parse().map_err(|e| format!("{e}"))?);
+        for bound in bounds.split(',').map(str::trim).filter(|bound| !bound.is_empty()) {
+            let (key, value) = bound.split_once('=').ok_or_else(|| format!("{bound:?}: write BOUND=NUMBER"))?;
+            let whole = || value.parse::<u32>().map_err(|_| format!("{key}={value}: write a whole number"));
+            let number = || value.parse::<f64>().map_err(|_| format!("{key}={value}: write a number"));
+            match key {
+                "min" => rule.min = Some(number()?),
+                "max" => rule.max = Some(number()?),
+                "min-percent-of-before" => rule.min_percent_of_before = Some(whole()?),
+                "max-percent-of-before" => rule.max_percent_of_before = Some(whole()?),
+                "min-samples" => rule.min_samples = whole()?,
+                _ => {
+                    return Err(format!(
+                        "{key:?} is no bound: write min, max, min-percent-of-before, max-percent-of-before, min-samples"
+                    ));
+                }
+            }
+        }
+        Ok(MetricArg(rule))
+    }
+}
+
 /// A window of every day.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct WindowArg(Window);
@@ -127,6 +161,7 @@ impl How {
         if let Some(most) = self.max_failures {
             spec.gate.max_failures = most;
         }
+        spec.gate.metrics = self.metric.into_iter().map(|MetricArg(rule)| rule).collect();
         spec.windows.download = self.download_window.into_iter().map(|WindowArg(window)| window).collect();
         spec.windows.apply = self.apply_window.into_iter().map(|WindowArg(window)| window).collect();
         spec.jitter = self.jitter.unwrap_or_default();
@@ -154,6 +189,12 @@ mod tests {
         assert_eq!(wave("site=hz-01").unwrap().selector, Some("site=hz-01".parse().unwrap()));
         for bad in ["", "10x", "-1", "120%", "a b"] {
             assert!(wave(bad).is_err(), "{bad}");
+        }
+        let MetricArg(rule) = "fps,min=20,max-percent-of-before=120, min-samples=30".parse::<MetricArg>().unwrap();
+        assert_eq!(rule.to_string(), "fps at least 20, at most 120 % of before");
+        assert_eq!((rule.min, rule.max_percent_of_before, rule.min_samples), (Some(20.0), Some(120), 30));
+        for bad in ["", "9", "fps,min", "fps,min=x", "fps,most=3", "fps,min-samples=1.5"] {
+            assert!(bad.parse::<MetricArg>().is_err(), "{bad}");
         }
         assert!("22:00-04:00".parse::<WindowArg>().is_ok());
         for bad in ["22:00", "22-04", "25:00-04:00"] {

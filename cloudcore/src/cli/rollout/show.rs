@@ -1,7 +1,7 @@
 //! Rollouts and plans as text. What came from a box is written out harmless by [`output::align`].
 
 use proto::{
-    object::{Rollout, RolloutNode, UpdatePhase},
+    object::{Rollout, RolloutNode, UpdatePhase, rollout::reason},
     units::{Bytes, Span},
 };
 
@@ -40,9 +40,9 @@ pub(super) fn rollout(rollout: &Rollout, all: bool) -> String {
     text
 }
 
-/// The nodes of a rollout; without `all`, those that are not healthy yet.
+/// The nodes of a rollout; without `all`, those that are not healthy yet, or have not told enough.
 pub(super) fn nodes(rollout: &Rollout, all: bool) -> String {
-    let wanted = |node: &&RolloutNode| all || node.phase != UpdatePhase::Succeeded;
+    let wanted = |node: &&RolloutNode| all || node.phase != UpdatePhase::Succeeded || node.reason == reason::METRICS;
     if !rollout.status.nodes.values().any(|node| wanted(&node)) {
         return String::new();
     }
@@ -76,6 +76,10 @@ pub(super) fn forecast(forecast: &Forecast) -> String {
     if let Some(budget) = &spec.budget {
         text.push_str(&format!("at most {} unavailable per {}\n", budget.max_unavailable, budget.per));
     }
+    for rule in &spec.gate.metrics {
+        let samples = rule.min_samples;
+        text.push_str(&format!("each node, by the mean of {samples} samples or more: {rule}\n"));
+    }
     let mut rows = vec![["WAVE", "NODES", "SOAK", "APPROVAL", "WHICH"].map(str::to_owned).to_vec()];
     for ForecastWave { name, wave, nodes } in waves {
         let shown: Vec<&str> = nodes.iter().take(NODES_SHOWN).map(|node| node.as_str()).collect();
@@ -87,9 +91,7 @@ pub(super) fn forecast(forecast: &Forecast) -> String {
     text.push_str(&format!("\n{}", output::align(&rows)));
     let blocked: Vec<Vec<String>> = nodes
         .iter()
-        .filter(|(_, node)| {
-            !node.told && !node.reason.is_empty() && node.reason != proto::object::rollout::reason::WAVE
-        })
+        .filter(|(_, node)| !node.told && !node.reason.is_empty() && node.reason != reason::WAVE)
         .map(|(name, node)| vec![name.to_string(), node.phase.to_string(), node.reason.clone(), node.message.clone()])
         .collect();
     if !blocked.is_empty() {

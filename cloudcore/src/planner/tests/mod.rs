@@ -1,21 +1,23 @@
 //! The planner over small fleets with agents that do what they are told.
 
+mod metrics;
 mod property;
 mod restarts;
 mod rollouts;
 mod trim;
 mod waves;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use proto::{
     digest::Digest,
-    name::{Name, ObjectName, ReleaseName},
+    name::{MetricName, Name, ObjectName, ReleaseName},
     object::{
-        NodeInfo, NodePhase, NodeSpec, NodeStatus, Object, RebootStatus, Release, ReleaseRef, ReleaseSpec, Rollout,
-        RolloutNode, RolloutPhase, RolloutSpec, RolloutStatus, RunState, Running, UpdatePhase, WorkloadStatus, feature,
-        rollout::Wave,
+        AssignedApp, MetricSummary, MetricsBefore, NodeInfo, NodePhase, NodeSpec, NodeStatus, Object, RebootStatus,
+        Release, ReleaseRef, ReleaseSpec, Rollout, RolloutNode, RolloutPhase, RolloutSpec, RolloutStatus, RunState,
+        Running, UpdatePhase, WorkloadMetrics, WorkloadStatus, feature,
+        rollout::{MetricRule, Wave},
     },
     units::Span,
 };
@@ -65,7 +67,7 @@ fn percent(percent: u32, soak: u64) -> Wave {
     Wave { percent: Some(percent), soak: Span::from_secs(soak), ..Wave::default() }
 }
 
-fn info() -> NodeInfo {
+pub(super) fn info() -> NodeInfo {
     NodeInfo {
         agent_version: "1".into(),
         boot_id: String::new(),
@@ -81,6 +83,11 @@ fn info() -> NodeInfo {
         features: feature::ALL.map(str::to_owned).into(),
         sealing_key: None,
     }
+}
+
+/// At least so many frames a second, and so many of a hundred of before.
+fn fps(min: Option<f64>, min_percent_of_before: Option<u32>) -> Vec<MetricRule> {
+    vec![MetricRule { min, min_percent_of_before, min_samples: 5, ..MetricRule::new("fps".parse().unwrap()) }]
 }
 
 /// A rollout of restarts of the app.
@@ -104,6 +111,10 @@ struct World {
     reboots: BTreeMap<Name, RebootStatus>,
     /// Nodes on which a version fails its trial; version 0: the restart of the node itself fails.
     bad: Vec<(Name, u8)>,
+    /// Nodes on which a version is slow: 8 frames a second in place of 25.
+    slow: Vec<(Name, u8)>,
+    /// Nodes whose workloads tell nothing.
+    mute: BTreeSet<Name>,
 }
 
 impl World {
@@ -121,7 +132,15 @@ impl World {
             releases: (1..10).map(release).collect(),
             ..Snapshot::default()
         };
-        World { now, second: 100, agents: BTreeMap::new(), reboots: BTreeMap::new(), bad: vec![] }
+        World {
+            now,
+            second: 100,
+            agents: BTreeMap::new(),
+            reboots: BTreeMap::new(),
+            bad: vec![],
+            slow: vec![],
+            mute: BTreeSet::new(),
+        }
     }
 
     fn start(&mut self, rollout: &str, spec: RolloutSpec) {
@@ -260,6 +279,7 @@ impl World {
                 Some(order) if quiet => Some(order.clone()),
                 _ => before.as_ref().and_then(|a| a.restarted.clone()),
             };
+            next.metrics = self.tell(name, version, told, before.as_ref()).filter(|_| phase == UpdatePhase::Succeeded);
             let runs_before = before.and_then(|a| a.running);
             if !matches!(phase, UpdatePhase::Verifying | UpdatePhase::Succeeded) {
                 next.running = runs_before;
@@ -268,6 +288,36 @@ impl World {
             self.agents.insert(name.clone(), next);
         }
         self.hear();
+    }
+
+    /// What a workload told since it runs: one sample a second, up to 20, where it is asked.
+    fn tell(
+        &self,
+        node: &Name,
+        version: u8,
+        told: &AssignedApp,
+        before: Option<&WorkloadStatus>,
+    ) -> Option<WorkloadMetrics> {
+        told.order.metrics.as_ref()?;
+        let mean = |version| if self.slow.contains(&(node.clone(), version)) { 8.0 } else { 25.0 };
+        let fps = |samples, version| -> BTreeMap<MetricName, MetricSummary> {
+            [("fps".parse().unwrap(), MetricSummary { samples, mean: mean(version) })].into()
+        };
+        let known = before.and_then(|before| before.metrics.as_ref()).filter(|known| known.digest == told.digest);
+        let ran = before.and_then(|before| before.running.as_ref()).map(|running| running.release.clone());
+        let samples = known.and_then(|known| known.now.get("fps")).map_or(0, |now| now.samples);
+        let of_before = known.map_or_else(
+            || {
+                let ran = ran.filter(|ran| ran.digest != told.digest)?;
+                let version = ran.version.to_string().parse().unwrap();
+                Some(MetricsBefore { release: ran, metrics: fps(600, version) })
+            },
+            |known| known.before.clone(),
+        );
+        let is_mute = self.mute.contains(node);
+        let now = if is_mute && samples == 0 { BTreeMap::new() } else { fps((samples + 1).min(20), version) };
+        let now = known.filter(|_| is_mute).map_or(now, |known| known.now.clone());
+        Some(WorkloadMetrics { digest: told.digest, now, before: of_before.filter(|_| !is_mute) })
     }
 
     fn outcome(&self, node: &Name, version: u8) -> UpdatePhase {

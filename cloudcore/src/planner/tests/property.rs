@@ -32,6 +32,10 @@ enum Happening {
     Abort,
     /// The version is bad on a node, or good again.
     Bad(usize, u8, bool),
+    /// The version is slow on a node, or not any more.
+    Slow(usize, u8, bool),
+    /// A node's workload tells nothing of itself, or does.
+    Mute(usize, bool),
     /// The hub restarts: it knows what is in the store and nothing else.
     Restart,
 }
@@ -47,6 +51,8 @@ struct Shape {
     on_failure: usize,
     jitter: bool,
     lax: bool,
+    /// The gate asks what workloads tell of themselves: a floor with 1, a comparison with 2, both with 3.
+    metrics: usize,
 }
 
 const NODES: usize = 8;
@@ -61,8 +67,8 @@ fn any_node_phase() -> impl Strategy<Value = NodePhase> {
 }
 
 fn any_shape() -> impl Strategy<Value = Shape> {
-    (1..8_u8, 0..4_usize, 0..4_usize, 0..4_usize, 0..3_usize, any::<bool>(), any::<bool>()).prop_map(
-        |(version, selector, waves, budget, on_failure, jitter, lax)| Shape {
+    (1..8_u8, 0..4_usize, 0..4_usize, 0..4_usize, 0..3_usize, any::<bool>(), any::<bool>(), 0..4_usize).prop_map(
+        |(version, selector, waves, budget, on_failure, jitter, lax, metrics)| Shape {
             version,
             selector,
             waves,
@@ -70,6 +76,7 @@ fn any_shape() -> impl Strategy<Value = Shape> {
             on_failure,
             jitter,
             lax,
+            metrics,
         },
     )
 }
@@ -90,7 +97,9 @@ fn any_happening() -> impl Strategy<Value = Happening> {
         1 => Just(Happening::Resume),
         1 => Just(Happening::Retry),
         1 => Just(Happening::Abort),
-        2 => (node, 0..6_u8, any::<bool>()).prop_map(|(n, v, bad)| Happening::Bad(n, v, bad)),
+        2 => (node.clone(), 0..6_u8, any::<bool>()).prop_map(|(n, v, bad)| Happening::Bad(n, v, bad)),
+        2 => (node.clone(), 1..6_u8, any::<bool>()).prop_map(|(n, v, slow)| Happening::Slow(n, v, slow)),
+        2 => (node, any::<bool>()).prop_map(|(n, mute)| Happening::Mute(n, mute)),
         1 => Just(Happening::Restart),
     ]
 }
@@ -126,6 +135,9 @@ impl Shape {
         }
         if self.jitter {
             spec.jitter = Span::from_secs(3);
+        }
+        if self.version < 6 && self.metrics > 0 {
+            spec.gate.metrics = fps((self.metrics != 2).then_some(20.0), (self.metrics > 1).then_some(90));
         }
         if self.lax {
             (spec.gate.max_failures, spec.gate.min_sample) = (1, 2);
@@ -189,6 +201,16 @@ fn happen(world: &mut World, planner: &mut Planner, happening: &Happening) {
                 world.bad.push((node_name(*n), *version));
             }
         }
+        Happening::Slow(n, version, slow) => {
+            world.slow.retain(|entry| *entry != (node_name(*n), *version));
+            if *slow {
+                world.slow.push((node_name(*n), *version));
+            }
+        }
+        Happening::Mute(n, mute) => {
+            world.mute.remove(&node_name(*n));
+            world.mute.extend(mute.then(|| node_name(*n)));
+        }
         Happening::Restart => {
             let json = serde_json::to_string(&world.now.rollouts.values().collect::<Vec<_>>()).unwrap();
             let read: Vec<Rollout> = serde_json::from_str(&json).unwrap();
@@ -221,6 +243,7 @@ fn rest(world: &mut World, planner: &mut Planner) {
         assert_eq!(planner.plan(now), planned, "what rests is what has nothing to do");
         assert!(planned.wake.is_none_or(|wake| wake > now), "{:?} is not ahead", planned.wake);
         check_steps(world, &planned.steps);
+        check_figures(world, &planned.steps);
         if planned.steps.is_empty() {
             return check_rest(world);
         }
@@ -302,6 +325,45 @@ fn check_steps(world: &World, steps: &[Step]) {
         let unavailable = mine.clone().filter(|n| is_unavailable(n)).count();
         let most = budget.max_unavailable.of(mine.count());
         assert!(unavailable <= most, "{} releases {node}: {unavailable} of {most}", rollout.name());
+    }
+}
+
+/// No wave passes before each of its healthy nodes has told enough, and keeps the rules: counted apart from the
+/// planner's own.
+fn check_figures(world: &World, steps: &[Step]) {
+    for step in steps {
+        let Step::SetRolloutStatus { rollout, status, .. } = step else { continue };
+        let rollout = &world.now.rollouts[rollout];
+        let by_hand = rollout.spec.control.resumed > 0;
+        for (index, wave) in status.waves.iter().enumerate() {
+            let before = rollout.status.waves.get(index).map(|wave| wave.phase);
+            let has_passed = wave.phase == WavePhase::Passed && before != Some(WavePhase::Passed);
+            if !has_passed || by_hand || wave.message == "no nodes were left for it" {
+                continue;
+            }
+            let (mut healthy, mut compared) = (0, 0);
+            for (name, entry) in &status.nodes {
+                let mine = entry.wave == u32::try_from(index).ok() && entry.reason != reason::SUPERSEDED;
+                if !mine || entry.phase != UpdatePhase::Succeeded {
+                    continue;
+                }
+                healthy += 1;
+                for rule in &rollout.spec.gate.metrics {
+                    let said = world.now.nodes[name].status.workloads[&self::name("app")].metrics.as_ref();
+                    let said = said.unwrap_or_else(|| panic!("{name} told nothing, and wave {} passed", wave.name));
+                    assert_eq!(Some(said.digest), status.digest);
+                    let now = said.now[&rule.name];
+                    assert!(now.samples >= 5 && rule.min.is_none_or(|min| now.mean >= min), "{name}: {said:?}");
+                    if let Some(before) = &said.before {
+                        compared += 1;
+                        let least = f64::from(rule.min_percent_of_before.unwrap_or(0)) / 100.0;
+                        assert!(now.mean >= before.metrics[&rule.name].mean * least, "{name}: {said:?}");
+                    }
+                }
+            }
+            let compares = rollout.spec.gate.metrics.iter().any(MetricRule::compares);
+            assert!(!compares || healthy == 0 || compared > 0, "wave {} passed, and nobody was compared", wave.name);
+        }
     }
 }
 
@@ -389,6 +451,8 @@ fn play(happenings: &[Happening]) {
     }
     // In the end all is well again, and whoever may finish does.
     world.bad.clear();
+    world.slow.clear();
+    world.mute.clear();
     for n in 0..NODES {
         happen(&mut world, &mut planner, &Happening::Cordon(n, false));
         happen(&mut world, &mut planner, &Happening::Pin(n, false));
@@ -425,7 +489,8 @@ proptest! {
 
 #[test]
 fn a_place_that_one_plan_keeps_for_somebody_is_given_in_the_next() {
-    let shape = Shape { version: 1, selector: 0, waves: 0, budget: 1, on_failure: 0, jitter: false, lax: false };
+    let shape =
+        Shape { version: 1, selector: 0, waves: 0, budget: 1, on_failure: 0, jitter: false, lax: false, metrics: 0 };
     play(&[
         Happening::Pin(2, true),
         Happening::Start(shape.clone()),
@@ -444,6 +509,7 @@ fn who_comes_back_while_a_restart_ends_has_its_turn_all_the_same() {
         on_failure: 0,
         jitter: false,
         lax: false,
+        metrics: 0,
     };
     play(&[
         Happening::Start(shape(1, 0, 0, 0)),

@@ -24,6 +24,7 @@ use crate::{
     apps::{guard::Guard, plan::RunningView, slot::Installed},
     driver::{HookOutcome, InstanceSpec},
     fetch::tree,
+    metrics::evidence::Evidence,
     secrets,
     supervisor::{Health, Supervisor},
 };
@@ -49,6 +50,8 @@ pub(super) struct Run {
     pub(super) post_apply: Hooking,
     /// Raised when a start found the tree damaged.
     pub(super) damaged: Arc<AtomicBool>,
+    /// What was told of what it tells of itself.
+    pub(super) evidence: Evidence,
 }
 
 impl Run {
@@ -140,6 +143,7 @@ impl App {
     pub(super) async fn stop(&mut self) -> Result<(), StepError> {
         // From here on nobody supervises it: were the stop to fail, the driver is asked again.
         self.leftover = true;
+        self.keep_measured().await;
         let run = self.run.take();
         self.shared.desk.runs(&self.name, None);
         if let Some(run) = &run {
@@ -205,10 +209,25 @@ impl App {
             (None, watch::channel(Health::in_place(Instant::now())).1)
         };
         self.leftover = false;
+        if supervisor.is_some() {
+            self.shared.metrics.begin(&self.name, release.digest);
+        }
         let (since, post_apply) = (Instant::now(), Hooking::default());
         let unhealthy_since = Some(since);
-        self.run =
-            Some(Run { release, supervisor, health, since, timing, unhealthy_since, spec, hooks, post_apply, damaged });
+        let evidence = Evidence::default();
+        self.run = Some(Run {
+            release,
+            supervisor,
+            health,
+            since,
+            timing,
+            unhealthy_since,
+            spec,
+            hooks,
+            post_apply,
+            damaged,
+            evidence,
+        });
         Ok(())
     }
 

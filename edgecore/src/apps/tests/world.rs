@@ -41,6 +41,7 @@ use crate::{
         tree,
     },
     gpu::{GpuWatch, ledger::Ledger},
+    metrics::Metrics,
     secrets::Secrets,
 };
 
@@ -59,6 +60,7 @@ pub(super) struct World {
     pub(super) online: watch::Sender<bool>,
     pub(super) board: watch::Sender<Report>,
     pub(super) gpus: GpuWatch,
+    pub(super) metrics: Metrics,
     boot: u32,
     pub(super) app: Option<App>,
     floor: u64,
@@ -96,6 +98,7 @@ impl World {
             online: watch::channel(true).0,
             board: watch::channel(Report::default()).0,
             gpus: GpuWatch::none(),
+            metrics: Metrics::default(),
             boot: 0,
             app: None,
             floor: 0,
@@ -177,6 +180,7 @@ impl World {
             endpoints: watch::channel(Endpoints::default()).1,
             gpus: Arc::new(Ledger::open(Record::at(self.folder.path().join("gpus")), env(), &self.gpus).unwrap()),
             desk: Desk::new().0,
+            metrics: self.metrics.clone(),
         })
     }
 

@@ -429,3 +429,45 @@ async fn curl_works_as_documented() {
     assert!(Path::new(&socket).exists());
     until("all are there", || stand.scans().len() == 4001).await;
 }
+
+#[tokio::test]
+async fn a_workload_tells_of_itself_while_it_runs() {
+    let stand = Stand::open(|_| {}).await;
+    let (vision, runs) = ("vision".parse().unwrap(), proto::digest::Digest::of(b"runs"));
+    let tell = |app: &str, digest: &str, values: Value| {
+        let body = json!({"app": app, "digest": digest, "values": values, "later": 1}).to_string();
+        request("PUT", "/v1/metrics", "application/json", body)
+    };
+    let other = proto::digest::Digest::of(b"other").to_string();
+    let runs_text = runs.to_string();
+    let socket = stand.endpoints.borrow().socket.clone().unwrap();
+    let mut doors = [
+        client(TcpStream::connect(stand.http()).await.unwrap()).await,
+        client(UnixStream::connect(&socket).await.unwrap()).await,
+    ];
+    for door in &mut doors {
+        let refused = send(door, tell("vision", &runs_text, json!({}))).await;
+        assert_eq!((refused.status, refused.document["error"].as_str()), (404, Some("unknown-app")));
+    }
+    stand.metrics.begin(&vision, runs);
+    for door in &mut doors {
+        let values = json!({"frames_per_second": 24.9, "queue_length": 3});
+        let response = door.send_request(tell("vision", &runs_text, values)).await.unwrap();
+        assert_eq!(response.status(), 204);
+        assert!(response.into_body().collect().await.unwrap().to_bytes().is_empty());
+        let refused = send(door, tell("vision", &other, json!({"frames_per_second": 1}))).await;
+        assert_eq!((refused.status, refused.document["error"].as_str()), (409, Some("other-release")));
+        for values in [json!({"9": 1}), json!({"fps": "fast"}), json!({"fps": null}), json!([])] {
+            let refused = send(door, tell("vision", &runs_text, values)).await;
+            assert_eq!(refused.status, 400);
+            assert!(refused.message().contains("CROSSDOCK_APP"), "{}", refused.message());
+        }
+        let much: serde_json::Map<String, Value> = (0..33).map(|i| (format!("m{i}"), json!(1))).collect();
+        assert_eq!(send(door, tell("vision", &runs_text, much.into())).await.status, 400);
+        let large = request("PUT", "/v1/metrics", "", vec![b' '; 20 << 10]);
+        assert_eq!(send(door, large).await.status, 413);
+        assert_eq!(send(door, request("POST", "/v1/metrics", "", "{}")).await.status, 405);
+    }
+    assert_eq!(stand.metrics.live()[&vision]["frames_per_second"], 24.9);
+    stand.close().await;
+}

@@ -31,6 +31,7 @@ use tokio::{
 
 use crate::{
     doors::{self, Counts, Endpoints, Intake, Reason, Refusal, Taken},
+    metrics::Metrics,
     settings::Streams,
 };
 
@@ -116,6 +117,7 @@ impl Intake for FileIntake {
 pub(super) struct Stand {
     pub(super) folder: Arc<TempDir>,
     pub(super) intake: Arc<FileIntake>,
+    pub(super) metrics: Metrics,
     pub(super) endpoints: watch::Receiver<Endpoints>,
     pub(super) counts: Arc<Counts>,
     settings: Streams,
@@ -137,10 +139,12 @@ impl Stand {
         let intake = Arc::new(FileIntake::new(folder.path(), streams));
         let env = Env { seed: Seed::from_u64(1), ..Env::real().unwrap() };
         let node = "box-1".parse().unwrap();
-        let doors = doors::open(&settings, folder.path(), &node, intake.clone(), env).await;
+        let metrics = Metrics::default();
+        let behind = (intake.clone() as Arc<dyn Intake>, metrics.clone());
+        let doors = doors::open(&settings, folder.path(), &node, behind, env).await;
         let (endpoints, counts) = (doors.endpoints(), doors.counts());
         let task = tokio::spawn(doors.run());
-        Stand { folder, intake, endpoints, counts, settings, task }
+        Stand { folder, intake, metrics, endpoints, counts, settings, task }
     }
 
     /// Drops the doors where they are and opens them again.
@@ -205,5 +209,5 @@ pub(super) fn desk() -> doors::Desk {
     let settings = Streams::default();
     let streams = settings.streams.iter().map(|s| (s.name.clone(), s.class)).collect();
     let intake = Arc::new(FileIntake::new(folder.path(), streams));
-    doors::Desk::new(&settings, intake, Env { seed: Seed::from_u64(1), ..Env::real().unwrap() })
+    doors::Desk::new(&settings, intake, Metrics::default(), Env { seed: Seed::from_u64(1), ..Env::real().unwrap() })
 }

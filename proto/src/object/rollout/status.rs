@@ -185,6 +185,8 @@ pub mod reason {
     pub const NEVER_CONNECTED: &str = "NeverConnected";
     /// It proved the release and is not healthy any more, within the soak time.
     pub const DEGRADED: &str = "Degraded";
+    /// What its workload tells of itself breaks a rule of the gate; or, of one that succeeded, is too little yet.
+    pub const METRICS: &str = "Metrics";
     /// It went down to restart, and does not come back.
     pub const NOT_BACK: &str = "NotBack";
     /// Its agent knows no orders of that kind.
@@ -240,6 +242,8 @@ pub struct RolloutCounts {
     pub deferred: usize,
     /// They cannot go on without somebody's help.
     pub blocked: usize,
+    /// They are healthy, and what their workload told of itself is too little for the gate.
+    pub unproven: usize,
 }
 
 /// Nodes of one wave.
@@ -251,6 +255,7 @@ impl RolloutCounts {
         self.all += 1;
         match node.phase {
             _ if node.reason == reason::SUPERSEDED => self.taken += 1,
+            UpdatePhase::Succeeded if node.reason == reason::METRICS => self.unproven += 1,
             UpdatePhase::Succeeded => self.healthy += 1,
             UpdatePhase::Failed | UpdatePhase::RolledBack => self.failed += 1,
             UpdatePhase::Deferred => self.deferred += 1,
@@ -262,7 +267,7 @@ impl RolloutCounts {
     /// Those that neither were decided nor are left out.
     #[must_use]
     pub fn at_work(&self) -> usize {
-        self.all - self.taken - self.healthy - self.failed - self.deferred - self.blocked
+        self.all - self.taken - self.healthy - self.failed - self.deferred - self.blocked - self.unproven
     }
 }
 
