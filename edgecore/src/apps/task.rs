@@ -4,12 +4,14 @@
 //! between any two rounds is the same as a restart. Dropping an [`App`] leaves its workload running.
 //!
 //! Here are the rounds and the slot; `fetching` is about the fetch beside them, `folder` about what else lies in the
-//! app's folder, `gpus` about the GPUs it needs, `hooks` about a release's hooks, `running` about the workload.
+//! app's folder, `gpus` about the GPUs it needs, `hooks` about a release's hooks, `room` about memory and processors, `running` about the
+//! workload.
 
 mod fetching;
 mod folder;
 mod gpus;
 mod hooks;
+mod room;
 mod running;
 
 use std::{
@@ -43,6 +45,7 @@ use super::{
     current,
     plan::{HookView, Plan, Step, View, Wanted, plan},
     report::{Extra, FetchView, report},
+    room::Rooms,
     slot::{self, Failure, Slot, SlotError},
     stage::Stage,
 };
@@ -52,6 +55,8 @@ use crate::{
     gpu::ledger::Ledger,
     secrets::{Secrets, SecretsError},
 };
+
+pub(super) use self::room::hold_installed;
 
 /// Wait after a step that could not be carried out.
 const TROUBLE_WAIT: Duration = Duration::from_secs(5);
@@ -81,6 +86,8 @@ pub struct Context {
     pub endpoints: watch::Receiver<Endpoints>,
     /// Who has which GPU.
     pub gpus: Arc<Ledger>,
+    /// What apps ask of memory and processors.
+    pub rooms: Arc<Rooms>,
 }
 
 /// What [`App::turn`] leaves to do.
@@ -175,7 +182,7 @@ impl App {
             }
         };
         let rng = shared.env.seed.stream(&format!("app {name}"));
-        let (online, gpus) = (shared.online.clone(), Needs::new(&shared.gpus));
+        let (online, gpus) = (shared.online.clone(), Needs::new(&shared));
         Ok(App {
             shared,
             name,
@@ -244,6 +251,7 @@ impl App {
             run.look();
         }
         self.look_at_gpus();
+        self.claim_room();
         let Plan { step, fetch } = plan(&self.view(&wanted, Instant::now()));
         self.direct_fetch(fetch, &wanted);
         self.publish();

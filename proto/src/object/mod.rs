@@ -15,11 +15,13 @@
 //! | [`rollout`] | [`Rollout`]: waves, gate, budget, windows, and how far it is |
 //! | `site` | [`Site`] and [`JoinToken`] |
 //! | `event` | [`Event`] |
+//! | [`capacity`] | what a box can give, what apps ask of it, and whether it fits |
 //! | `macros` | how kinds, data and words are declared |
 
 #[macro_use]
 mod macros;
 
+pub mod capacity;
 mod event;
 mod gpu;
 mod node;
@@ -36,6 +38,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::name::ObjectName;
 
 pub use self::{
+    capacity::{Allocation, Overcommit, Ratio, Resources, Room},
     event::{Event, EventSpec, EventStatus, EventType},
     gpu::{GpuInfo, GpuInventory, GpuProcess, GpuUsage},
     node::{

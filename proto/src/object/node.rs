@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use super::{
-    GpuInventory, GpuUsage, Object,
+    Allocation, GpuInventory, GpuUsage, Object,
     workload::{UpdatePhase, WorkloadStatus},
 };
 use crate::{
@@ -38,6 +38,12 @@ data! {
         /// It is to restart, once for each new text: the name of the rollout that wants it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub reboot: Option<String>,
+        /// How much of it apps may ask for: `overcommit` and `systemReserved`.
+        #[serde(flatten)]
+        pub allocation: Allocation,
+        /// Rollouts begin nothing on it but these apps. Empty: any.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        pub reserved_for: BTreeSet<Name>,
     }
 
     /// One app of an assignment.
@@ -320,15 +326,26 @@ pub mod feature {
     pub const RENEW: &str = "renew";
     /// [`Attestation`](crate::attestation::Attestation) on every report after the first of a session.
     pub const ATTEST: &str = "attest";
+    /// [`Assignment::allocation`](crate::link::message::Assignment::allocation).
+    pub const REQUESTS: &str = "requests";
     /// All that this version knows.
-    pub const ALL: [&str; 4] = [ORDERS, REBOOT, RENEW, ATTEST];
+    pub const ALL: [&str; 5] = [ORDERS, REBOOT, RENEW, ATTEST, REQUESTS];
 }
 
 impl NodeSpec {
     /// A node of a site that runs nothing yet.
     #[must_use]
     pub fn new(site: Name) -> NodeSpec {
-        NodeSpec { site, apps: BTreeMap::new(), cordoned: false, drained: false, pinned: BTreeSet::new(), reboot: None }
+        NodeSpec {
+            site,
+            apps: BTreeMap::new(),
+            cordoned: false,
+            drained: false,
+            pinned: BTreeSet::new(),
+            reboot: None,
+            allocation: Allocation::default(),
+            reserved_for: BTreeSet::new(),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 mod property;
 mod restarts;
 mod rollouts;
+mod room;
 mod trim;
 mod waves;
 
@@ -46,6 +47,7 @@ fn release(version: u8) -> (ReleaseName, Release) {
         release_counter: u64::from(version),
         hardware: vec![],
         issued_at: None,
+        requests: None,
         files: 1,
         total_bytes: 1,
     };

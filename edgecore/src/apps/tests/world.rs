@@ -12,7 +12,7 @@ use proto::{
     digest::Digest,
     durable::Record,
     link::message::Report,
-    object::{AppOrder, ReleaseRef, UpdatePhase, WorkloadStatus},
+    object::{AppOrder, NodeInfo, ReleaseRef, UpdatePhase, WorkloadStatus},
     watch,
 };
 use tempfile::TempDir;
@@ -29,6 +29,7 @@ use crate::{
     apps::{
         current,
         plan::{Ask, Wanted},
+        room::Rooms,
         slot::{self, MAX_ATTEMPTS, RestartState, Slot},
         task::{App, Context, Turn},
     },
@@ -58,10 +59,18 @@ pub(super) struct World {
     pub(super) online: watch::Sender<bool>,
     pub(super) board: watch::Sender<Report>,
     pub(super) gpus: GpuWatch,
+    /// Of a box of 4 processors and 8 GiB.
+    pub(super) rooms: Arc<Rooms>,
     boot: u32,
     pub(super) app: Option<App>,
     floor: u64,
     damaged: BTreeSet<Digest>,
+}
+
+fn info() -> NodeInfo {
+    let info = serde_json::json!({"agentVersion": "", "bootId": "", "architecture": "", "osImage": "", "kernel": "",
+        "cpus": 4, "memoryBytes": 8_u64 << 30, "hostname": ""});
+    serde_json::from_value(info).unwrap()
 }
 
 impl World {
@@ -95,6 +104,7 @@ impl World {
             online: watch::channel(true).0,
             board: watch::channel(Report::default()).0,
             gpus: GpuWatch::none(),
+            rooms: Arc::new(Rooms::new(info())),
             boot: 0,
             app: None,
             floor: 0,
@@ -175,6 +185,7 @@ impl World {
             secrets: self.secrets.clone(),
             endpoints: watch::channel(Endpoints::default()).1,
             gpus: Arc::new(Ledger::open(Record::at(self.folder.path().join("gpus")), env(), &self.gpus).unwrap()),
+            rooms: self.rooms.clone(),
         })
     }
 
