@@ -21,8 +21,8 @@ use proto::{
     env::Env,
     link::message::{Assignment, MetadataReply, MetadataRequest},
     name::ReleaseName,
-    object::{Object, Release, ReleaseSpec},
-    release::{MAX_MANIFEST_BYTES, Manifest, ManifestError},
+    object::{Object, Release, ReleaseSpec, Resources},
+    release::{MAX_MANIFEST_BYTES, Manifest, ManifestError, Workload},
     tuf::{Documents, MAX_ROOTS, Target, TrustedSet, TufError, schema::TargetFile},
     watch,
 };
@@ -259,7 +259,10 @@ impl Trust {
             releases.push(match known.get(name.object_name().as_str()) {
                 // It was whole when it was published; only what is new is looked at again.
                 Some(known) if known.spec.digest == target.digest => {
-                    let Release { spec, .. } = known.clone();
+                    let Release { mut spec, .. } = known.clone();
+                    if spec.requests.is_none() {
+                        spec.requests = self.look_again(&name, target).await; // a hub of before did not look
+                    }
                     Object::new(name.object_name(), signed(spec, target))
                 }
                 Some(known) => {
@@ -296,10 +299,17 @@ impl Trust {
             release_counter: 0,
             hardware: vec![],
             issued_at: None,
+            requests: Some(asks(&manifest)),
             files: manifest.files.len() as u64,
             total_bytes: manifest.total_bytes(),
         };
         Ok(Object::new(name.object_name(), signed(spec, target)))
+    }
+
+    /// What a release asks for that was published before; `None` when its manifest cannot be read.
+    async fn look_again(&self, name: &ReleaseName, target: &Target) -> Option<Resources> {
+        let bytes = self.0.blobs.read(target.digest, MAX_MANIFEST_BYTES).await.ok()?;
+        Some(asks(&Manifest::parse(&bytes, name).ok()?))
     }
 
     async fn check_whole(&self, name: &ReleaseName, manifest: &Manifest) -> Result<(), TrustError> {
@@ -348,6 +358,11 @@ impl Trust {
         }
         Ok(())
     }
+}
+
+/// What a release asks of its box.
+fn asks(manifest: &Manifest) -> Resources {
+    manifest.workload.as_ref().map(Workload::asks).unwrap_or_default()
 }
 
 /// With what the signatures say beside the digest.

@@ -40,6 +40,7 @@ use crate::{
     apps::{
         Apps,
         guard::PARALLEL_CHECKS,
+        room::Rooms,
         stage::{Stage, Stager},
         task::Context,
     },
@@ -193,7 +194,22 @@ impl Agent {
         let checks = Arc::new(Semaphore::new(PARALLEL_CHECKS));
         let gpus = Arc::new(Ledger::open(paths.gpus(), env.clone(), facts.gpus())?);
         let endpoints = doors.endpoints();
-        let context = Context { env, driver, stage, boot_id, board, online, checks, secrets, endpoints, gpus, desk, metrics };
+        let rooms = Arc::new(Rooms::new(facts.info()));
+        let context = Context {
+            env,
+            driver,
+            stage,
+            boot_id,
+            board,
+            online,
+            checks,
+            secrets,
+            endpoints,
+            gpus,
+            desk,
+            metrics,
+            rooms,
+        };
         let apps = Apps::new(Arc::new(context), paths.apps(), assignment);
         let metrics_interval = settings.streams.metrics_interval;
         let reboot = settings.node.reboot;

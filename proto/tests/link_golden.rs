@@ -222,7 +222,8 @@ fn hub_messages() {
         metrics: None,
     };
     let ordered = OrderedApp { release: release(), order };
-    let orders = Assignment { generation: 6, apps: [(name(), ordered)].into(), drained: true, reboot: None };
+    let apps = [(name(), ordered)].into();
+    let orders = Assignment { generation: 6, apps, drained: true, ..Assignment::default() };
     golden("hub-assignment-orders.json", &HubMessage::Assignment(orders));
     let wanted = MetricsOrder { samples: [("frames_per_second".parse().unwrap(), 30)].into(), for_s: 5400 };
     let order = AppOrder { metrics: Some(wanted), ..AppOrder::default() };
@@ -230,6 +231,10 @@ fn hub_messages() {
     golden("hub-assignment-metrics.json", &HubMessage::Assignment(asked));
     let reboot = Assignment { reboot: Some("reboot.1f2e3d".into()), ..assignment.clone() };
     golden("hub-assignment-reboot.json", &HubMessage::Assignment(reboot));
+    let allocation =
+        serde_json::from_str(r#"{"overcommit": {"cpu": 2.5}, "systemReserved": {"memory": "1Gi", "cpuMillis": 500}}"#);
+    let allocated = Assignment { allocation: Some(allocation.unwrap()), ..assignment.clone() };
+    golden("hub-assignment-allocation.json", &HubMessage::Assignment(allocated));
     let directive = MetadataReply { targets: Some("{\"signed\": \"targets\"}\n".into()), ..MetadataReply::default() };
     golden("hub-directive.json", &HubMessage::Directive(Box::new(directive)));
     assert_eq!(read::<HubMessage>("hub-assignment-newer.json"), HubMessage::Assignment(assignment));

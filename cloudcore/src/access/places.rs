@@ -124,6 +124,8 @@ pub fn of_node_change(old: &Node, new: &Node) -> Places {
         || before.cordoned != after.cordoned
         || before.drained != after.drained
         || before.reboot != after.reboot
+        || before.allocation != after.allocation
+        || before.reserved_for != after.reserved_for
         || old.metadata.labels != new.metadata.labels
         || old.metadata.annotations != new.metadata.annotations;
     let mut apps: BTreeSet<Name> = before.pinned.symmetric_difference(&after.pinned).cloned().collect();
@@ -199,6 +201,8 @@ mod tests {
             &(|n: &mut Node| n.spec.cordoned = true) as &dyn Fn(&mut Node),
             &|n| n.spec.drained = true,
             &|n| n.spec.reboot = Some("r".into()),
+            &|n| n.spec.allocation.system_reserved.cpu_millis = Some(1),
+            &|n| n.spec.reserved_for = [name("x")].into(),
             &|n| drop(n.metadata.labels.insert("k".into(), "v".into())),
             &|n| drop(n.metadata.annotations.insert("k".into(), "v".into())),
         ] {

@@ -1,12 +1,19 @@
 //! `crossdock describe`: one object in full, with what happened to it.
 
+use proto::{
+    name::ReleaseName,
+    object::{Node, Release, ReleaseSpec},
+};
 use serde_json::Value;
 
 use super::{
-    Context, get,
+    Context,
+    client::Client,
+    get,
     kinds::{KindInfo, ago, text},
     output,
 };
+use crate::planner::room;
 
 /// `crossdock describe`.
 #[derive(Debug, clap::Args)]
@@ -28,6 +35,9 @@ pub async fn run(args: DescribeArgs, context: &Context) -> anyhow::Result<()> {
     let object = client.get_value(kind.plural, &name).await?;
     let mut out = String::new();
     render(&object, 0, &mut out);
+    if let ("Node", Ok(node)) = (kind.kind, serde_json::from_value::<Node>(object)) {
+        out.push_str(&room(&node, &client).await?);
+    }
     let events = client.list("events", None).await?.items;
     let mut about: Vec<_> = events
         .iter()
@@ -56,6 +66,17 @@ pub async fn run(args: DescribeArgs, context: &Context) -> anyhow::Result<()> {
     out.push_str(&output::align(&rows));
     output::print(&out);
     Ok(())
+}
+
+/// What apps ask of a node, and what is left.
+async fn room(node: &Node, client: &Client) -> anyhow::Result<String> {
+    let releases: Vec<Release> = client.list_of(None).await?;
+    let releases = releases.into_iter().map(|release| {
+        let ReleaseSpec { app, version, .. } = &release.spec;
+        (ReleaseName { app: app.clone(), version: version.clone() }, release)
+    });
+    let Some([memory, cpu]) = room::words(node, &releases.collect()) else { return Ok(String::new()) };
+    Ok(format!("room:\n  memory: {memory}\n  cpu: {cpu}\n"))
 }
 
 /// Nested keys, indented; long lists stay readable.

@@ -138,6 +138,8 @@ enum Command {
     Pin(nodes::PinArgs),
     /// Let rollouts change it again
     Unpin(nodes::PinArgs),
+    /// How much of nodes apps may ask for: over-commit, what the system keeps, apps that they are kept for
+    Allocate(nodes::AllocateArgs),
     /// Who is told of events: how that goes, what was given up, another chance for it
     #[command(subcommand)]
     Webhooks(webhooks::WebhooksCommand),
@@ -227,6 +229,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Director(command) => director::run(command, &context).await,
         Command::Pin(args) => nodes::pin(args, true, &context).await,
         Command::Unpin(args) => nodes::pin(args, false, &context).await,
+        Command::Allocate(args) => nodes::allocate(args, &context).await,
         Command::Webhooks(command) => webhooks::run(command, &context).await,
         Command::Demo(args) => demo::run(args).await,
         Command::DemoApp(args) => demo_app::run(args).await,

@@ -1,9 +1,13 @@
-//! `crossdock cordon | uncordon | drain | undrain | pin | unpin | restart | reboot`: what is done to nodes by hand.
+//! `crossdock cordon | uncordon | drain | undrain | pin | unpin | allocate | restart | reboot`: what is done to
+//! nodes by hand.
+
+use std::{collections::BTreeSet, str::FromStr};
 
 use proto::{
-    name::Name,
-    object::{Node, NodeSpec, Rollout, RolloutSpec},
+    name::{Name, NameError},
+    object::{Allocation, Node, NodeSpec, Ratio, Rollout, RolloutSpec},
     selector::Selector,
+    units::Bytes,
 };
 
 use super::{
@@ -32,6 +36,60 @@ pub struct PinArgs {
     node: Name,
     /// The app that stays as it is there.
     app: Name,
+}
+
+/// `crossdock allocate`: what is left out stays as it is.
+#[derive(Debug, Clone, clap::Args)]
+pub struct AllocateArgs {
+    #[command(flatten)]
+    nodes: Nodes,
+    #[command(flatten)]
+    how: Allocate,
+}
+
+/// How much of a node apps may ask for, and which.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub struct Allocate {
+    /// How many times its memory apps may ask for together, such as 1.5
+    #[arg(long, value_name = "RATIO")]
+    overcommit_memory: Option<Ratio>,
+    /// How many times its processor time apps may ask for together, such as 2
+    #[arg(long, value_name = "RATIO")]
+    overcommit_cpu: Option<Ratio>,
+    /// Memory that is kept for the system, such as 1Gi
+    #[arg(long, value_name = "BYTES")]
+    system_memory: Option<Bytes>,
+    /// Thousandths of a processor core that are kept for the system, such as 500
+    #[arg(long, value_name = "MILLIS")]
+    system_cpu_millis: Option<u32>,
+    /// Begin nothing there but these apps, such as camera-a,scan; "" for any
+    #[arg(long, value_name = "APP,...")]
+    reserve_for: Option<AppList>,
+}
+
+/// Names of apps, joined by commas.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AppList(BTreeSet<Name>);
+
+impl FromStr for AppList {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<AppList, NameError> {
+        let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+        names.map(str::parse).collect::<Result<_, _>>().map(AppList)
+    }
+}
+
+impl Allocate {
+    fn apply(&self, spec: &mut NodeSpec) {
+        let Allocation { overcommit, system_reserved } = &mut spec.allocation;
+        overcommit.memory = self.overcommit_memory.unwrap_or(overcommit.memory);
+        overcommit.cpu = self.overcommit_cpu.unwrap_or(overcommit.cpu);
+        system_reserved.memory = self.system_memory.or(system_reserved.memory).filter(|memory| memory.get() > 0);
+        system_reserved.cpu_millis = self.system_cpu_millis.or(system_reserved.cpu_millis).filter(|cpu| *cpu > 0);
+        if let Some(AppList(apps)) = &self.reserve_for {
+            spec.reserved_for.clone_from(apps);
+        }
+    }
 }
 
 /// `crossdock restart`.
@@ -67,6 +125,8 @@ pub enum Change {
     Drain(bool),
     /// An app stays as it is there, or no longer.
     Pin(Name, bool),
+    /// How much of it apps may ask for, and which.
+    Allocate(Allocate),
 }
 
 impl Change {
@@ -76,6 +136,7 @@ impl Change {
             Change::Drain(on) => spec.drained = *on,
             Change::Pin(app, true) => drop(spec.pinned.insert(app.clone())),
             Change::Pin(app, false) => drop(spec.pinned.remove(app)),
+            Change::Allocate(how) => how.apply(spec),
         }
     }
 
@@ -84,6 +145,7 @@ impl Change {
             Change::Cordon(on) => if *on { "cordoned" } else { "uncordoned" }.into(),
             Change::Drain(on) => if *on { "drained" } else { "undrained" }.into(),
             Change::Pin(app, on) => format!("{app} {}", if *on { "pinned" } else { "unpinned" }),
+            Change::Allocate(_) => "allocated".into(),
         }
     }
 }
@@ -115,6 +177,14 @@ pub async fn change(nodes: Nodes, change: &Change, context: &Context) -> anyhow:
 /// As [`change`].
 pub async fn pin(args: PinArgs, on: bool, context: &Context) -> anyhow::Result<()> {
     change(Nodes { node: Some(args.node), selector: None }, &Change::Pin(args.app, on), context).await
+}
+
+/// Says how much of nodes apps may ask for.
+///
+/// # Errors
+/// As [`change`].
+pub async fn allocate(args: AllocateArgs, context: &Context) -> anyhow::Result<()> {
+    change(args.nodes, &Change::Allocate(args.how), context).await
 }
 
 /// Writes a node; anew when somebody was faster.

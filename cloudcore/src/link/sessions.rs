@@ -21,7 +21,7 @@ use proto::{
         message::{Assignment, OrderedApp},
     },
     name::Name,
-    object::{AssignedApp, Condition, GpuUsage, Node, NodePhase, ReleaseRef, Usage, metrics::bound_live},
+    object::{AssignedApp, Condition, GpuUsage, Node, NodePhase, ReleaseRef, Usage, feature, metrics::bound_live},
     watch,
 };
 use tokio::time::Instant;
@@ -351,10 +351,12 @@ pub(crate) fn assignment_of(node: &Node) -> Assignment {
         order: app.order.clone(),
     };
     let apps = node.spec.apps.iter().map(|(name, app)| (name.clone(), ordered(app))).collect();
+    let knows_requests = node.status.info.as_ref().is_some_and(|info| info.features.contains(feature::REQUESTS));
     Assignment {
         generation: node.metadata.generation,
         apps,
         drained: node.spec.drained,
         reboot: node.spec.reboot.clone(),
+        allocation: knows_requests.then_some(node.spec.allocation),
     }
 }

@@ -15,7 +15,7 @@ use super::{
     budget::{Groups, Spoken},
     node::{self, State, Target, Told},
     pass::{Pass, knows_orders, later},
-    waves, window,
+    room, waves, window,
 };
 
 /// Why something does not begin: a word for programs, and a sentence for people.
@@ -102,6 +102,14 @@ impl<'a> Pass<'_, 'a> {
             return;
         }
         let phase = if told.is_some() { UpdatePhase::Staged } else { UpdatePhase::Pending };
+        if still.is_none()
+            && told.is_none()
+            && let Some((word, text)) = self.has_no_room(name, node)
+        {
+            self.asks_room = true;
+            self.draft.set(name, &State::new(UpdatePhase::Blocked, word, &*text));
+            return;
+        }
         let hindrance = match still {
             Some((word, text)) => Some((*word, text.clone())),
             None if told.is_some() => self.hinders_apply(name, node),
@@ -168,6 +176,16 @@ impl<'a> Pass<'_, 'a> {
             before = unproved.before.as_ref();
         }
         before.cloned()
+    }
+
+    /// Why a release cannot be on a node beside what is there.
+    fn has_no_room(&self, name: &Name, node: &Node) -> Option<Hindrance> {
+        let release = self.release().filter(|_| self.target.is_release())?;
+        let kept = room::is_kept_for_others(node, &self.spec().app);
+        if kept.is_some() || release.spec.requests.is_none_or(|asks| asks.is_none()) {
+            return kept;
+        }
+        room::fit(node, release, &self.draft.snapshot.releases, &self.busy.given(name)).err()
     }
 
     /// Why a node does not begin at all yet.

@@ -8,7 +8,7 @@ use std::{
 use proto::{
     name::Name,
     object::{
-        AssignedApp, Node, NodePhase, RolloutNode, WorkloadStatus,
+        AssignedApp, Node, NodePhase, Resources, RolloutNode, WorkloadStatus,
         rollout::{Budget, reason},
     },
 };
@@ -29,6 +29,8 @@ pub(super) struct Busy<'a> {
     reserved: BTreeSet<&'a Name>,
     /// Node and app of which this plan says something already: whoever else has to, does so in the next.
     spoken: BTreeMap<(&'a Name, &'a Name), Spoken>,
+    /// What apps ask of nodes that this plan gives them to.
+    given: BTreeMap<&'a Name, BTreeMap<&'a Name, Resources>>,
 }
 
 /// What a plan says of an app to a node.
@@ -44,7 +46,13 @@ pub(super) enum Spoken {
 
 impl<'a> Busy<'a> {
     pub fn new(before: &'a BTreeSet<Name>) -> Busy<'a> {
-        Busy { before, told: BTreeSet::new(), reserved: BTreeSet::new(), spoken: BTreeMap::new() }
+        Busy {
+            before,
+            told: BTreeSet::new(),
+            reserved: BTreeSet::new(),
+            spoken: BTreeMap::new(),
+            given: BTreeMap::new(),
+        }
     }
 
     /// A node was told to apply something.
@@ -65,6 +73,17 @@ impl<'a> Busy<'a> {
     /// What this plan has told a node of an app.
     pub fn spoken(&self, node: &'a Name, app: &'a Name) -> Option<Spoken> {
         self.spoken.get(&(node, app)).copied()
+    }
+
+    /// A node is given an app, which asks for that much of it.
+    pub fn give(&mut self, node: &'a Name, app: &'a Name, asks: Resources) {
+        let held = self.given.entry(node).or_default().entry(app).or_default();
+        *held = held.max(asks);
+    }
+
+    /// What apps ask of a node that this plan gives it.
+    pub fn given(&self, node: &Name) -> BTreeMap<&'a Name, Resources> {
+        self.given.get(node).cloned().unwrap_or_default()
     }
 
     /// Whether this plan makes anybody count otherwise than before.

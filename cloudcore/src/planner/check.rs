@@ -13,7 +13,7 @@ use proto::{
     units::Span,
 };
 
-use super::Snapshot;
+use super::{Snapshot, room};
 
 /// Most waves of a rollout.
 const MAX_WAVES: usize = 100;
@@ -68,6 +68,7 @@ pub fn validate(spec: &RolloutSpec, snapshot: &Snapshot) -> Result<(), String> {
     let nodes: Vec<&Node> = members.iter().filter_map(|name| snapshot.nodes.get(*name)).collect();
     if let Some(release) = release {
         hardware(release, &nodes)?;
+        room(release, &nodes, snapshot)?;
     }
     waves(&spec.waves, &nodes)?;
     gate(spec)?;
@@ -141,6 +142,24 @@ fn hardware(release: &Release, nodes: &[&Node]) -> Result<(), String> {
         wanted.join(" or "),
         nodes.len()
     ))
+}
+
+/// What is too much for every one of them, were it alone there, never begins.
+fn room(release: &Release, nodes: &[&Node], snapshot: &Snapshot) -> Result<(), String> {
+    let asks = release.spec.requests.unwrap_or_default();
+    let mut refusals = vec![];
+    for node in nodes {
+        let Some(room) = room::of(node) else { return Ok(()) };
+        let own = room::requests_of(node, &release.spec.app, &snapshot.releases);
+        match room.fit(node.name(), asks, own, &[]) {
+            Ok(_) => return Ok(()),
+            Err(short) => refusals.push(short.message),
+        }
+    }
+    match refusals.first() {
+        Some(first) => Err(format!("none of the selected nodes could ever hold it, such as: {first}")),
+        None => Ok(()),
+    }
 }
 
 fn waves(waves: &[Wave], nodes: &[&Node]) -> Result<(), String> {

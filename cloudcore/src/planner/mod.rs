@@ -19,6 +19,7 @@
 //! | `metrics` | what workloads tell of themselves, against the rules of the gate |
 //! | `budget` | whether one more node may be unavailable |
 //! | `window` | whether it is the time of the week, and when it will be |
+//! | [`room`] | whether a box has room for an app, and for whom it is kept |
 //! | `draft` | which nodes a rollout has, and whether there is anything to do about it |
 //! | `advance` | which wave is on |
 //! | `begin` | what begins on which node, and why something does not |
@@ -48,6 +49,7 @@ mod metrics;
 mod node;
 mod pass;
 mod resting;
+pub mod room;
 pub mod strategy;
 #[cfg(test)]
 mod tests;
@@ -139,6 +141,8 @@ struct Due {
     rests: BTreeMap<Name, Rest>,
     /// Whether it makes a node unavailable.
     disturbs: bool,
+    /// Whether it tells a node to have an app, or not to.
+    gives: bool,
 }
 
 /// What to do next about apps that are due.
@@ -157,10 +161,13 @@ fn plan_due(snapshot: &Snapshot, now: Timestamp, unavailable: &BTreeSet<Name>, i
     let mut let_go = vec![];
     for mut draft in drafts {
         let (mut own, lets_go) = (Plan::default(), let_go.len());
-        let asks_budget = draft.is_live() && pass::pass(&mut draft, &claims, &mut busy, &mut own, &mut let_go);
+        let asks = match draft.is_live() {
+            true => pass::pass(&mut draft, &claims, &mut busy, &mut own, &mut let_go),
+            false => pass::Asks::default(),
+        };
         let app = &draft.rollout.spec.app;
         let written = draft.into_step();
-        let rest = Rest { wake: own.wake, asks_budget };
+        let rest = Rest { wake: own.wake, asks };
         let is_resting = own.steps.is_empty() && written.is_none() && let_go.len() == lets_go;
         resting::settle(&mut rests, app, is_resting.then_some(rest));
         own.wake.into_iter().for_each(|wake| plan.wake_at(wake));
@@ -169,7 +176,8 @@ fn plan_due(snapshot: &Snapshot, now: Timestamp, unavailable: &BTreeSet<Name>, i
     }
     plan.steps = [let_go, plan.steps, statuses].concat();
     let rests = rests.into_iter().filter_map(|(app, rest)| Some((app, rest?))).collect();
-    Due { plan, rests, disturbs: busy.disturbs() }
+    let gives = plan.steps.iter().any(|step| matches!(step, Step::SetApp { .. }));
+    Due { plan, rests, disturbs: busy.disturbs(), gives }
 }
 
 /// Orders rollouts: a later one is newer.

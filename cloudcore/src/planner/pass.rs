@@ -4,8 +4,10 @@ use jiff::{SignedDuration, Timestamp};
 use proto::{
     name::{Name, ObjectName, ReleaseName},
     object::{
-        AppOrder, AssignedApp, Node, NodePhase, Rollout, RolloutCounts, RolloutNode, RolloutPhase, RolloutSpec,
-        UpdatePhase, feature,
+        AppOrder, AssignedApp, Node, NodePhase, Release, Rollout, RolloutCounts, RolloutNode, RolloutPhase,
+        RolloutSpec, UpdatePhase,
+        capacity::{INSUFFICIENT_CPU, INSUFFICIENT_MEMORY},
+        feature,
         rollout::{Gate, OnFailure, WavePhase, reason},
     },
     units::Span,
@@ -24,9 +26,19 @@ use super::{
 const NOT_HEARD: [&str; 2] = [reason::OFFLINE, reason::NEVER_CONNECTED];
 
 /// Why nothing can be begun on a node, whatever it waits for.
-const CANNOT_BEGIN: [&str; 2] = [reason::NOT_RUNNING, reason::TOO_OLD];
+const CANNOT_BEGIN: [&str; 5] =
+    [reason::NOT_RUNNING, reason::TOO_OLD, reason::RESERVED, INSUFFICIENT_MEMORY, INSUFFICIENT_CPU];
 
-/// One pass of one rollout. Returns whether it asked for places in its budget. What it lets go of comes into
+/// What a rollout looks at besides its own app.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Asks {
+    /// Places in its budget.
+    pub budget: bool,
+    /// Room on a node.
+    pub room: bool,
+}
+
+/// One pass of one rollout. Returns what else it looked at. What it lets go of comes into
 /// `let_go`, before whatever the rollout that took it says, wherever that stands.
 pub(super) fn pass<'a>(
     draft: &mut Draft<'a>,
@@ -34,24 +46,24 @@ pub(super) fn pass<'a>(
     busy: &mut Busy<'a>,
     plan: &mut Plan,
     let_go: &mut Vec<Step>,
-) -> bool {
-    let Some(target) = draft.target() else { return false };
+) -> Asks {
+    let Some(target) = draft.target() else { return Asks::default() };
     let phase = draft.status.phase;
     let undo =
         draft.snapshot.rollouts.values().find(|other| other.spec.undoes.as_deref() == Some(draft.rollout.name()));
     if let Some(undo) = undo {
         follow_undo(draft, undo);
-        return false;
+        return Asks::default();
     }
     if phase == RolloutPhase::RollingBack {
-        return false; // its undoing is created in this round
+        return Asks::default(); // its undoing is created in this round
     }
     if draft.rollout.spec.control.aborted && (!phase.is_final() || phase == RolloutPhase::Succeeded) {
         let status = draft.status.to_mut();
         (status.phase, status.reason) = (RolloutPhase::Aborted, String::new());
         status.finished_at = Some(draft.now);
     }
-    let mut pass = Pass { draft, target, claims, busy, plan, let_go, groups: None };
+    let mut pass = Pass { draft, target, claims, busy, plan, let_go, groups: None, asks_room: false };
     pass.observe();
     match pass.draft.status.phase {
         RolloutPhase::Aborted => pass.take_back(reason::ABORTED, "the rollout was aborted before it had its turn"),
@@ -73,7 +85,7 @@ pub(super) fn pass<'a>(
             pass.conclude();
         }
     }
-    pass.groups.is_some()
+    Asks { budget: pass.groups.is_some(), room: pass.asks_room }
 }
 
 /// Another rollout takes this one back: it ends with that one.
@@ -106,11 +118,18 @@ pub(super) struct Pass<'p, 'a> {
     pub plan: &'p mut Plan,
     let_go: &'p mut Vec<Step>,
     pub groups: Option<Groups<'a>>,
+    /// Whether somebody waits for room on a node.
+    pub asks_room: bool,
 }
 
 impl<'a> Pass<'_, 'a> {
     pub fn spec(&self) -> &'a RolloutSpec {
         &self.draft.rollout.spec
+    }
+
+    /// The release that it rolls out, where it is known.
+    pub fn release(&self) -> Option<&'a Release> {
+        self.draft.snapshot.releases.get(&self.spec().release()?)
     }
 
     pub fn name(&self) -> &'a str {
@@ -263,6 +282,9 @@ impl<'a> Pass<'_, 'a> {
                     self.busy.add(node);
                 } else {
                     self.busy.reserve(node); // it may be up again, so its place is no other rollout's
+                }
+                if let Some(release) = assigned.as_ref().and_then(|_| self.release()) {
+                    self.busy.give(node, &self.spec().app, release.spec.requests.unwrap_or_default());
                 }
                 Step::SetApp { node: node.clone(), app, assigned }
             }

@@ -1,7 +1,8 @@
 //! The planner between two plans: which apps need no pass, since nothing that theirs depends on has changed.
 //!
 //! It makes planning cheap and decides nothing: forgetting all of it costs one long plan. What a rollout does depends
-//! on its own app alone, but for one thing: whether another app makes a node unavailable, of which a budget asks.
+//! on its own app alone, but for two things: whether another app makes a node unavailable, of which a budget asks, and what
+//! other apps ask of a node, which matters to who waits for room on it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +15,7 @@ use proto::{
     object::{Node, NodePhase, Release, Rollout, Site, WorkloadStatus},
 };
 
-use super::{Due, Plan, Snapshot, budget, node, plan_due};
+use super::{Due, Plan, Snapshot, budget, node, pass::Asks, plan_due, room};
 
 /// A snapshot as it changes, and what is known to be at rest in it.
 #[derive(Debug, Default)]
@@ -30,8 +31,8 @@ pub struct Planner {
 pub(super) struct Rest {
     /// When time alone makes something follow.
     pub wake: Option<Timestamp>,
-    /// Whether somebody waits for a place in a budget.
-    pub asks_budget: bool,
+    /// What else it depends on.
+    pub asks: Asks,
 }
 
 impl Planner {
@@ -52,15 +53,16 @@ impl Planner {
     pub fn plan(&mut self, now: Timestamp) -> Plan {
         self.resting.retain(|_, rest| rest.wake.is_none_or(|wake| wake > now));
         let (resting, unavailable) = (&self.resting, &self.unavailable);
-        let Due { mut plan, rests, disturbs } =
+        let Due { mut plan, rests, disturbs, gives } =
             plan_due(&self.snapshot, now, unavailable, |app| !resting.contains_key(app));
-        // Who waits for a budget looks at whom the others have begun with.
-        if disturbs && resting.values().any(|rest| rest.asks_budget) {
-            self.resting.retain(|_, rest| !rest.asks_budget);
+        // Who waits for a budget looks at whom the others have begun with, who waits for room at what they begin.
+        let looks = |rest: &Rest| disturbs && rest.asks.budget || gives && rest.asks.room;
+        if resting.values().any(looks) {
+            self.resting.retain(|_, rest| !looks(rest));
             return self.plan(now);
         }
         // Places that this plan keeps for somebody are free in the next, without a change that would tell.
-        self.resting.extend(rests.into_iter().filter(|(_, rest)| !(disturbs && rest.asks_budget)));
+        self.resting.extend(rests.into_iter().filter(|(_, rest)| !looks(rest)));
         for wake in self.resting.values().filter_map(|rest| rest.wake) {
             plan.wake_at(wake);
         }
@@ -75,7 +77,7 @@ impl Planner {
             false => self.unavailable.remove(&name),
         };
         if is_unavailable != was_unavailable {
-            self.resting.retain(|_, rest| !rest.asks_budget);
+            self.resting.retain(|_, rest| !rest.asks.budget);
         }
         let before = match &node {
             Some(node) => self.snapshot.nodes.insert(name, node.clone()),
@@ -85,6 +87,9 @@ impl Planner {
             (Some(before), Some(node)) if is_the_same_node(&before, &node) => {
                 for app in changed_apps(&before, &node) {
                     self.resting.remove(app);
+                }
+                if !room::is_same(&before, &node) {
+                    self.resting.retain(|_, rest| !rest.asks.room);
                 }
             }
             (None, None) => {}
@@ -117,6 +122,7 @@ impl Planner {
     /// A release is another now, or gone.
     pub fn set_release(&mut self, name: ReleaseName, release: Option<Release>) {
         self.resting.remove(&name.app);
+        self.resting.retain(|_, rest| !rest.asks.room);
         match release {
             Some(release) => drop(self.snapshot.releases.insert(name, release)),
             None => drop(self.snapshot.releases.remove(&name)),
@@ -126,7 +132,10 @@ impl Planner {
 
 /// Whether a node differs in its apps at most, as far as rollouts look at it.
 fn is_the_same_node(before: &Node, now: &Node) -> bool {
-    let features = |node: &Node| node.status.info.as_ref().map(|info| (info.features.clone(), info.hardware.clone()));
+    let facts = |node: &Node| {
+        let info = node.status.info.as_ref()?;
+        Some((info.features.clone(), info.hardware.clone(), info.cpus, info.memory_bytes))
+    };
     // The time of the last word is told of the silent alone.
     let silent_since = |node: &Node| (node.status.phase == NodePhase::Unknown).then_some(node.status.last_seen);
     before.metadata.labels == now.metadata.labels
@@ -136,7 +145,9 @@ fn is_the_same_node(before: &Node, now: &Node) -> bool {
         && (&before.spec.reboot, &before.status.reboot) == (&now.spec.reboot, &now.status.reboot)
         && before.status.phase == now.status.phase
         && silent_since(before) == silent_since(now)
-        && features(before) == features(now)
+        && facts(before) == facts(now)
+        && before.spec.allocation == now.spec.allocation
+        && before.spec.reserved_for == now.spec.reserved_for
         && node::cannot_keep(before) == node::cannot_keep(now)
 }
 
@@ -171,7 +182,7 @@ pub(super) fn settle(rests: &mut BTreeMap<Name, Option<Rest>>, app: &Name, found
         Some(known) => {
             *known = mem::take(known).zip(found).map(|(a, b)| Rest {
                 wake: [a.wake, b.wake].into_iter().flatten().min(),
-                asks_budget: a.asks_budget || b.asks_budget,
+                asks: Asks { budget: a.asks.budget || b.asks.budget, room: a.asks.room || b.asks.room },
             });
         }
     }

@@ -11,6 +11,7 @@ use proto::{
     API_VERSION,
     digest::Digest,
     name::ReleaseName,
+    object::Resources,
     release::{
         ArtifactYaml, Attachment, Container, ExecProbe, FileEntry, Hook, Hooks, HttpProbe, Limits,
         MAX_ATTACHMENT_BYTES, MAX_MANIFEST_BYTES, MAX_RELEASE_YAML_BYTES, Manifest, ManifestError, Port, Probe, Probes,
@@ -162,7 +163,7 @@ fn attach(base: &Path, file: Option<&str>) -> Result<Option<(PathBuf, String, At
 }
 
 /// Names of all fields that may stand in a `release.yaml`.
-fn known_fields() -> [&'static [&'static str]; 18] {
+fn known_fields() -> [&'static [&'static str]; 19] {
     [
         fields_of::<ReleaseYaml>(),
         fields_of::<ArtifactYaml>(),
@@ -171,6 +172,7 @@ fn known_fields() -> [&'static [&'static str]; 18] {
         fields_of::<SealedTo>(),
         fields_of::<Port>(),
         fields_of::<Limits>(),
+        fields_of::<Resources>(),
         fields_of::<Probes>(),
         fields_of::<Probe>(),
         fields_of::<HttpProbe>(),

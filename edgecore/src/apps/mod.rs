@@ -8,6 +8,7 @@
 //! | [`current`] | the way to an app's files for other apps |
 //! | [`guard`] | nothing damaged is started, restarts included |
 //! | [`task`] | carries the planned steps out |
+//! | [`room`] | what the apps ask of memory and processors |
 //! | [`report`] | what is said about it |
 //!
 //! [`Apps::run`] keeps a task for every app that is assigned, or left on the box. Without an assignment
@@ -17,6 +18,7 @@ pub mod current;
 pub mod guard;
 pub mod plan;
 pub mod report;
+pub mod room;
 pub mod slot;
 pub mod stage;
 pub mod task;
@@ -93,6 +95,11 @@ impl Apps {
     /// Works until it is dropped; workloads are left running then.
     pub async fn run(mut self) {
         let found = self.found().await;
+        let (shared, folder, installed) = (self.shared.clone(), self.folder.clone(), found.clone());
+        let hold = move || {
+            installed.iter().for_each(|app| task::hold_installed(&shared.rooms, app, &folder.join(app.as_str())));
+        };
+        self.shared.env.blocking.run(hold).await;
         for app in found {
             self.direct(&app);
         }
@@ -138,6 +145,7 @@ impl Apps {
     }
 
     fn reconcile(&mut self) {
+        self.shared.rooms.allot(self.assignment.borrow().as_ref().and_then(|assignment| assignment.allocation));
         let assigned = self.assignment.borrow_and_update().iter().flat_map(|a| a.apps.keys().cloned()).collect();
         let known: BTreeSet<Name> = self.wanted.keys().cloned().collect();
         for app in known.union(&assigned) {

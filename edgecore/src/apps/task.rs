@@ -5,13 +5,14 @@
 //!
 //! Here are the rounds and the slot; `fetching` is about the fetch beside them, `folder` about what else lies in the
 //! app's folder, `gpus` about the GPUs it needs, `hooks` about a release's hooks, `measure` about what the workload tells
-//! of itself, `running` about the workload.
+//! of itself, `room` about memory and processors, `running` about the workload.
 
 mod fetching;
 mod folder;
 mod gpus;
 mod hooks;
 mod measure;
+mod room;
 mod running;
 
 use std::{
@@ -45,6 +46,7 @@ use super::{
     current,
     plan::{HookView, Plan, Step, View, Wanted, plan},
     report::{Extra, FetchView, report},
+    room::Rooms,
     slot::{self, Failure, Slot, SlotError},
     stage::Stage,
 };
@@ -56,6 +58,8 @@ use crate::{
     metrics::Metrics,
     secrets::{Secrets, SecretsError},
 };
+
+pub(super) use self::room::hold_installed;
 
 /// Wait after a step that could not be carried out.
 const TROUBLE_WAIT: Duration = Duration::from_secs(5);
@@ -89,6 +93,8 @@ pub struct Context {
     pub desk: Arc<Desk>,
     /// What workloads tell of themselves.
     pub metrics: Metrics,
+    /// What apps ask of memory and processors.
+    pub rooms: Arc<Rooms>,
 }
 
 /// What [`App::turn`] leaves to do.
@@ -183,7 +189,7 @@ impl App {
             }
         };
         let rng = shared.env.seed.stream(&format!("app {name}"));
-        let (online, gpus) = (shared.online.clone(), Needs::new(&shared.gpus));
+        let (online, gpus) = (shared.online.clone(), Needs::new(&shared));
         Ok(App {
             shared,
             name,
@@ -254,6 +260,7 @@ impl App {
         }
         self.measure(&wanted);
         self.look_at_gpus();
+        self.claim_room();
         let Plan { step, fetch } = plan(&self.view(&wanted, Instant::now()));
         self.direct_fetch(fetch, &wanted);
         self.publish();

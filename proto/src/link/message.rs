@@ -9,7 +9,9 @@ use crate::{
     attestation::Attestation,
     digest::Digest,
     name::Name,
-    object::{AppOrder, CarrierStatus, Condition, NodeInfo, RebootStatus, ReleaseRef, Usage, WorkloadStatus},
+    object::{
+        Allocation, AppOrder, CarrierStatus, Condition, NodeInfo, RebootStatus, ReleaseRef, Usage, WorkloadStatus,
+    },
     stream::message::RecordsRequest,
 };
 
@@ -140,6 +142,10 @@ pub struct Assignment {
     /// The node is to restart, once for each new text; see [`feature::REBOOT`](crate::object::feature::REBOOT).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reboot: Option<String>,
+    /// How much of the box apps may ask for; without it nobody is refused for that. See
+    /// [`feature::REQUESTS`](crate::object::feature::REQUESTS).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocation: Option<Allocation>,
 }
 
 /// An app that a node should run. Agents without [`feature::ORDERS`](crate::object::feature::ORDERS) see the release.

@@ -16,11 +16,13 @@
 //! | [`rollout`] | [`Rollout`]: waves, gate, budget, windows, and how far it is |
 //! | `site` | [`Site`] and [`JoinToken`] |
 //! | `event` | [`Event`] |
+//! | [`capacity`] | what a box can give, what apps ask of it, and whether it fits |
 //! | `macros` | how kinds, data and words are declared |
 
 #[macro_use]
 mod macros;
 
+pub mod capacity;
 mod event;
 mod gpu;
 pub mod metrics;
@@ -38,6 +40,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::name::ObjectName;
 
 pub use self::{
+    capacity::{Allocation, Overcommit, Ratio, Resources, Room},
     event::{Event, EventSpec, EventStatus, EventType},
     gpu::{GpuInfo, GpuInventory, GpuProcess, GpuUsage},
     metrics::{MetricSummary, MetricsBefore, MetricsOrder, WorkloadMetrics},

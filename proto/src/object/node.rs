@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use super::{
-    GpuInventory, GpuUsage, MetricsOrder, Object,
+    Allocation, GpuInventory, GpuUsage, MetricsOrder, Object,
     workload::{UpdatePhase, WorkloadStatus},
 };
 use crate::{
@@ -38,6 +38,12 @@ data! {
         /// It is to restart, once for each new text: the name of the rollout that wants it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub reboot: Option<String>,
+        /// How much of it apps may ask for: `overcommit` and `systemReserved`.
+        #[serde(flatten)]
+        pub allocation: Allocation,
+        /// Rollouts begin nothing on it but these apps. Empty: any.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        pub reserved_for: BTreeSet<Name>,
     }
 
     /// One app of an assignment.
@@ -331,15 +337,26 @@ pub mod feature {
     pub const ATTEST: &str = "attest";
     /// [`MetricsOrder`](super::MetricsOrder): it tells what workloads tell of themselves.
     pub const METRICS: &str = "metrics";
+    /// [`Assignment::allocation`](crate::link::message::Assignment::allocation).
+    pub const REQUESTS: &str = "requests";
     /// All that this version knows.
-    pub const ALL: [&str; 5] = [ORDERS, REBOOT, RENEW, ATTEST, METRICS];
+    pub const ALL: [&str; 6] = [ORDERS, REBOOT, RENEW, ATTEST, METRICS, REQUESTS];
 }
 
 impl NodeSpec {
     /// A node of a site that runs nothing yet.
     #[must_use]
     pub fn new(site: Name) -> NodeSpec {
-        NodeSpec { site, apps: BTreeMap::new(), cordoned: false, drained: false, pinned: BTreeSet::new(), reboot: None }
+        NodeSpec {
+            site,
+            apps: BTreeMap::new(),
+            cordoned: false,
+            drained: false,
+            pinned: BTreeSet::new(),
+            reboot: None,
+            allocation: Allocation::default(),
+            reserved_for: BTreeSet::new(),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 
+use super::Resources;
 use crate::{
     digest::Digest,
     name::{Name, Version},
@@ -27,6 +28,10 @@ data! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = DateTime))]
         pub issued_at: Option<Timestamp>,
+        /// Memory and processor time that it asks for, with its limits where it does not say. Absent in what a hub stored
+        /// that did not look.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub requests: Option<Resources>,
         /// Files.
         pub files: u64,
         /// Bytes of all files.

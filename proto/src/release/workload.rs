@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Container, Exec, FileEntry, Gpus, ManifestError, TreePath};
 use crate::{
+    object::Resources,
     secret::{self, MAX_RECIPIENTS, MAX_SECRETS, SealedTo},
     units::{Bytes, Span},
 };
@@ -49,6 +50,10 @@ pub struct Workload {
     /// Limits of its control group.
     #[serde(default, skip_serializing_if = "Limits::is_none")]
     pub limits: Limits,
+    /// Memory and processor time that are kept for it on its box, as in Kubernetes: where they are not left, it is not
+    /// begun. Default: its limits.
+    #[serde(default, skip_serializing_if = "Resources::is_none")]
+    pub requests: Resources,
     /// GPUs it needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpus: Option<Gpus>,
@@ -245,6 +250,7 @@ impl Workload {
             working_dir: None,
             ports: vec![],
             limits: Limits::default(),
+            requests: Resources::default(),
             gpus: None,
             exec: None,
             probes: Probes::default(),
@@ -328,7 +334,24 @@ impl Workload {
         {
             return wrong("limits below memory 1Mi, cpuMillis 1 or pids 1 would run nothing".into());
         }
+        let over =
+            |asked: Option<u64>, limit: Option<u64>| asked.zip(limit).is_some_and(|(asked, limit)| asked > limit);
+        let (asks, limits) = (&self.requests, &self.limits);
+        if over(asks.memory.map(Bytes::get), limits.memory.map(Bytes::get))
+            || over(asks.cpu_millis.map(u64::from), limits.cpu_millis.map(u64::from))
+        {
+            return wrong(
+                "requests above limits ask for what it may never use; raise the limits or ask for less".into(),
+            );
+        }
         Ok(())
+    }
+
+    /// What it asks of its box: its requests, and its limits where those do not say.
+    #[must_use]
+    pub fn asks(&self) -> Resources {
+        let Resources { memory, cpu_millis } = self.requests;
+        Resources { memory: memory.or(self.limits.memory), cpu_millis: cpu_millis.or(self.limits.cpu_millis) }
     }
 
     /// Those of a process that lead into the tree.
@@ -387,6 +410,7 @@ mod tests {
             r#"{"command": "run", "soak": "2m", "deadline": "1m"}"#,
             r#"{"command": "run", "limits": {"pids": 0}}"#,
             r#"{"command": "run", "exec": {"authorizedKeys": ["ssh-rsa AAAA"]}}"#,
+            r#"{"command": "run", "limits": {"memory": "1Gi"}, "requests": {"memory": "2Gi"}}"#,
             r#"{"command": "run", "secrets": [{"name": "a/b", "file": "a.age"}]}"#,
             r#"{"command": "run", "secrets": [{"name": "..", "file": "a.age"}]}"#,
             r#"{"command": "run", "secrets": [{"name": "a", "file": "../a.age"}]}"#,

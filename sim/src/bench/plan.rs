@@ -156,6 +156,7 @@ fn fleet(args: &PlanArgs, start: Timestamp) -> anyhow::Result<Snapshot> {
             release_counter: 1,
             hardware: vec![],
             issued_at: None,
+            requests: None,
             files: 1,
             total_bytes: BYTES,
         };

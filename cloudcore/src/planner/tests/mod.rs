@@ -4,6 +4,7 @@ mod metrics;
 mod property;
 mod restarts;
 mod rollouts;
+mod room;
 mod trim;
 mod waves;
 
@@ -48,6 +49,7 @@ fn release(version: u8) -> (ReleaseName, Release) {
         release_counter: u64::from(version),
         hardware: vec![],
         issued_at: None,
+        requests: None,
         files: 1,
         total_bytes: 1,
     };

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use proto::{digest::Digest, object::ReleaseRef, release::Workload};
 use tokio::time::Instant;
 
-use super::{App, StepError};
+use super::{App, Context, StepError};
+use crate::apps::room::RoomNews;
 use crate::gpu::{
     News,
     allot::{Refusal, Request},
-    ledger::{Ledger, TakeError, request},
+    ledger::{TakeError, request},
 };
 
 /// What keeps releases of an app from running.
@@ -17,23 +18,28 @@ use crate::gpu::{
 pub(super) struct Needs {
     /// Of a release that was to start and did not get its GPUs.
     starting: Option<Request>,
-    /// Why each release cannot have its GPUs now, which is not running.
+    /// Why each release cannot have its GPUs, or its memory and processors, now, which is not running.
     pub(super) refused: BTreeMap<Digest, Refusal>,
     /// What runs is not healthy, a GPU of its is not well, and there are others for it.
     pub(super) moves: bool,
     news: News,
+    room_news: RoomNews,
 }
 
 impl Needs {
-    pub(super) fn new(ledger: &Ledger) -> Needs {
-        Needs { starting: None, refused: BTreeMap::new(), moves: false, news: ledger.news() }
+    pub(super) fn new(shared: &Context) -> Needs {
+        let (news, room_news) = (shared.gpus.news(), shared.rooms.news());
+        Needs { starting: None, refused: BTreeMap::new(), moves: false, news, room_news }
     }
 
     /// Something may be different for it now. Cancel safe.
     pub(super) async fn changed(&mut self, is_held: bool) {
-        match is_held || !self.refused.is_empty() {
-            true => self.news.changed().await,
-            false => std::future::pending().await,
+        let waits = !self.refused.is_empty();
+        // Both arms are cancel safe: watches.
+        tokio::select! { biased;
+            () = self.news.changed(), if is_held || waits => {}
+            () = self.room_news.changed(), if waits => {}
+            () = std::future::pending(), if !is_held && !waits => {}
         }
     }
 }
@@ -88,7 +94,7 @@ impl App {
     }
 
     /// Releases that run or may come back.
-    fn with_gpus(&self) -> impl Iterator<Item = Digest> + '_ {
+    pub(super) fn with_gpus(&self) -> impl Iterator<Item = Digest> + '_ {
         let installed = [self.slot.active.as_ref(), self.slot.trial.as_ref().map(|trial| &trial.installed)];
         let runs = self.run.as_ref().map(|run| run.release.digest);
         installed.into_iter().flatten().map(|installed| installed.release.digest).chain(runs)

@@ -186,6 +186,7 @@ impl App {
         };
         let Manifest { workload, hooks, .. } = manifest;
         let release = installed.release.clone();
+        self.hold_room(release.digest, workload.as_ref());
         if !self.take_gpus(&release, workload.as_ref()).await? {
             return Ok(());
         }

@@ -14,6 +14,7 @@
 //! | [`blame`] | what was unhealthy before the update does not blame it |
 //! | [`files`] | releases of which nothing runs, and the way to their files |
 //! | [`gpus`] | releases that need GPUs |
+//! | [`rooms`] | releases that ask for memory and processors |
 //! | [`cuts`] | crashes and reboots between any two steps; the property over everything |
 //! | [`disk`] | damage, a lost slot, a full disk, litter |
 
@@ -25,6 +26,7 @@ mod files;
 mod gpus;
 mod hooks;
 mod orders;
+mod rooms;
 mod updates;
 mod world;
 

@@ -12,7 +12,7 @@ use proto::{
     digest::Digest,
     durable::Record,
     link::message::Report,
-    object::{AppOrder, ReleaseRef, UpdatePhase, WorkloadStatus},
+    object::{AppOrder, NodeInfo, ReleaseRef, UpdatePhase, WorkloadStatus},
     watch,
 };
 use tempfile::TempDir;
@@ -29,6 +29,7 @@ use crate::{
     apps::{
         current,
         plan::{Ask, Wanted},
+        room::Rooms,
         slot::{self, MAX_ATTEMPTS, RestartState, Slot},
         task::{App, Context, Turn},
     },
@@ -61,10 +62,18 @@ pub(super) struct World {
     pub(super) board: watch::Sender<Report>,
     pub(super) gpus: GpuWatch,
     pub(super) metrics: Metrics,
+    /// Of a box of 4 processors and 8 GiB.
+    pub(super) rooms: Arc<Rooms>,
     boot: u32,
     pub(super) app: Option<App>,
     floor: u64,
     damaged: BTreeSet<Digest>,
+}
+
+fn info() -> NodeInfo {
+    let info = serde_json::json!({"agentVersion": "", "bootId": "", "architecture": "", "osImage": "", "kernel": "",
+        "cpus": 4, "memoryBytes": 8_u64 << 30, "hostname": ""});
+    serde_json::from_value(info).unwrap()
 }
 
 impl World {
@@ -99,6 +108,7 @@ impl World {
             board: watch::channel(Report::default()).0,
             gpus: GpuWatch::none(),
             metrics: Metrics::default(),
+            rooms: Arc::new(Rooms::new(info())),
             boot: 0,
             app: None,
             floor: 0,
@@ -181,6 +191,7 @@ impl World {
             gpus: Arc::new(Ledger::open(Record::at(self.folder.path().join("gpus")), env(), &self.gpus).unwrap()),
             desk: Desk::new().0,
             metrics: self.metrics.clone(),
+            rooms: self.rooms.clone(),
         })
     }
 

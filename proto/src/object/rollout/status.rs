@@ -189,6 +189,8 @@ pub mod reason {
     pub const METRICS: &str = "Metrics";
     /// It went down to restart, and does not come back.
     pub const NOT_BACK: &str = "NotBack";
+    /// Its box is kept for other apps.
+    pub const RESERVED: &str = "Reserved";
     /// Its agent knows no orders of that kind.
     pub const TOO_OLD: &str = "AgentTooOld";
     /// There is nothing of the app to start again.
