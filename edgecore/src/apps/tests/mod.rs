@@ -14,6 +14,7 @@
 //! | [`blame`] | what was unhealthy before the update does not blame it |
 //! | [`files`] | releases of which nothing runs, and the way to their files |
 //! | [`gpus`] | releases that need GPUs |
+//! | [`metrics`] | what a workload tells of itself, and what ran before told |
 //! | [`cuts`] | crashes and reboots between any two steps; the property over everything |
 //! | [`disk`] | damage, a lost slot, a full disk, litter |
 
@@ -24,6 +25,7 @@ mod fakes;
 mod files;
 mod gpus;
 mod hooks;
+mod metrics;
 mod orders;
 mod updates;
 mod world;
