@@ -7,6 +7,8 @@
 //! | `hang` | runs, every probe fails, and SIGTERM does not end it |
 //! | `refuse` | cannot be started at all |
 //! | `refuse-on=gpu` | the same, on boxes that have it in their names |
+//! | `tell=frames_per_second:25` | tells that of itself each second; with `cameras` also those that are lost |
+//! | `tell-every=30` | so many seconds between two tellings |
 //! | `eat-disk=100Mi` | runs, and takes so much of the 128 MiB that its box has to spare until it ends |
 //!
 //! The world makes one [`SimDriver`] a box. It outlives the agent, as real workloads do, until
@@ -15,6 +17,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
     fmt, fs,
     io::BufReader,
     path::Path,
@@ -23,13 +26,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use edgecore::driver::{Driver, DriverError, HookOutcome, Instance, InstanceSpec, ProbeOutcome};
+use edgecore::{
+    driver::{Driver, DriverError, HookOutcome, Instance, InstanceSpec, ProbeOutcome},
+    metrics::{Metrics, Told},
+};
 use jiff::Timestamp;
 use proto::{
     digest::Digest,
     env::{BoxFuture, WallClock},
-    name::{Name, Version},
-    object::{LastExit, ReleaseRef},
+    name::{MetricName, Name, Version},
+    object::{LastExit, ReleaseRef, metrics::CAMERAS_LOST},
     release::{Gpus, Hook, Manifest, Probe},
     units::{self, Span},
     watch,
@@ -62,6 +68,7 @@ pub struct SimDriver {
     gpus: Option<SimGpus>,
     state: Arc<Mutex<State>>,
     goes_down: Arc<Notify>,
+    tells: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -74,6 +81,8 @@ struct State {
     /// Instances so far, which are numbered from 1 on.
     started: u64,
     violations: Vec<String>,
+    /// Cameras whose plug was pulled.
+    cameras_lost: u32,
 }
 
 /// One instance, running or ended.
@@ -82,6 +91,9 @@ struct Process {
     number: u64,
     hangs: bool,
     eats_bytes: u64,
+    /// What it tells of itself, and how often.
+    tells: BTreeMap<MetricName, f64>,
+    tells_every_s: u64,
     /// GPUs that it has, whether for itself, and how much of each.
     gpus: Vec<String>,
     exclusive: bool,
@@ -136,6 +148,7 @@ impl SimDriver {
             gpus: None,
             state: Arc::default(),
             goes_down: Arc::default(),
+            tells: Arc::default(),
         }
     }
 
@@ -207,6 +220,43 @@ impl SimDriver {
     /// When the agent has its box go down. Cancel safe.
     pub async fn goes_down(&self) {
         self.goes_down.notified().await;
+    }
+
+    /// Pulls the plugs of so many cameras of the box, or of none any more.
+    pub fn lose_cameras(&self, count: u32) {
+        self.lock().cameras_lost = count;
+        self.trace.line(&self.host, format_args!("{count} cameras are lost"));
+    }
+
+    /// Hands what instances tell of themselves to an agent, for as long as that lives.
+    pub async fn tell(&self, metrics: Metrics) -> Infallible {
+        for second in 0_u64.. {
+            while !self.lock().apps.values().any(|process| !process.tells.is_empty()) {
+                self.tells.notified().await;
+            }
+            for told in self.told(second) {
+                // An agent that does not know it yet says so, as it would to a real one.
+                metrics.take(told).ok();
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+        std::future::pending().await
+    }
+
+    /// What those that run tell in a second.
+    fn told(&self, second: u64) -> Vec<Told> {
+        let state = self.lock();
+        let tells = |process: &&Process| {
+            process.instance.exit.is_none() && !process.tells.is_empty() && second.is_multiple_of(process.tells_every_s)
+        };
+        let told = |(app, process): (&Name, &Process)| {
+            let mut values = process.tells.clone();
+            if let (true, Ok(lost)) = (values.contains_key("cameras"), CAMERAS_LOST.parse()) {
+                values.insert(lost, state.cameras_lost.into());
+            }
+            Told { app: app.clone(), digest: process.instance.release.digest, values }
+        };
+        state.apps.iter().filter(|(_, process)| tells(process)).map(told).collect()
     }
 
     /// The version of an app that runs now.
@@ -306,6 +356,8 @@ impl SimDriver {
             instance: Instance { release: spec.release.clone(), started_at, exit: None },
             number: state.started,
             hangs: behaviour == Behaviour::Hangs,
+            tells: tells(&spec.workload.args),
+            tells_every_s: tells_every_s(&spec.workload.args),
             eats_bytes: if let Behaviour::EatsDisk(bytes) = behaviour { bytes } else { 0 },
             ends_at: if self.gpus_answer(&spec.gpus) { ends_at } else { Some(Instant::now()) },
             gpus: spec.gpus.clone(),
@@ -314,6 +366,9 @@ impl SimDriver {
             ended: watch::channel(None).0,
             log: vec![format!("{started_at} stdout F {app}@{version} started\n")],
         };
+        if !process.tells.is_empty() {
+            self.tells.notify_one();
+        }
         let before = state.apps.insert(app.clone(), process);
         drop(state);
         if let Some(before) = before {
@@ -403,6 +458,18 @@ impl Process {
             self.end_in_place(exit);
         }
     }
+}
+
+/// What an instance tells of itself: `tell=NAME:NUMBER`.
+fn tells(args: &[String]) -> BTreeMap<MetricName, f64> {
+    let told = args.iter().filter_map(|arg| arg.strip_prefix("tell=")?.split_once(':'));
+    told.filter_map(|(name, value)| Some((name.parse().ok()?, value.parse().ok()?))).collect()
+}
+
+/// Seconds between two tellings.
+fn tells_every_s(args: &[String]) -> u64 {
+    let every = args.iter().find_map(|arg| arg.strip_prefix("tell-every=")?.parse().ok());
+    every.unwrap_or(1).max(1)
 }
 
 /// Paths of the files below a folder, as a manifest has them.

@@ -113,7 +113,10 @@ impl RolloutsConfig {
             None if silent => self.strategy.clone(),
             None => return Ok(()),
         };
-        let Strategy { waves, gate, budget, windows, jitter, max_deferral, on_failure } = self.find(&name)?;
+        let Strategy { waves, mut gate, budget, windows, jitter, max_deferral, on_failure } = self.find(&name)?;
+        if spec.version.is_none() {
+            gate.metrics.clear(); // they judge a release, and a restart has none
+        }
         spec.strategy = Some(name);
         fill(&mut spec.waves, waves);
         fill(&mut spec.gate, gate);

@@ -5,7 +5,8 @@
 //! - until there are the samples that were asked for: at each quarter of them;
 //! - then when there are twice as many as were told last, or a mean has moved by [`MOVED_PERCENT`], at most every
 //!   [`TELL_EVERY`];
-//! - for as long as the order says after the workload became healthy, and never again after that.
+//! - for as long as the order says after the workload became healthy; after that only until there are the samples that
+//!   were asked for, and never again.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -47,7 +48,8 @@ impl Evidence {
         if healthy {
             self.healthy_at.get_or_insert(now);
         }
-        if self.wake(order, now).is_none() {
+        let open = self.is_open(order, now);
+        if !open && self.is_complete(order) {
             return &self.told;
         }
         let is_step = |(name, asked): (&MetricName, &u32)| {
@@ -58,7 +60,7 @@ impl Evidence {
             let before = self.told.get(name).map_or(0.0, |before| before.mean);
             (now.mean - before).abs() > before.abs() * (MOVED_PERCENT / 100.0)
         };
-        let may = self.told_at.is_none_or(|at| now >= at + TELL_EVERY);
+        let may = open && self.told_at.is_none_or(|at| now >= at + TELL_EVERY);
         if order.samples.iter().any(is_step) || may && wanted().any(has_moved) {
             self.told = wanted().map(|(name, summary)| (name.clone(), *summary)).collect();
             self.told_at = Some(now);
@@ -73,9 +75,20 @@ impl Evidence {
 
     /// When to look again; `None`: it is all told.
     pub fn wake(&self, order: &MetricsOrder, now: Instant) -> Option<Instant> {
-        let Some(since) = self.healthy_at else { return Some(now + LOOK_EVERY) };
-        let open = now.duration_since(since) <= Duration::from_secs(order.for_s);
-        open.then(|| now + LOOK_EVERY)
+        match self.is_open(order, now) {
+            true => Some(now + LOOK_EVERY),
+            false if self.is_complete(order) => None,
+            false => Some(now + TELL_EVERY),
+        }
+    }
+
+    fn is_open(&self, order: &MetricsOrder, now: Instant) -> bool {
+        self.healthy_at.is_none_or(|since| now.duration_since(since) <= Duration::from_secs(order.for_s))
+    }
+
+    /// Whether all that was asked for was told.
+    fn is_complete(&self, order: &MetricsOrder) -> bool {
+        order.samples.iter().all(|(name, asked)| self.told.get(name).is_some_and(|told| told.samples >= *asked))
     }
 }
 
@@ -106,7 +119,7 @@ mod tests {
     fn steps(asked: u32, seconds: u32, mean: impl Fn(u32) -> f64) -> Vec<u32> {
         let (mut evidence, order, begun) = (Evidence::default(), order(asked), Instant::now());
         let mut steps = vec![];
-        for second in 0..seconds {
+        for second in 1..=seconds {
             let now = begun + Duration::from_secs(u64::from(second));
             let told = evidence.look(&order, &samples(second.min(600), mean(second)), true, now);
             assert!(told.len() <= 1, "nobody asked for more");
@@ -120,8 +133,8 @@ mod tests {
 
     #[test]
     fn an_hour_of_samples_is_told_a_few_times() {
-        assert_eq!(steps(30, 3000, |_| 25.0), [0, 1, 8, 15, 22, 29, 30, 60, 120, 240, 480]);
-        assert_eq!(steps(1, 10, |_| 25.0), [0, 1, 2, 4, 8]);
+        assert_eq!(steps(30, 3000, |_| 25.0), [1, 8, 15, 22, 29, 30, 60, 120, 240, 480]);
+        assert_eq!(steps(1, 10, |_| 25.0), [1, 2, 4, 8]);
     }
 
     #[test]
@@ -140,5 +153,12 @@ mod tests {
         let told = evidence.look(&order, &samples(600, 1.0), true, at(8601)).clone();
         assert_eq!(told["fps"], MetricSummary { samples: 20, mean: 25.0 });
         assert_eq!(evidence.wake(&order, at(8601)), None);
+        // One that tells once a minute is not cut off before there is enough.
+        let mut slow = Evidence::default();
+        slow.look(&order, &samples(5, 25.0), true, at(0));
+        assert_eq!(slow.look(&order, &samples(7, 1.0), true, at(4000))["fps"].samples, 7);
+        assert_eq!(slow.look(&order, &samples(11, 1.0), true, at(4060))["fps"].samples, 11);
+        assert_eq!(slow.look(&order, &samples(30, 9.0), true, at(4120))["fps"].samples, 11);
+        assert_eq!(slow.wake(&order, at(4120)), None);
     }
 }

@@ -114,6 +114,7 @@ mod crash_mid_install;
 mod cut_mid_download;
 mod events;
 mod hostile_peer;
+mod metrics;
 mod reboot;
 mod renewal_forgotten;
 mod streams;
@@ -227,6 +228,26 @@ const SCENARIOS: &[Scenario] = &[
         name: "events_once",
         about: "line, agent and hub fail while a bad release is tried: every event is there once; so are metrics",
         play: |world| Box::pin(events::once(world)),
+    },
+    Scenario {
+        name: "slow_release_stopped",
+        about: "a release at two thirds of its speed runs on one box, by what it tells, and goes back from there",
+        play: |world| Box::pin(metrics::slow_release(world)),
+    },
+    Scenario {
+        name: "silent_release_waits",
+        about: "a release that tells too little of itself pauses its rollout, and goes on when there is enough",
+        play: |world| Box::pin(metrics::silent_release(world)),
+    },
+    Scenario {
+        name: "before_survives_power_cut",
+        about: "the power goes in a trial and the agent is killed after it: what ran before is compared with all the same",
+        play: |world| Box::pin(metrics::before_survives(world)),
+    },
+    Scenario {
+        name: "camera_lost",
+        about: "the plug of a camera is pulled, and another one is loose: one condition, one event, and it clears",
+        play: |world| Box::pin(metrics::camera_lost(world)),
     },
     Scenario {
         name: "hostile_peer",

@@ -205,7 +205,13 @@ impl EdgeBox {
     async fn supervise(self, mut agent: Option<Agent>) {
         loop {
             if let Some(agent) = agent.take() {
-                let ended = agent.run(self.driver.goes_down()).await;
+                let metrics = agent.metrics();
+                // The agent's end ends what its workloads tell it; they begin anew with the next.
+                let ended = tokio::select! {
+                    biased;
+                    ended = agent.run(self.driver.goes_down()) => ended,
+                    never = self.driver.tell(metrics) => match never {},
+                };
                 self.live().running = None;
                 self.trace.line(self.name.as_ref(), format_args!("agent ended: {ended:?}"));
                 if ended.is_ok() {

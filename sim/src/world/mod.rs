@@ -289,6 +289,15 @@ impl World {
         Ok(self.edge(name)?.driver.running(&app.parse()?))
     }
 
+    /// Pulls the plugs of so many cameras of a box, or of none any more.
+    ///
+    /// # Errors
+    /// When there is no such box.
+    pub fn lose_cameras(&self, name: &str, count: u32) -> anyhow::Result<()> {
+        self.edge(name)?.driver.lose_cameras(count);
+        Ok(())
+    }
+
     /// Whether a box has a session with the hub, by its own account.
     ///
     /// # Errors

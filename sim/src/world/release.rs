@@ -168,6 +168,26 @@ impl World {
         Ok(())
     }
 
+    /// Starts a rollout as it is written.
+    ///
+    /// # Errors
+    /// When the hub refuses.
+    pub async fn roll_out_so(&self, spec: RolloutSpec) -> anyhow::Result<()> {
+        let name = rollout_name(spec.app.as_ref(), spec.version.as_ref().map_or("", AsRef::as_ref));
+        self.trace.line("operator", format_args!("rollout start {} --to {}", spec.what(), spec.selector));
+        self.hub()?.store().create(Rollout::new(name.parse::<ObjectName>()?, spec)).await?;
+        Ok(())
+    }
+
+    /// The rollout of a release, as it stands.
+    ///
+    /// # Errors
+    /// When the hub is down, or there is none.
+    pub async fn rollout(&self, app: &str, version: &str) -> anyhow::Result<Rollout> {
+        let rollout = self.hub()?.store().get::<RolloutSpec>(&rollout_name(app, version)).await?;
+        rollout.with_context(|| format!("there is no rollout of {app}@{version}"))
+    }
+
     /// Builds, signs and publishes a release; once. While the hub is away it is published later.
     ///
     /// # Errors

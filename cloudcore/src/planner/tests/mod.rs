@@ -281,7 +281,7 @@ impl World {
                 Some(order) if quiet => Some(order.clone()),
                 _ => before.as_ref().and_then(|a| a.restarted.clone()),
             };
-            next.metrics = self.tell(name, version, told, before.as_ref()).filter(|_| phase == UpdatePhase::Succeeded);
+            next.metrics = self.tell(name, &next, told, before.as_ref());
             let runs_before = before.and_then(|a| a.running);
             if !matches!(phase, UpdatePhase::Verifying | UpdatePhase::Succeeded) {
                 next.running = runs_before;
@@ -292,34 +292,37 @@ impl World {
         self.hear();
     }
 
-    /// What a workload told since it runs: one sample a second, up to 20, where it is asked.
+    /// What a workload told since it proved healthy: one sample a second, up to 20, where it is asked.
     fn tell(
         &self,
         node: &Name,
-        version: u8,
+        says: &WorkloadStatus,
         told: &AssignedApp,
         before: Option<&WorkloadStatus>,
     ) -> Option<WorkloadMetrics> {
-        told.order.metrics.as_ref()?;
-        let mean = |version| if self.slow.contains(&(node.clone(), version)) { 8.0 } else { 25.0 };
-        let fps = |samples, version| -> BTreeMap<MetricName, MetricSummary> {
-            [("fps".parse().unwrap(), MetricSummary { samples, mean: mean(version) })].into()
+        told.order
+            .metrics
+            .as_ref()
+            .filter(|_| matches!(says.phase, UpdatePhase::Verifying | UpdatePhase::Succeeded))?;
+        let fps = |samples, release: &ReleaseRef| -> BTreeMap<MetricName, MetricSummary> {
+            let slow = self.slow.iter().any(|(who, version)| who == node && *release == release_ref(*version));
+            let mean = if slow { 8.0 } else { 25.0 };
+            [("fps".parse().unwrap(), MetricSummary { samples, mean })].into()
         };
         let known = before.and_then(|before| before.metrics.as_ref()).filter(|known| known.digest == told.digest);
         let ran = before.and_then(|before| before.running.as_ref()).map(|running| running.release.clone());
-        let samples = known.and_then(|known| known.now.get("fps")).map_or(0, |now| now.samples);
-        let of_before = known.map_or_else(
-            || {
-                let ran = ran.filter(|ran| ran.digest != told.digest)?;
-                let version = ran.version.to_string().parse().unwrap();
-                Some(MetricsBefore { release: ran, metrics: fps(600, version) })
-            },
-            |known| known.before.clone(),
-        );
-        let is_mute = self.mute.contains(node);
-        let now = if is_mute && samples == 0 { BTreeMap::new() } else { fps((samples + 1).min(20), version) };
-        let now = known.filter(|_| is_mute).map_or(now, |known| known.now.clone());
-        Some(WorkloadMetrics { digest: told.digest, now, before: of_before.filter(|_| !is_mute) })
+        let ran = ran.filter(|ran| ran.digest != told.digest && !self.mute.contains(node));
+        let of_before = ran.map(|ran| MetricsBefore { metrics: fps(600, &ran), release: ran });
+        let mut metrics = known.cloned().unwrap_or_else(|| WorkloadMetrics {
+            digest: told.digest,
+            now: BTreeMap::new(),
+            before: of_before,
+        });
+        if says.phase == UpdatePhase::Succeeded && !self.mute.contains(node) {
+            let samples = metrics.now.get("fps").map_or(0, |now| now.samples);
+            metrics.now = fps((samples + 1).min(20), &says.running.as_ref()?.release);
+        }
+        Some(metrics)
     }
 
     fn outcome(&self, node: &Name, version: u8) -> UpdatePhase {

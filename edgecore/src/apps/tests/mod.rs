@@ -15,6 +15,7 @@
 //! | [`files`] | releases of which nothing runs, and the way to their files |
 //! | [`gpus`] | releases that need GPUs |
 //! | [`rooms`] | releases that ask for memory and processors |
+//! | [`metrics`] | what a workload tells of itself, and what ran before told |
 //! | [`cuts`] | crashes and reboots between any two steps; the property over everything |
 //! | [`disk`] | damage, a lost slot, a full disk, litter |
 
@@ -25,6 +26,7 @@ mod fakes;
 mod files;
 mod gpus;
 mod hooks;
+mod metrics;
 mod orders;
 mod rooms;
 mod updates;
