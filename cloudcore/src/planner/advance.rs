@@ -28,10 +28,15 @@ impl<'a> Pass<'_, 'a> {
             let next = match wave.phase {
                 WavePhase::Passed => continue,
                 // A newer rollout took all of them, so it can prove nothing any more: others take their place.
-                _ if counts.all > 0 && counts.all == counts.taken => match self.begin_wave(&waves, index) {
-                    Some(begun) => begun,
-                    None => return,
-                },
+                _ if counts.all > 0 && counts.all == counts.taken
+                    // Or each of them left for another one, which waits for its turn.
+                    || counts.all == 0 && self.spec().placement.is_some() =>
+                {
+                    match self.begin_wave(&waves, index) {
+                        Some(begun) => begun,
+                        None => return,
+                    }
+                }
                 WavePhase::Pending | WavePhase::AwaitingApproval => match self.begin_wave(&waves, index) {
                     Some(begun) => begun,
                     None => return,

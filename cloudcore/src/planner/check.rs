@@ -61,6 +61,14 @@ pub fn validate(spec: &RolloutSpec, snapshot: &Snapshot) -> Result<(), String> {
             Some(_) => {}
         }
     }
+    if let Some(placement) = &spec.placement {
+        if placement.per_site == 0 {
+            return Err("placement: perSite 0 is no node at all; it is at least 1".into());
+        }
+        if spec.version.is_none() || spec.undoes.is_some() {
+            return Err("placement goes with a release: a restart is for the nodes that have the app".into());
+        }
+    }
     let members = members(spec, snapshot);
     if members.is_empty() {
         return Err(no_members(spec, snapshot));

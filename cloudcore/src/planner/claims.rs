@@ -72,6 +72,12 @@ impl<'a> Claims<'a> {
     }
 
     fn holds(&self, claim: &Claim<'_>, node: &Name) -> bool {
+        // Of who chooses nodes those are, too, that it did not choose.
+        let chooses = !claim.over && claim.rollout.spec.placement.is_some();
+        let selects = || self.snapshot.nodes.get(node).is_some_and(|it| it.matches(&claim.rollout.spec.selector));
+        if chooses && selects() {
+            return true;
+        }
         if !claim.members.known.contains_key(node) && !claim.members.fresh.contains(node) {
             return false;
         }

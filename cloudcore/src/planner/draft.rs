@@ -19,6 +19,7 @@ use super::{
     begin::Hindrance,
     check, claims,
     node::{State, Target},
+    place::{Picks, Placed, place},
     waves,
 };
 
@@ -31,20 +32,26 @@ pub(super) struct Draft<'a> {
     pub snapshot: &'a Snapshot,
     pub now: Timestamp,
     pub status: Cow<'a, RolloutStatus>,
+    /// Nodes that are to let go of the app, for others were chosen.
+    pub leaving: BTreeSet<&'a Name>,
     live: bool,
 }
 
 impl<'a> Draft<'a> {
     /// The rollout as it enters the pass: one that was not looked at yet gets its digest and its nodes, or its
     /// refusal; one that goes on gets those that joined, and loses those that were deleted.
-    pub fn new(rollout: &'a Rollout, snapshot: &'a Snapshot, now: Timestamp) -> Draft<'a> {
+    /// What it chooses comes into `picks`.
+    pub fn new(rollout: &'a Rollout, snapshot: &'a Snapshot, now: Timestamp, picks: &mut Picks<'a>) -> Draft<'a> {
         let status = Cow::Borrowed(&rollout.status);
-        let mut draft = Draft { rollout, fresh: BTreeSet::new(), snapshot, now, status, live: false };
+        let (fresh, leaving) = (BTreeSet::new(), BTreeSet::new());
+        let mut draft = Draft { rollout, fresh, snapshot, now, status, leaving, live: false };
         if rollout.status.phase == RolloutPhase::Pending {
             draft.start();
         }
         draft.live = draft.goes_on();
-        if draft.live {
+        if draft.live && rollout.spec.placement.is_some() && draft.is_open() {
+            draft.place(picks);
+        } else if draft.live {
             draft.take_in();
         }
         draft
@@ -91,19 +98,64 @@ impl<'a> Draft<'a> {
         let waves = waves::of(&spec.waves);
         let waves = (0..waves.len()).map(|i| WaveStatus { name: spec.wave_name(i), ..WaveStatus::default() }).collect();
         let mut nodes = BTreeMap::new();
-        for name in check::members(spec, self.snapshot) {
+        let members = if spec.placement.is_some() { vec![] } else { check::members(spec, self.snapshot) };
+        for name in members {
             self.fresh.insert(name);
             nodes.insert(name.clone(), RolloutNode::waiting(UpdatePhase::Pending, "", ""));
         }
         self.status = Cow::Owned(RolloutStatus { phase: RolloutPhase::Progressing, digest, waves, nodes, ..begun });
     }
 
+    /// Whether nodes may still come in.
+    fn is_open(&self) -> bool {
+        let spec = &self.rollout.spec;
+        matches!(self.status.phase, RolloutPhase::Progressing | RolloutPhase::Paused | RolloutPhase::Succeeded)
+            && spec.undoes.is_none()
+            && spec.version.is_some()
+            && !spec.control.aborted
+    }
+
+    /// Takes in those that are chosen, and lets go of those that are no longer. Who comes in the place of another at its
+    /// site has that one's wave.
+    fn place(&mut self, picks: &mut Picks<'a>) {
+        let Placed { members, leaving, sites } = place(self.rollout, &self.status, self.snapshot, picks);
+        let site_of = |name: &Name| self.snapshot.nodes.get(name).map(|node| &node.spec.site);
+        let mut waves: BTreeMap<&Name, Vec<u32>> = BTreeMap::new();
+        for (name, entry) in self.status.nodes.iter().filter(|(name, _)| !members.contains(name)) {
+            if let (Some(site), Some(wave)) = (site_of(name), entry.wave) {
+                waves.entry(site).or_default().push(wave);
+            }
+        }
+        let is_other =
+            self.status.nodes.len() != members.len() || !self.status.nodes.keys().all(|n| members.contains(n));
+        if is_other {
+            let mut nodes = BTreeMap::new();
+            for name in &members {
+                let known = self.status.nodes.get(*name).cloned();
+                nodes.insert(
+                    (*name).clone(),
+                    known.unwrap_or_else(|| {
+                        self.fresh.insert(*name);
+                        let wave = site_of(name).and_then(|site| waves.get_mut(site)?.pop());
+                        RolloutNode {
+                            wave,
+                            ..RolloutNode::waiting(UpdatePhase::Pending, reason::WAVE, "it was chosen")
+                        }
+                    }),
+                );
+            }
+            self.status.to_mut().nodes = nodes;
+        }
+        if self.status.placement != sites {
+            self.status.to_mut().placement = sites;
+        }
+        self.leaving = leaving;
+        picks.take(self.rollout, &self.status, self.snapshot);
+    }
+
     fn take_in(&mut self) {
         let (snapshot, spec) = (self.snapshot, &self.rollout.spec);
-        let open =
-            matches!(self.status.phase, RolloutPhase::Progressing | RolloutPhase::Paused | RolloutPhase::Succeeded)
-                && spec.undoes.is_none()
-                && spec.version.is_some();
+        let open = self.is_open() && spec.placement.is_none();
         let mut known = self.status.nodes.keys().peekable();
         let (mut joined, mut gone) = (vec![], false);
         // Both are in the order of names.

@@ -5,11 +5,14 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use proto::{
     name::{Name, ObjectName},
-    object::{Rollout, RolloutNode, RolloutSpec, UpdatePhase, rollout::Wave},
+    object::{
+        Rollout, RolloutNode, RolloutSpec, UpdatePhase,
+        rollout::{SitePlacement, Wave},
+    },
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Snapshot, check, draft::Draft, plan, waves};
+use super::{Snapshot, check, draft::Draft, place::Picks, plan, waves};
 
 /// What a rollout would do if it were started now.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -21,6 +24,9 @@ pub struct Forecast {
     pub waves: Vec<ForecastWave>,
     /// Each node as it would stand right after the start: at work, or waiting and why.
     pub nodes: BTreeMap<Name, RolloutNode>,
+    /// Where not all nodes get it, how those of each site were chosen.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub placement: BTreeMap<Name, SitePlacement>,
     /// Nodes that have the release already.
     pub have_it: u32,
     /// Bytes of the release: what a node downloads that has none of its files.
@@ -72,12 +78,12 @@ pub fn forecast(spec: RolloutSpec, mut snapshot: Snapshot, now: Timestamp) -> Re
     let name = rollout.name().to_owned();
     let spec = rollout.spec.clone();
     snapshot.rollouts.insert(name.clone(), rollout);
-    let mut nodes = BTreeMap::new();
+    let (mut nodes, mut placement) = (BTreeMap::new(), BTreeMap::new());
     for step in plan(&snapshot, now).steps {
         if let super::Step::SetRolloutStatus { rollout, status, .. } = step
             && rollout == name
         {
-            nodes = status.nodes;
+            (nodes, placement) = (status.nodes, status.placement);
         }
     }
     let release = spec.release().and_then(|release| snapshot.releases.get(&release));
@@ -91,7 +97,7 @@ pub fn forecast(spec: RolloutSpec, mut snapshot: Snapshot, now: Timestamp) -> Re
     let sites = downloads(&snapshot, nodes.keys().filter(|node| !runs_it(node)), bytes_per_node);
     let total_bytes = bytes_per_node.saturating_mul((nodes.len() - have_it) as u64);
     let have_it = u32::try_from(have_it).unwrap_or(u32::MAX);
-    Ok(Forecast { spec, waves, nodes, have_it, bytes_per_node, total_bytes, sites })
+    Ok(Forecast { spec, waves, nodes, placement, have_it, bytes_per_node, total_bytes, sites })
 }
 
 fn downloads<'a>(snapshot: &Snapshot, nodes: impl Iterator<Item = &'a Name>, bytes_each: u64) -> Vec<ForecastSite> {
@@ -111,7 +117,7 @@ fn downloads<'a>(snapshot: &Snapshot, nodes: impl Iterator<Item = &'a Name>, byt
 
 /// The nodes that each wave would draw, if nothing changed in between.
 fn drawn(rollout: &Rollout, snapshot: &Snapshot, now: Timestamp) -> Vec<ForecastWave> {
-    let mut status = Draft::new(rollout, snapshot, now).status().clone();
+    let mut status = Draft::new(rollout, snapshot, now, &mut Picks::new(snapshot)).status().clone();
     let waves = waves::of(&rollout.spec.waves);
     let mut all = vec![];
     for (index, wave) in waves.iter().enumerate() {

@@ -20,6 +20,7 @@
 //! | `budget` | whether one more node may be unavailable |
 //! | `window` | whether it is the time of the week, and when it will be |
 //! | [`room`] | whether a box has room for an app, and for whom it is kept |
+//! | `place` | which nodes of a site get an app that not all of them get |
 //! | `draft` | which nodes a rollout has, and whether there is anything to do about it |
 //! | `advance` | which wave is on |
 //! | `begin` | what begins on which node, and why something does not |
@@ -48,6 +49,7 @@ mod gate;
 mod metrics;
 mod node;
 mod pass;
+mod place;
 mod resting;
 pub mod room;
 pub mod strategy;
@@ -141,7 +143,7 @@ struct Due {
     rests: BTreeMap<Name, Rest>,
     /// Whether it makes a node unavailable.
     disturbs: bool,
-    /// Whether it tells a node to have an app, or not to.
+    /// Whether it tells a node to have an app, or not to, or chose nodes.
     gives: bool,
 }
 
@@ -150,15 +152,16 @@ fn plan_due(snapshot: &Snapshot, now: Timestamp, unavailable: &BTreeSet<Name>, i
     let mut oldest_first: Vec<&Rollout> =
         snapshot.rollouts.values().filter(|rollout| is_due(&rollout.spec.app)).collect();
     oldest_first.sort_by(|a, b| age(a).cmp(&age(b)));
+    let mut picks = place::Picks::new(snapshot);
     let mut drafts: Vec<draft::Draft<'_>> =
-        oldest_first.into_iter().map(|rollout| draft::Draft::new(rollout, snapshot, now)).collect();
+        oldest_first.into_iter().map(|rollout| draft::Draft::new(rollout, snapshot, now, &mut picks)).collect();
     // Who starts with which nodes comes first, so that it is known whose a node is before anything is judged.
     let claims = claims::Claims::new(&drafts, snapshot);
     // Those with a budget come last: what the others begin counts in it.
     drafts.sort_by_key(|draft| draft.rollout.spec.budget.is_some());
     let mut busy = budget::Busy::new(unavailable);
     let (mut plan, mut statuses, mut rests) = (Plan::default(), vec![], BTreeMap::new());
-    let mut let_go = vec![];
+    let (mut let_go, mut places) = (vec![], false);
     for mut draft in drafts {
         let (mut own, lets_go) = (Plan::default(), let_go.len());
         let asks = match draft.is_live() {
@@ -166,7 +169,9 @@ fn plan_due(snapshot: &Snapshot, now: Timestamp, unavailable: &BTreeSet<Name>, i
             false => pass::Asks::default(),
         };
         let app = &draft.rollout.spec.app;
+        let draft_places = draft.rollout.spec.placement.is_some();
         let written = draft.into_step();
+        places |= draft_places && written.is_some();
         let rest = Rest { wake: own.wake, asks };
         let is_resting = own.steps.is_empty() && written.is_none() && let_go.len() == lets_go;
         resting::settle(&mut rests, app, is_resting.then_some(rest));
@@ -176,7 +181,7 @@ fn plan_due(snapshot: &Snapshot, now: Timestamp, unavailable: &BTreeSet<Name>, i
     }
     plan.steps = [let_go, plan.steps, statuses].concat();
     let rests = rests.into_iter().filter_map(|(app, rest)| Some((app, rest?))).collect();
-    let gives = plan.steps.iter().any(|step| matches!(step, Step::SetApp { .. }));
+    let gives = places || plan.steps.iter().any(|step| matches!(step, Step::SetApp { .. }));
     Due { plan, rests, disturbs: busy.disturbs(), gives }
 }
 

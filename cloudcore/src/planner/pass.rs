@@ -8,7 +8,7 @@ use proto::{
         RolloutSpec, UpdatePhase,
         capacity::{INSUFFICIENT_CPU, INSUFFICIENT_MEMORY},
         feature,
-        rollout::{Gate, OnFailure, WavePhase, reason},
+        rollout::{Gate, Leaving, OnFailure, WavePhase, reason},
     },
     units::Span,
 };
@@ -16,7 +16,7 @@ use proto::{
 use super::{
     Plan, Step,
     budget::{self, Busy, Groups, Spoken},
-    claims::Claims,
+    claims::{self, Claims},
     draft::Draft,
     metrics::{self, Finding},
     node::{self, State, Target, Telling, Told},
@@ -24,6 +24,9 @@ use super::{
 
 /// Deferrals of nodes that say nothing at present.
 const NOT_HEARD: [&str; 2] = [reason::OFFLINE, reason::NEVER_CONNECTED];
+
+/// Sites named that lack a node.
+const SITES_TOLD: usize = 3;
 
 /// Why nothing can be begun on a node, whatever it waits for.
 const CANNOT_BEGIN: [&str; 5] =
@@ -65,22 +68,27 @@ pub(super) fn pass<'a>(
     }
     let mut pass = Pass { draft, target, claims, busy, plan, let_go, groups: None, asks_room: false };
     pass.observe();
-    match pass.draft.status.phase {
+    pass.asks_room |= pass.spec().placement.is_some();
+    let phase = pass.draft.status.phase;
+    match phase {
         RolloutPhase::Aborted => pass.take_back(reason::ABORTED, "the rollout was aborted before it had its turn"),
         RolloutPhase::Failed => pass.take_back(reason::ENDED, "the rollout failed before it had its turn"),
         RolloutPhase::Superseded => {}
         RolloutPhase::Succeeded => {
             let still = pass.draft.holds_still();
+            pass.leave(still.is_some());
             pass.begin(still);
-            let message = summary(&pass.draft.status.counts());
+            let message = pass.summary();
             if pass.draft.status.message != message {
                 pass.draft.status.to_mut().message = message;
             }
         }
+        _ if pass.has_no_place() => {}
         _ => {
             pass.answer_retries();
             pass.advance();
             let still = pass.draft.holds_still();
+            pass.leave(still.is_some());
             pass.begin(still);
             pass.conclude();
         }
@@ -390,7 +398,7 @@ impl<'a> Pass<'_, 'a> {
         // A restart is over when it has ended, so who came back in time has its turn before that.
         let late = |entry: &RolloutNode| waits(entry) && entry.phase != UpdatePhase::Blocked && entry.wave.is_some();
         let restarts = !self.target.is_release() && status.nodes.values().any(late);
-        let mut message = summary(&counts);
+        let mut message = self.summary();
         use RolloutPhase::{Failed, Paused, Progressing, RollingBack, Succeeded, Superseded};
         let (phase, word) = match current {
             _ if counts.all == 0 => {
@@ -449,6 +457,60 @@ impl<'a> Pass<'_, 'a> {
         }
         if undo {
             self.undo();
+        }
+    }
+
+    /// How its nodes are, and which sites lack some.
+    fn summary(&self) -> String {
+        let status = &self.draft.status;
+        let lacks = status.placement.iter().filter(|(_, site)| !site.message.is_empty());
+        let lacks: Vec<String> = lacks.map(|(name, site)| format!("; site {name} has {}", site.message)).collect();
+        let more = lacks.len().saturating_sub(SITES_TOLD);
+        let more = if more > 0 { format!("; and {more} sites more") } else { String::new() };
+        format!(
+            "{}{}{more}",
+            summary(&status.counts()),
+            lacks.iter().take(SITES_TOLD).map(String::as_str).collect::<String>()
+        )
+    }
+
+    /// It is to choose nodes, and none would do yet: it waits, and proves nothing by that.
+    fn has_no_place(&mut self) -> bool {
+        if self.spec().placement.is_none() || !self.draft.status.nodes.is_empty() {
+            return false;
+        }
+        let is_paused = self.spec().control.paused;
+        let (phase, word) = match is_paused {
+            _ if claims::is_shadowed(self.draft, self.draft.snapshot) => (RolloutPhase::Superseded, ""),
+            true => (RolloutPhase::Paused, "Paused"),
+            false => (RolloutPhase::Progressing, ""),
+        };
+        let (message, now) = (self.summary(), self.draft.now);
+        self.leave(is_paused || phase.is_final());
+        let status = &self.draft.status;
+        if (status.phase, status.reason.as_str(), &status.message) != (phase, word, &message) {
+            let status = self.draft.status.to_mut();
+            (status.phase, status.reason, status.message) = (phase, word.into(), message);
+            status.finished_at = phase.is_final().then_some(now);
+        }
+        true
+    }
+
+    /// Takes the app from nodes that others were chosen in place of; unless it is to hold `still`.
+    fn leave(&mut self, still: bool) {
+        if still {
+            return;
+        }
+        let app = &self.spec().app;
+        for name in std::mem::take(&mut self.draft.leaving) {
+            let Some(node) = self.draft.snapshot.nodes.get(name) else { continue };
+            if !node.spec.apps.contains_key(app) || self.busy.spoken(name, app).is_some() {
+                continue;
+            }
+            self.tell(name, Telling::App(None));
+            let leaving = Leaving { generation: node.metadata.generation };
+            let sites = &mut self.draft.status.to_mut().placement;
+            sites.entry(node.spec.site.clone()).or_default().leaving.insert(name.clone(), leaving);
         }
     }
 

@@ -99,6 +99,9 @@ impl Planner {
 
     /// A rollout is another now, or gone.
     pub fn set_rollout(&mut self, name: String, rollout: Option<Rollout>) {
+        if rollout.as_ref().is_some_and(|rollout| rollout.spec.placement.is_some()) {
+            self.resting.retain(|_, rest| !rest.asks.room); // what it chose counts
+        }
         let app = |rollout: &Rollout| rollout.spec.app.clone();
         let now = rollout.as_ref().map(app);
         let before = match rollout {

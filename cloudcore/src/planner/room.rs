@@ -39,6 +39,33 @@ pub fn words(node: &Node, releases: &Releases) -> Option<[String; 2]> {
     Some(of(node)?.words(&requests(node, releases)))
 }
 
+/// The same of what is there besides `app`, with what `also` is about to ask.
+pub(super) fn words_with(
+    node: &Node,
+    app: &Name,
+    releases: &Releases,
+    also: &BTreeMap<&Name, Resources>,
+) -> Option<String> {
+    let others = others(node, app, releases, also).1;
+    Some(of(node)?.words(&others).join("; "))
+}
+
+/// What an app asks of a node at present, and what the others do, with what `also` is about to ask.
+fn others<'a>(
+    node: &'a Node,
+    app: &Name,
+    releases: &Releases,
+    also: &BTreeMap<&'a Name, Resources>,
+) -> (Resources, Vec<(&'a Name, Resources)>) {
+    let mut others: BTreeMap<&Name, Resources> = requests(node, releases).into_iter().collect();
+    for (app, about) in also {
+        let held = others.entry(app).or_default();
+        *held = held.max(*about);
+    }
+    let own = others.remove(app).unwrap_or_default();
+    (own, others.into_iter().collect())
+}
+
 /// The room of a node that said what it has.
 pub(super) fn of(node: &Node) -> Option<Room> {
     Some(Room::new(node.status.info.as_ref()?, &node.spec.allocation))
@@ -72,13 +99,7 @@ pub(super) fn fit(
 ) -> Result<LeftPermille, Hindrance> {
     let (asks, app) = (release.spec.requests.unwrap_or_default(), &release.spec.app);
     let Some(room) = of(node) else { return Ok((0, 0)) };
-    let mut others: BTreeMap<&Name, Resources> = requests(node, releases).into_iter().collect();
-    for (app, about) in also {
-        let held = others.entry(app).or_default();
-        *held = held.max(*about);
-    }
-    let own = others.remove(app).unwrap_or_default();
-    let others: Vec<(&Name, Resources)> = others.into_iter().collect();
+    let (own, others) = others(node, app, releases, also);
     room.fit(node.name(), asks, own, &others).map_err(|short| (short.reason, short.message.into()))
 }
 
@@ -91,5 +112,7 @@ pub(super) fn is_same(before: &Node, now: &Node) -> bool {
         let running = |said: &proto::object::WorkloadStatus| said.running.as_ref().map(|r| r.release.version.clone());
         node.status.workloads.iter().map(|(app, said)| (app.clone(), running(said))).collect()
     };
-    told(before) == told(now) && runs(before) == runs(now)
+    told(before) == told(now)
+        && runs(before) == runs(now)
+        && before.status.observed_generation == now.status.observed_generation
 }

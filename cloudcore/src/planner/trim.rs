@@ -11,7 +11,7 @@ use proto::{
     object::{Node, Rollout},
 };
 
-use super::{Snapshot, age, draft::Draft};
+use super::{Snapshot, age, draft::Draft, place::Picks};
 
 /// The rollouts to forget, by name, when of each app's the newest `limit` that are over are kept.
 #[must_use]
@@ -32,7 +32,11 @@ pub fn superfluous(snapshot: &Snapshot, limit: usize, now: Timestamp) -> Vec<Str
     for rollouts in over.values_mut() {
         rollouts.sort_by(|a, b| age(b).cmp(&age(a)));
         let older = rollouts.iter().skip(limit).filter(|rollout| !followed.contains(rollout.name()));
-        old.extend(older.filter(|r| !Draft::new(r, snapshot, now).is_live()).map(|rollout| rollout.name()));
+        old.extend(
+            older
+                .filter(|r| !Draft::new(r, snapshot, now, &mut Picks::default()).is_live())
+                .map(|rollout| rollout.name()),
+        );
     }
     let undoings: Vec<(&str, &str)> =
         snapshot.rollouts.values().filter_map(|r| Some((r.name(), r.spec.undoes.as_deref()?))).collect();

@@ -1,5 +1,7 @@
 //! Kind `Release`: what can be rolled out.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 
 use super::Resources;
@@ -32,6 +34,9 @@ data! {
         /// that did not look.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub requests: Option<Resources>,
+        /// It is better apart from apps of these names, and from those that share one of these words.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        pub anti_affinity: BTreeSet<Name>,
         /// Files.
         pub files: u64,
         /// Bytes of all files.

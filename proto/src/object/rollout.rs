@@ -13,7 +13,8 @@ use jiff::civil::{Time, Weekday};
 use serde::{Deserialize, Serialize};
 
 pub use self::status::{
-    RolloutCounts, RolloutNode, RolloutPhase, RolloutStatus, WaveCounts, WavePhase, WaveStatus, reason,
+    Leaving, RolloutCounts, RolloutNode, RolloutPhase, RolloutStatus, SitePlacement, WaveCounts, WavePhase, WaveStatus,
+    reason,
 };
 use super::Object;
 use crate::{
@@ -39,6 +40,9 @@ data! {
         /// Which nodes.
         #[cfg_attr(feature = "openapi", schema(value_type = String))]
         pub selector: Selector,
+        /// Which of them get it. Absent: all.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub placement: Option<Placement>,
         /// Named way to go about it, such as `canary`: fills in what is absent below. Absent: the fleet's default.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub strategy: Option<String>,
@@ -73,6 +77,13 @@ data! {
         /// What people wish of it meanwhile. The one part that may change.
         #[serde(default)]
         pub control: Control,
+    }
+
+    /// The hub chooses among the selected nodes, and who has the app keeps it.
+    #[derive(Eq, Copy)]
+    pub struct Placement {
+        /// So many nodes of each site get it; at least 1.
+        pub per_site: u32,
     }
 
     /// Some of a rollout's nodes, which go together. At most one of `count`, `percent` and `sites`; without any,
@@ -340,6 +351,7 @@ impl RolloutSpec {
             version: None,
             reboot: false,
             selector,
+            placement: None,
             strategy: None,
             waves: vec![],
             gate: Gate::default(),

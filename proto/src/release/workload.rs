@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Container, Exec, FileEntry, Gpus, ManifestError, TreePath};
 use crate::{
+    name::Name,
     object::Resources,
     secret::{self, MAX_RECIPIENTS, MAX_SECRETS, SealedTo},
     units::{Bytes, Span},
@@ -13,6 +14,9 @@ use crate::{
 
 /// Longest public key of a recipient in a manifest, in bytes: kinds of age that are to come have longer ones.
 const MAX_KEY_BYTES: usize = 4096;
+
+/// Most apps and words that an app is better apart from.
+const MAX_ANTI_AFFINITY: usize = 64;
 
 /// A process to run and to watch over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +58,10 @@ pub struct Workload {
     /// begun. Default: its limits.
     #[serde(default, skip_serializing_if = "Resources::is_none")]
     pub requests: Resources,
+    /// Apps that it is better apart from: their names, or words that several apps share, such as `heavy`. A rollout that
+    /// chooses nodes keeps apps that share a word on different ones while another one of the site would do.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub anti_affinity: BTreeSet<Name>,
     /// GPUs it needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpus: Option<Gpus>,
@@ -251,6 +259,7 @@ impl Workload {
             ports: vec![],
             limits: Limits::default(),
             requests: Resources::default(),
+            anti_affinity: BTreeSet::new(),
             gpus: None,
             exec: None,
             probes: Probes::default(),
@@ -318,6 +327,9 @@ impl Workload {
             if probe.failure_threshold == 0 || probe.success_threshold == 0 {
                 return wrong(format!("the {name} probe's thresholds must be at least 1"));
             }
+        }
+        if self.anti_affinity.len() > MAX_ANTI_AFFINITY {
+            return wrong(format!("antiAffinity holds {}; at most {MAX_ANTI_AFFINITY}", self.anti_affinity.len()));
         }
         if let Some(gpus) = &self.gpus {
             gpus.check()?;

@@ -6,7 +6,7 @@ use proto::{
     name::Version,
     object::{
         RolloutSpec,
-        rollout::{Budget, MetricRule, OnFailure, Share, Wave, Window},
+        rollout::{Budget, MetricRule, OnFailure, Placement, Share, Wave, Window},
     },
     units::Span,
 };
@@ -20,6 +20,9 @@ pub struct How {
     /// canary (one node, 10 %, all), by-site (one site, 25 %, all), all-at-once, or one of hub.yaml.
     #[arg(long)]
     strategy: Option<String>,
+    /// Nodes of each site that get it, chosen by the hub among the selected ones. Default: all of them
+    #[arg(long, value_name = "N")]
+    per_site: Option<u32>,
     /// Waves instead of the strategy's: numbers of nodes, percentages so far, or selectors, such as 1,10%,all
     #[arg(long, value_delimiter = ',', value_name = "WAVE,...")]
     waves: Vec<WaveArg>,
@@ -145,6 +148,7 @@ impl How {
     /// The spec with what was said.
     pub(in crate::cli) fn apply(self, mut spec: RolloutSpec) -> anyhow::Result<RolloutSpec> {
         spec.strategy = self.strategy;
+        spec.placement = self.per_site.map(|per_site| Placement { per_site });
         spec.waves = self.waves.into_iter().map(|WaveArg(wave)| wave).collect();
         let last = spec.waves.len().saturating_sub(1);
         if spec.waves.is_empty() && (self.soak.is_some() || self.approval) {

@@ -1,7 +1,13 @@
 //! Rollouts and plans as text. What came from a box is written out harmless by [`output::align`].
 
+use std::collections::BTreeMap;
+
 use proto::{
-    object::{Rollout, RolloutNode, UpdatePhase, rollout::reason},
+    name::Name,
+    object::{
+        Rollout, RolloutNode, UpdatePhase,
+        rollout::{SitePlacement, reason},
+    },
     units::{Bytes, Span},
 };
 
@@ -33,11 +39,27 @@ pub(super) fn rollout(rollout: &Rollout, all: bool) -> String {
         }
         text.push_str(&format!("\n{}", output::align(&rows)));
     }
+    text.push_str(&placement(&status.placement));
     let nodes = nodes(rollout, all);
     if !nodes.is_empty() {
         text.push_str(&format!("\n{nodes}"));
     }
     text
+}
+
+/// Why nodes were chosen, site by site.
+fn placement(sites: &BTreeMap<Name, SitePlacement>) -> String {
+    if sites.is_empty() {
+        return String::new();
+    }
+    let mut rows = vec![["SITE", "NODE", "WHY"].map(str::to_owned).to_vec()];
+    for (site, placed) in sites {
+        if !placed.message.is_empty() {
+            rows.push(vec![site.to_string(), "-".into(), placed.message.clone()]);
+        }
+        rows.extend(placed.nodes.iter().map(|(node, why)| vec![site.to_string(), node.to_string(), why.clone()]));
+    }
+    format!("\n{}", output::align(&rows))
 }
 
 /// The nodes of a rollout; without `all`, those that are not healthy yet, or have not told enough.
@@ -63,12 +85,13 @@ pub(super) fn nodes(rollout: &Rollout, all: bool) -> String {
 
 /// A plan.
 pub(super) fn forecast(forecast: &Forecast) -> String {
-    let Forecast { spec, waves, nodes, have_it, bytes_per_node, total_bytes, sites } = forecast;
+    let Forecast { spec, waves, nodes, placement: sites, have_it, bytes_per_node, total_bytes, sites: slowest } =
+        forecast;
     let strategy = spec.strategy.as_deref().map(|name| format!(", strategy {name}")).unwrap_or_default();
     let mut text = format!("{} to {}: {} nodes{strategy}\n", spec.what(), spec.selector, nodes.len());
     let (each, sum) = (Bytes::new(*bytes_per_node), Bytes::new(*total_bytes));
     text.push_str(&format!("{have_it} have it; the others download at most {each} bytes each, {sum} in all\n"));
-    if let Some(slowest) = sites.first() {
+    if let Some(slowest) = slowest.first() {
         let ForecastSite { site, nodes, bytes, seconds } = slowest;
         let (bytes, takes) = (Bytes::new(*bytes), Span::from_secs(*seconds));
         text.push_str(&format!("site {site} takes at least {takes}: {nodes} nodes, {bytes} bytes, by its bound\n"));
@@ -89,6 +112,7 @@ pub(super) fn forecast(forecast: &Forecast) -> String {
         rows.push(vec![name.clone(), nodes.len().to_string(), wave.soak.to_string(), approval.into(), which]);
     }
     text.push_str(&format!("\n{}", output::align(&rows)));
+    text.push_str(&placement(sites));
     let blocked: Vec<Vec<String>> = nodes
         .iter()
         .filter(|(_, node)| !node.told && !node.reason.is_empty() && node.reason != reason::WAVE)

@@ -1,6 +1,7 @@
 //! The planner over small fleets with agents that do what they are told.
 
 mod metrics;
+mod placement;
 mod property;
 mod restarts;
 mod rollouts;
@@ -50,6 +51,7 @@ fn release(version: u8) -> (ReleaseName, Release) {
         hardware: vec![],
         issued_at: None,
         requests: None,
+        anti_affinity: Default::default(),
         files: 1,
         total_bytes: 1,
     };
@@ -197,7 +199,9 @@ impl World {
         for step in steps {
             match step {
                 Step::SetApp { node, app, assigned } => {
-                    let apps = &mut self.now.nodes.get_mut(&node).unwrap().spec.apps;
+                    let node = self.now.nodes.get_mut(&node).unwrap();
+                    node.metadata.generation += 1;
+                    let apps = &mut node.spec.apps;
                     match assigned {
                         Some(assigned) => drop(apps.insert(app, assigned)),
                         None => drop(apps.remove(&app)),

@@ -220,7 +220,7 @@ fn happen(world: &mut World, planner: &mut Planner, happening: &Happening) {
 }
 
 /// Tells the planner what has changed, as the store does.
-fn tell(planner: &mut Planner, now: &Snapshot) {
+pub(super) fn tell(planner: &mut Planner, now: &Snapshot) {
     let known = planner.snapshot().clone();
     for (name, node) in now.nodes.iter().filter(|(name, node)| known.nodes.get(*name) != Some(node)) {
         planner.set_node(name.clone(), Some(node.clone()));

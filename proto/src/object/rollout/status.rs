@@ -31,6 +31,9 @@ data! {
         /// Its nodes, each with its one exact state.
         #[serde(default)]
         pub nodes: BTreeMap<Name, RolloutNode>,
+        /// With a [`placement`](super::RolloutSpec::placement), how the nodes of each site were chosen.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        pub placement: BTreeMap<Name, SitePlacement>,
         /// [`super::Control::resumed`] that was answered last.
         #[serde(default, skip_serializing_if = "super::is_zero")]
         pub resumed: u32,
@@ -45,6 +48,27 @@ data! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = DateTime))]
         pub finished_at: Option<Timestamp>,
+    }
+
+    /// How the nodes of a site were chosen that get an app.
+    #[derive(Eq, Default)]
+    pub struct SitePlacement {
+        /// What it lacks, for people; empty when as many nodes as should have it.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        pub message: String,
+        /// Of each selected node, why it was chosen or was not, when that was asked last.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        pub nodes: BTreeMap<Name, String>,
+        /// Nodes that it was taken from, and that have not said yet that they took note.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        pub leaving: BTreeMap<Name, Leaving>,
+    }
+
+    /// An app was taken from a node.
+    #[derive(Eq, Copy)]
+    pub struct Leaving {
+        /// Generation of the node's assignment that still had it: the node took note when it observed a later one.
+        pub generation: u64,
     }
 
     /// A wave and its evidence.
