@@ -26,7 +26,10 @@ use tokio::{
 };
 
 use super::{Shared, assignment::AssignmentError, problem::Problem};
-use crate::{driver::Driver, gpu::News};
+use crate::{
+    driver::{Driver, side},
+    gpu::News,
+};
 
 /// How long the hub may take to introduce itself, or to take a message.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -333,7 +336,7 @@ async fn serve(driver: Arc<dyn Driver>, mut send: SendStream, mut receive: RecvS
 
 async fn logs(driver: &dyn Driver, request: LogsRequest, send: &mut SendStream) -> Result<(), frame::FrameError> {
     send.set_priority(priority::LOGS).ok(); // it fails only when the stream is gone
-    let Some(mut lines) = driver.logs(&request.app, request.tail, request.follow).await else {
+    let Some(mut lines) = side::logs(driver, &request.app, request.tail, request.follow).await else {
         let message = format!("there is no app {} on this node, or it has not run yet", request.app);
         frame::write(send, &LogsHeader::NotFound { message }, MAX_REQUEST_BYTES).await?;
         send.finish().ok();

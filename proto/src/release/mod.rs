@@ -8,13 +8,14 @@
 //! skip is guarded by [`Manifest::min_agent`].
 //!
 //! `manifest` holds the manifest, its paths and its rules, `workload` the process with its limits and probes,
-//! [`container`] what is different for a container, `gpus` the GPUs it needs, `hooks` the commands around an update; all
-//! of it is re-exported here.
+//! [`container`] what is different for a container, `gpus` the GPUs it needs, `hooks` the commands around an update, [`update`]
+//! how one release follows another; all of it is re-exported here.
 
 pub mod container;
 mod gpus;
 mod hooks;
 mod manifest;
+pub mod update;
 mod workload;
 
 use std::collections::BTreeSet;
@@ -28,6 +29,7 @@ pub use self::{
     gpus::{DriverVersions, Gpus},
     hooks::{Hook, Hooks, MAX_HOOK_TIMEOUT, PUT_OFF},
     manifest::{Attachment, FileEntry, Manifest, ManifestError, TreePath},
+    update::{Strategy, Update},
     workload::{ExecProbe, HttpProbe, Limits, Port, Probe, Probes, RestartPolicy, Secret, TcpProbe, Workload},
 };
 

@@ -13,6 +13,7 @@
 //! | [`hooks`] | hooks of a release: asked, put off, failed |
 //! | [`blame`] | what was unhealthy before the update does not blame it |
 //! | [`files`] | releases of which nothing runs, and the way to their files |
+//! | [`warm`] | a new release beside the old one, and no gap between them |
 //! | [`gpus`] | releases that need GPUs |
 //! | [`cuts`] | crashes and reboots between any two steps; the property over everything |
 //! | [`disk`] | damage, a lost slot, a full disk, litter |
@@ -26,6 +27,7 @@ mod gpus;
 mod hooks;
 mod orders;
 mod updates;
+mod warm;
 mod world;
 
 use std::time::Duration;
