@@ -234,12 +234,14 @@ fn from_records(data_dir: &Path, paths: &Paths, env: &Env) -> Result<Status, Sta
     let (mut slots, mut processes, mut lost) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for entry in fs::read_dir(paths.apps()).into_iter().flatten().flatten() {
         let Some(name) = entry.file_name().to_str().and_then(|n| n.parse::<Name>().ok()) else { continue };
+        let slot = slot::load(&Record::at(entry.path().join("slot")));
+        let key = slot.as_ref().ok().and_then(|slot| slot.side.key(&name)).unwrap_or_else(|| name.clone());
         // The driver would clear away what a killed agent left behind: here it is only looked at.
-        match Folder::at(paths.driver().join(name.as_str())).alive() {
+        match Folder::at(paths.driver().join(key.as_str())).alive() {
             Ok(running) => processes.extend(running.map(|running| (name.clone(), running))),
             Err(error) => tracing::warn!(app = %name, %error, "nobody knows whether it runs"),
         }
-        match slot::load(&Record::at(entry.path().join("slot"))) {
+        match slot {
             Ok(slot) if slot.is_cleared() => {}
             Ok(slot) => drop(slots.insert(name, slot)),
             Err(error) => drop(lost.insert(name, error.to_string())),

@@ -5,6 +5,7 @@
 //! | (none) | runs, and every probe succeeds |
 //! | `crash-after=2s` | ends with exit code 1 after that time |
 //! | `hang` | runs, every probe fails, and SIGTERM does not end it |
+//! | `warm`, `warm-hang` | as without, and as `hang`; a release with it is updated warm |
 //! | `refuse` | cannot be started at all |
 //! | `refuse-on=gpu` | the same, on boxes that have it in their names |
 //! | `tell=frames_per_second:25` | tells that of itself each second; with `cameras` also those that are lost |
@@ -13,21 +14,24 @@
 //!
 //! The world makes one [`SimDriver`] a box. It outlives the agent, as real workloads do, until
 //! [`SimDriver::lose_all`]. Before it runs anything it checks the tree against what was really released:
-//! a difference is a [`SimDriver::violations`], whatever the agent believes.
+//! a difference is a [`SimDriver::violations`], whatever the agent believes. Its boxes have memory for two instances of
+//! whatever is updated warm, so that one that is live and does its work is stopped only after another one is live, and
+//! one that does not is not live beside one that does.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     fmt, fs,
     io::BufReader,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use bytes::Bytes;
 use edgecore::{
-    driver::{Driver, DriverError, HookOutcome, Instance, InstanceSpec, ProbeOutcome},
+    apps::live,
+    driver::{Driver, DriverError, HookOutcome, Instance, InstanceSpec, InstanceUsage, ProbeOutcome, Side},
     metrics::{Metrics, Told},
 };
 use jiff::Timestamp;
@@ -54,6 +58,12 @@ use crate::{
 /// What a box has to spare for a workload that eats its disk.
 const SPARE_BYTES: u64 = 128 << 20;
 
+/// Memory that an instance uses.
+const USED_BYTES: u64 = 256 << 20;
+
+/// Memory that a box has to spare.
+const AVAILABLE_BYTES: u64 = 4 << 30;
+
 /// Manifests that were really released, by digest. The world fills it.
 pub type Released = Arc<Mutex<BTreeMap<Digest, Manifest>>>;
 
@@ -73,6 +83,7 @@ pub struct SimDriver {
 
 #[derive(Default)]
 struct State {
+    /// By [`InstanceSpec::key`].
     apps: BTreeMap<Name, Process>,
     /// Which version of an app was to be started last.
     tried: BTreeMap<Name, Version>,
@@ -88,6 +99,8 @@ struct State {
 /// One instance, running or ended.
 struct Process {
     instance: Instance,
+    /// Its run folder, when it has one.
+    run: Option<PathBuf>,
     number: u64,
     hangs: bool,
     eats_bytes: u64,
@@ -126,7 +139,7 @@ impl Behaviour {
                     return Behaviour::EatsDisk(bytes.parse::<units::Bytes>().map_or(u64::MAX, units::Bytes::get));
                 }
                 Some(("refuse-on", word)) if host.contains(word) => return Behaviour::Refuses,
-                None if arg == "hang" => return Behaviour::Hangs,
+                None if ["hang", "warm-hang"].contains(&arg.as_str()) => return Behaviour::Hangs,
                 None if arg == "refuse" => return Behaviour::Refuses,
                 _ => {}
             }
@@ -193,7 +206,7 @@ impl SimDriver {
             return Err(format!("it needs {} GPUs and has {:?}", needs.count, spec.gpus));
         }
         let state = self.lock();
-        let others = || state.apps.iter().filter(|(app, other)| **app != spec.app && other.instance.exit.is_none());
+        let others = || state.apps.iter().filter(|(app, other)| **app != spec.key() && other.instance.exit.is_none());
         for uuid in distinct {
             let mut bytes = needs.memory_bytes();
             for (app, other) in others().filter(|(_, other)| other.gpus.contains(uuid)) {
@@ -262,9 +275,7 @@ impl SimDriver {
     /// The version of an app that runs now.
     #[must_use]
     pub fn running(&self, app: &Name) -> Option<Version> {
-        let state = self.lock();
-        let instance = &state.apps.get(app)?.instance;
-        instance.exit.is_none().then(|| instance.release.version.clone())
+        self.all_running().into_iter().find(|(name, ..)| name == app).map(|(_, release, _)| release.version)
     }
 
     /// Which version of each app was started last, or refused to.
@@ -281,12 +292,12 @@ impl SimDriver {
         (state.attempts, state.apps.values().filter(|process| process.instance.exit.is_none()).count())
     }
 
-    /// Everything that runs now, with the number of its instance: no two of a box share one.
+    /// Everything that runs now and is live, with the number of its instance: no two of a box share one.
     #[must_use]
     pub fn all_running(&self) -> Vec<(Name, ReleaseRef, u64)> {
         let state = self.lock();
-        let running = state.apps.iter().filter(|(_, process)| process.instance.exit.is_none());
-        running.map(|(app, process)| (app.clone(), process.instance.release.clone(), process.number)).collect()
+        let running = state.apps.iter().filter(|(_, process)| process.instance.exit.is_none() && process.is_live());
+        running.map(|(key, process)| (Side::of(key).0, process.instance.release.clone(), process.number)).collect()
     }
 
     /// What was started although it was not what its release says. Empty, or the agent is broken.
@@ -304,7 +315,7 @@ impl SimDriver {
             return Err(format!("its digest is that of {}@{}", manifest.app, manifest.version));
         }
         let mut workload = spec.workload.clone();
-        for own in ["CROSSDOCK_APPS", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"] {
+        for own in ["CROSSDOCK_APPS", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", live::OWN, live::LIVE] {
             workload.env.remove(own); // the agent's to say
         }
         if manifest.workload.as_ref() != Some(&workload) {
@@ -354,6 +365,7 @@ impl SimDriver {
         state.started += 1;
         let process = Process {
             instance: Instance { release: spec.release.clone(), started_at, exit: None },
+            run: spec.run.clone(),
             number: state.started,
             hangs: behaviour == Behaviour::Hangs,
             tells: tells(&spec.workload.args),
@@ -369,9 +381,12 @@ impl SimDriver {
         if !process.tells.is_empty() {
             self.tells.notify_one();
         }
-        let before = state.apps.insert(app.clone(), process);
+        let before = state.apps.insert(spec.key(), process);
         drop(state);
         if let Some(before) = before {
+            if before.would_be_missed() {
+                self.violation(format!("{app}@{} was replaced while it was live", before.instance.release.version));
+            }
             before.end(exit(None, Some(9), started_at));
         }
         self.share_disk();
@@ -417,14 +432,40 @@ impl SimDriver {
         self.lock().apps.get(app).and_then(|process| process.instance.exit.clone()).ok_or_else(nothing)
     }
 
+    fn violation(&self, text: String) {
+        self.trace.line(&self.host, format_args!("VIOLATION {text}"));
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).violations.push(format!("{}: {text}", self.host));
+    }
+
+    /// Notes that an instance is live that does not do its work, beside one that does.
+    fn check_live(&self, key: &Name) {
+        let (app, side) = Side::of(key);
+        let found = {
+            let state = self.lock();
+            let of = |key: &Name| state.apps.get(key).filter(|process| process.instance.exit.is_none());
+            let other = side.other().key(&app).is_some_and(|other| of(&other).is_some_and(|process| !process.hangs));
+            let own = of(key).filter(|process| process.run.is_some() && process.hangs && process.is_live());
+            own.filter(|_| other).map(|process| process.instance.release.version.clone())
+        };
+        if let Some(version) = found {
+            self.violation(format!("{key}@{version} is live, and does nothing, beside one that would"));
+        }
+    }
+
     async fn stop_now(&self, app: &Name, grace: Duration) {
-        let hangs = {
+        let (hangs, missed) = {
             let state = self.lock();
             match state.apps.get(app) {
-                Some(process) if process.instance.exit.is_none() => process.hangs,
+                Some(process) if process.instance.exit.is_none() => {
+                    let missed = process.would_be_missed().then(|| process.instance.release.version.clone());
+                    (process.hangs, missed)
+                }
                 _ => return,
             }
         };
+        if let Some(version) = missed {
+            self.violation(format!("{app}@{version} was stopped while it was live"));
+        }
         if hangs {
             sleep(grace).await; // it ignores SIGTERM
         }
@@ -440,6 +481,17 @@ impl SimDriver {
 }
 
 impl Process {
+    /// Whether clients reach it, and it does its work.
+    fn is_live(&self) -> bool {
+        let Some(own) = &self.run else { return true };
+        fs::read_link(own.with_file_name(live::NAME)).ok().as_deref() == own.file_name().map(Path::new)
+    }
+
+    /// Whether it is updated warm, so that it is not to end before another one is live, and does its work.
+    fn would_be_missed(&self) -> bool {
+        self.run.is_some() && self.instance.exit.is_none() && self.is_live() && !self.hangs
+    }
+
     fn notice_crash(&mut self, wall: &dyn WallClock) {
         if self.instance.exit.is_none() && self.ends_at.is_some_and(|at| at <= Instant::now()) {
             let mut exit = exit(Some(1), None, wall.now());
@@ -527,12 +579,13 @@ impl Driver for SimDriver {
         Box::pin(async move {
             let hangs = {
                 let state = self.lock();
-                match state.apps.get(&spec.app) {
+                match state.apps.get(&spec.key()) {
                     Some(process) if process.instance.exit.is_none() => process.hangs,
                     _ => return ProbeOutcome::Failure("nothing runs".into()),
                 }
             };
             if hangs {
+                self.check_live(&spec.key());
                 sleep(probe.timeout.get()).await;
                 return ProbeOutcome::Failure("no answer".into());
             }
@@ -545,6 +598,17 @@ impl Driver for SimDriver {
             self.trace.line(&self.host, format_args!("{}@{} hook", spec.app, spec.release.version));
             HookOutcome::Success
         })
+    }
+
+    fn usage<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Option<InstanceUsage>> {
+        Box::pin(async move {
+            let runs = self.lock().apps.get(app).is_some_and(|process| process.instance.exit.is_none());
+            runs.then_some(InstanceUsage { cpu: None, memory_bytes: Some(USED_BYTES) })
+        })
+    }
+
+    fn memory_available(&self) -> BoxFuture<'_, Option<u64>> {
+        Box::pin(async { Some(AVAILABLE_BYTES) })
     }
 
     fn reboot<'a>(&'a self, _: &'a [String]) -> BoxFuture<'a, Result<(), String>> {

@@ -7,6 +7,8 @@ fn spec(args: &[&str]) -> InstanceSpec {
     let args = serde_json::to_string(args).unwrap();
     InstanceSpec {
         app: "app".parse().unwrap(),
+        side: Side::A,
+        run: None,
         release: ReleaseRef { version: "1".parse().unwrap(), digest: Digest::of(b"m") },
         tree: "/nonexistent".into(),
         data: "/nonexistent".into(),

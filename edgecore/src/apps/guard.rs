@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeSet,
+    io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -21,10 +22,11 @@ use proto::{
 };
 use tokio::sync::{Semaphore, mpsc};
 
+use super::live;
 use crate::{
     driver::{Driver, DriverError, HookOutcome, Instance, InstanceSpec, InstanceUsage, NotReady, ProbeOutcome},
     fetch::tree,
-    secrets::{Secrets, SecretsError},
+    secrets::{self, Secrets, SecretsError},
 };
 
 /// Trees that are hashed at once, over all apps: the agent has few threads for what blocks.
@@ -90,6 +92,16 @@ impl Guard {
     }
 }
 
+impl Guard {
+    /// Its folder for sockets is there and empty. A process's is given to its user when it starts.
+    async fn make_run_folder(&self, spec: &InstanceSpec) -> io::Result<()> {
+        let Some(own) = spec.run.clone() else { return Ok(()) };
+        let user = spec.workload.user.as_deref().filter(|_| spec.workload.container.is_some());
+        let owner = secrets::owner_in_container(user).ok().flatten(); // by the name of an image's user nobody knows it
+        self.env.blocking.run(move || live::empty(&own, owner)).await
+    }
+}
+
 /// The secrets of a release whose hook runs, while another of the app does. They go with it.
 struct Lent<'a> {
     secrets: &'a Secrets,
@@ -114,7 +126,9 @@ impl Driver for Guard {
         Box::pin(async move {
             let refused = |problem| DriverError { attempt: "start", app: spec.app.clone(), problem };
             self.verify(spec).await.map_err(refused)?;
-            self.place(spec, true).await.map_err(|e| refused(e.to_string()))?;
+            // Another instance of an app that is updated warm may need its own.
+            self.place(spec, spec.run.is_none()).await.map_err(|e| refused(e.to_string()))?;
+            self.make_run_folder(spec).await.map_err(|e| refused(format!("its run folder cannot be made: {e}")))?;
             let started = self.inner.start(spec).await;
             if started.is_err() && spec.workload.container.is_some() {
                 self.verify_but(|_| false, spec).await.map_err(refused)?; // is it the image?
@@ -166,6 +180,10 @@ impl Driver for Guard {
 
     fn usage<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Option<InstanceUsage>> {
         self.inner.usage(app)
+    }
+
+    fn memory_available(&self) -> BoxFuture<'_, Option<u64>> {
+        self.inner.memory_available()
     }
 
     fn reboot<'a>(&'a self, command: &'a [String]) -> BoxFuture<'a, Result<(), String>> {

@@ -6,6 +6,7 @@
 //! | [`plan`] | the pure planner: what to do next |
 //! | [`stage`] | acceptance and fetch of a release |
 //! | [`current`] | the way to an app's files for other apps |
+//! | [`live`] | which of an app's two instances is live, for them and their clients |
 //! | [`guard`] | nothing damaged is started, restarts included |
 //! | [`task`] | carries the planned steps out |
 //! | [`room`] | what the apps ask of memory and processors |
@@ -16,6 +17,7 @@
 
 pub mod current;
 pub mod guard;
+pub mod live;
 pub mod plan;
 pub mod report;
 pub mod room;
@@ -44,6 +46,8 @@ use proto::{
     watch,
 };
 use tokio::{sync::oneshot, task::JoinSet, time::timeout};
+
+use crate::driver::Side;
 
 use self::{
     plan::{Ask, Wanted},
@@ -137,8 +141,10 @@ impl Apps {
             entries.filter_map(|e| e.file_name().to_str().and_then(|n| n.parse().ok())).collect::<BTreeSet<Name>>()
         });
         let mut found = on_disk.await;
+        // What an agent before took for an app of its own was the second instance of one.
+        found.retain(|name| Side::of(name).1 == Side::A);
         match self.shared.driver.list().await {
-            Ok(running) => found.extend(running),
+            Ok(running) => found.extend(running.iter().map(|key| Side::of(key).0)),
             Err(error) => tracing::warn!(%error, "could not ask what runs"),
         }
         found

@@ -53,19 +53,25 @@
 //! trial before that is confirmed, and back. Nothing that starts or stops waits for it. A release without a workload is
 //! started and stopped like any other, with nothing to run, and is healthy from then on.
 //!
-//! `view` holds what is looked at; `trial` plans while a release is on trial, `settled` while none is.
+//! A release that is updated warm ([`Strategy::Warm`](proto::release::Strategy)) is tried beside the active one where the
+//! box has room for both; see `warm`.
+//!
+//! `view` holds what is looked at; `trial` plans while a release is on trial, `warm` while there are two instances of
+//! which one takes over from the other, `settled` while no release is on trial.
 
 mod settled;
 mod trial;
 mod view;
+mod warm;
 
 use std::time::Duration;
 
 use proto::{digest::Digest, object::ReleaseRef};
 use tokio::time::Instant;
 
-pub use self::view::{Ask, HookView, PutOff, RunningView, View, Wanted};
+pub use self::view::{Ask, Beside, HookView, PutOff, Room, RunningView, View, Wanted};
 use super::slot::{Deferral, Failure, Installed, Restart, RestartState, Trial};
+use crate::driver::Side;
 
 /// After a power cut during a trial the active release runs this long before the next attempt.
 pub const RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -84,13 +90,32 @@ pub enum Proof {
     UnhealthyBefore,
 }
 
+/// How a trial ended that goes back to the active release beside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Over {
+    /// It failed.
+    Failed(Failure),
+    /// Something else is wanted now.
+    Withdrawn,
+}
+
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Stop what runs.
+    /// Stop what is live.
     Stop,
-    /// Run a release, or adopt it where it runs.
+    /// Run a release as the live one, or adopt it where it runs.
     Start(Installed),
+    /// Stop what runs beside the live one.
+    StopBeside,
+    /// Run a release beside the live one, or adopt it where it runs.
+    StartBeside(Installed),
+    /// Record that the standby is live, and what was live runs beside it.
+    GoLive,
+    /// Record that what runs beside the trial, the active release, is live, and the trial over.
+    GoBack(Over),
+    /// Tell workload and clients which instance is live.
+    Live(Side),
     /// Run the preApply hook of a staged release.
     PreApply(Installed),
     /// Record for how long the update to a release was put off.
@@ -148,6 +173,7 @@ pub struct Plan {
 pub fn plan(view: &View<'_>) -> Plan {
     if *view.wanted == Wanted::Remove {
         let step = match view.slot.is_cleared() {
+            _ if view.beside.is_alive() => Step::StopBeside,
             _ if view.is_alive() => Step::Stop,
             false => Step::Remove,
             true => Step::Done,
@@ -156,6 +182,8 @@ pub fn plan(view: &View<'_>) -> Plan {
     }
     let fetch = fetch(view);
     let step = match &view.slot.trial {
+        _ if view.serves && view.live != Some(view.slot.side) => Step::Live(view.slot.side),
+        Some(trial) if trial.standby => warm::standby(view, trial),
         Some(trial) => trial::step(view, trial),
         None => settled::step(view),
     };
@@ -188,7 +216,7 @@ fn fetch(view: &View<'_>) -> Option<Fetch> {
 
 /// The way to the release's files leads elsewhere. Nothing that starts or stops waits for it.
 fn link(view: &View<'_>) -> Option<Step> {
-    let trial = view.slot.trial.as_ref().map(|t| &t.installed);
+    let trial = view.slot.trial.as_ref().filter(|t| !t.standby).map(|t| &t.installed);
     let digest = trial.or(view.slot.active.as_ref()).map(|i| i.release.digest);
     (view.linked != digest).then_some(Step::Link(digest))
 }

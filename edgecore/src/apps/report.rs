@@ -40,6 +40,8 @@ pub struct Extra<'a> {
     pub running: Option<(&'a ReleaseRef, Health)>,
     /// What it told of itself, where an order asks for it.
     pub metrics: Option<WorkloadMetrics>,
+    /// What is wrong with what runs beside that, if anything does.
+    pub standby: Option<String>,
     /// Why the last step could not be carried out.
     pub trouble: Option<&'a str>,
 }
@@ -141,7 +143,10 @@ fn target(view: &View<'_>) -> Option<ReleaseRef> {
 fn judge(view: &View<'_>, extra: &Extra<'_>, target: &ReleaseRef) -> Verdict {
     let digest = target.digest;
     let health = || extra.running.as_ref().map(|(_, h)| h.message.clone()).unwrap_or_default();
-    if view.slot.trial.as_ref().is_some_and(|t| t.installed.release.digest == digest) {
+    if let Some(trial) = view.slot.trial.as_ref().filter(|t| t.installed.release.digest == digest) {
+        if trial.standby {
+            return standby(view, extra);
+        }
         if let Some(failure) = view.verdict {
             return verdict(UpdatePhase::Applying, &failure.reason, format!("it goes back: {}", failure.message));
         }
@@ -149,7 +154,12 @@ fn judge(view: &View<'_>, extra: &Extra<'_>, target: &ReleaseRef) -> Verdict {
             Some(running) if running.digest == digest && view.post_apply == HookView::Running => {
                 verdict(UpdatePhase::Verifying, "Trial", "its postApply hook runs")
             }
-            Some(running) if running.digest == digest => verdict(UpdatePhase::Verifying, "Trial", health()),
+            Some(running) if running.digest == digest => {
+                let cold = trial.cold.as_ref().map(|why| format!("the one before was stopped first: {why}"));
+                let said = [cold.unwrap_or_default(), health()];
+                let said: Vec<String> = said.into_iter().filter(|text| !text.is_empty()).collect();
+                verdict(UpdatePhase::Verifying, "Trial", said.join("; "))
+            }
             _ => verdict(UpdatePhase::Applying, "", ""),
         };
     }
@@ -190,6 +200,16 @@ fn judge(view: &View<'_>, extra: &Extra<'_>, target: &ReleaseRef) -> Verdict {
         FetchView::Hindered(h) if h.offline => verdict(UpdatePhase::Downloading, h.reason, h.message.clone()),
         FetchView::Hindered(h) => verdict(UpdatePhase::Blocked, h.reason, h.message.clone()),
     }
+}
+
+/// The target warms up beside what is live.
+fn standby(view: &View<'_>, extra: &Extra<'_>) -> Verdict {
+    if let Some(failure) = view.verdict {
+        return verdict(UpdatePhase::Applying, &failure.reason, format!("it does not go live: {}", failure.message));
+    }
+    let before = view.slot.active.as_ref().map(|active| active.release.version.to_string()).unwrap_or_default();
+    let said = extra.standby.as_deref().filter(|text| !text.is_empty()).map(|text| format!(": {text}"));
+    verdict(UpdatePhase::Applying, "Warming", format!("it warms up beside {before}{}", said.unwrap_or_default()))
 }
 
 /// The target is on disk and may be applied.

@@ -15,7 +15,8 @@ use proto::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::plan::Proof;
+use super::plan::{Over, Proof};
+use crate::driver::Side;
 
 /// Attempts of one release that may be cut short (agent killed, power lost) before it counts as failed.
 pub const MAX_ATTEMPTS: u32 = 3;
@@ -43,6 +44,13 @@ pub struct Trial {
     /// What ran before was not healthy when it was stopped for this.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unhealthy_before: bool,
+    /// It warms up on the other side, while the active release is live. An agent that does not know this stops that
+    /// instance, which it takes for another app's, and tries the release in its place.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub standby: bool,
+    /// Why it was not started beside the active release, although both ask for it; for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cold: Option<String>,
 }
 
 /// How often a release was put on trial and cut short.
@@ -178,6 +186,9 @@ pub struct Slot {
     /// What ran before the release on trial, or before the active one, told of itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub before: Option<Before>,
+    /// Where the instance is that is live: the trial's, or else the active release's.
+    #[serde(skip_serializing_if = "Side::is_a")]
+    pub side: Side,
 }
 
 impl Slot {
@@ -203,12 +214,37 @@ impl Slot {
         self.attempts = Some(Attempts { digest, count: self.attempts(digest) + 1 });
     }
 
-    /// A release goes on trial; the active one stays what it goes back to. Nothing runs at this moment, so a
-    /// restart asked for by `restart` or before is one with what starts next; the first start of all is no restart.
+    /// A release goes on trial; the active one stays what it goes back to. Unless it runs on, nothing runs at this
+    /// moment, so a restart asked for by `restart` or before is one with what starts next; the first start of all is no
+    /// restart.
     pub fn begin(&mut self, trial: Trial, restart: Option<&str>) {
         self.count_attempt(trial.installed.release.digest);
+        let standby = trial.standby;
         self.trial = Some(trial);
         self.deferral = None;
+        if !standby {
+            self.started_anew(restart);
+        }
+    }
+
+    /// The standby becomes the live one, in place of the active release: that is a restart, too.
+    pub fn go_live(&mut self, restart: Option<&str>) {
+        let Some(trial) = self.trial.as_mut().filter(|trial| trial.standby) else { return };
+        trial.standby = false;
+        self.side = self.side.other();
+        self.started_anew(restart);
+    }
+
+    /// The active release, which runs on the other side, becomes the live one again, and the trial is over.
+    pub fn go_back(&mut self, over: Over) {
+        self.side = self.side.other();
+        match over {
+            Over::Failed(failure) => self.abandon(Some(failure)),
+            Over::Withdrawn => self.withdraw(),
+        }
+    }
+
+    fn started_anew(&mut self, restart: Option<&str>) {
         let first = self.active.is_none();
         match (restart, &mut self.restart) {
             (Some(text), _) if first => self.restart = Some(Restart::new(text, RestartState::Done)),

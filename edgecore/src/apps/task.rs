@@ -5,8 +5,9 @@
 //!
 //! Here are the rounds and the slot; `fetching` is about the fetch beside them, `folder` about what else lies in the
 //! app's folder, `gpus` about the GPUs it needs, `hooks` about a release's hooks, `measure` about what the workload tells
-//! of itself, `room` about memory and processors, `running` about the workload.
+//! of itself, `room` about memory and processors, `running` about the workload, `beside` about room for a second instance.
 
+mod beside;
 mod fetching;
 mod folder;
 mod gpus;
@@ -43,8 +44,8 @@ use self::{
     running::{Run, WorkloadEvent, workload_changed},
 };
 use super::{
-    current,
-    plan::{HookView, Plan, Step, View, Wanted, plan},
+    current, live,
+    plan::{Beside, HookView, Over, Plan, Room, Step, View, Wanted, plan},
     report::{Extra, FetchView, report},
     room::Rooms,
     slot::{self, Failure, Slot, SlotError},
@@ -52,7 +53,7 @@ use super::{
 };
 use crate::{
     doors::Endpoints,
-    driver::{Driver, DriverError},
+    driver::{Driver, DriverError, Side},
     exec::Desk,
     gpu::ledger::Ledger,
     metrics::Metrics,
@@ -126,6 +127,9 @@ pub enum StepError {
     /// The way for other apps could not be changed.
     #[error("could not have `current` lead to the release: {0}")]
     Link(std::io::Error),
+    /// Which instance is live could not be told.
+    #[error("could not have `run/live` lead to the live instance: {0}")]
+    Live(std::io::Error),
     /// Old releases could not be removed.
     #[error("could not remove old releases: {0}")]
     Collect(std::io::Error),
@@ -141,8 +145,17 @@ pub struct App {
     slot: Slot,
     wanted: watch::Receiver<Wanted>,
     online: watch::Receiver<bool>,
+    /// What is live, on the slot's side, and whether an agent before left something there.
     run: Option<Run>,
     leftover: bool,
+    /// What runs on the other side, and the same there.
+    beside: Option<Run>,
+    beside_leftover: bool,
+    room: Room,
+    /// See [`View::cold`].
+    cold: Option<String>,
+    /// Which instance `run/live` leads to.
+    live: Option<Side>,
     /// See [`View::stopped_red`].
     stopped_red: bool,
     begun: bool,
@@ -178,16 +191,11 @@ impl App {
         let (made, read) = (folder.clone(), record.clone());
         let found = shared.env.blocking.run(move || {
             durable::create_dir_all(&made)?;
-            Ok::<_, StepError>((slot::load_and_mend(&read)?, current::linked(&made)))
+            Ok::<_, StepError>((slot::load_and_mend(&read)?, current::linked(&made), live::linked(&made)))
         });
-        let (slot, linked) = found.await?;
-        let leftover = match shared.driver.inspect(&name).await {
-            Ok(found) => found.is_some_and(|i| i.exit.is_none()),
-            Err(error) => {
-                tracing::warn!(app = %name, %error, "taken as running");
-                true
-            }
-        };
+        let (slot, linked, live) = found.await?;
+        let leftover = runs(&*shared.driver, slot.side, &name).await;
+        let beside_leftover = runs(&*shared.driver, slot.side.other(), &name).await;
         let rng = shared.env.seed.stream(&format!("app {name}"));
         let (online, gpus) = (shared.online.clone(), Needs::new(&shared));
         Ok(App {
@@ -200,6 +208,11 @@ impl App {
             online,
             run: None,
             leftover,
+            beside: None,
+            beside_leftover,
+            room: Room::NotAsked,
+            cold: None,
+            live,
             stopped_red: false,
             begun: false,
             verdict: None,
@@ -250,17 +263,22 @@ impl App {
             (self.damaged, self.staged) = (Some(run.release.digest), None);
             self.stop().await?;
         }
+        if let Some(run) = self.beside.as_ref().filter(|r| r.damaged.load(Ordering::Relaxed)) {
+            (self.damaged, self.staged) = (Some(run.release.digest), None);
+            self.stop_beside().await?;
+        }
         let applies = wanted.ask().is_some_and(|ask| !ask.order.hold && !ask.drained);
         if self.staged.is_none() || self.slot.trial.is_some() || !applies {
             self.pre_apply = Hooking::default(); // what it answered was about that moment
         }
-        if let Some(run) = &mut self.run {
-            run.look();
+        self.run.iter_mut().chain(&mut self.beside).for_each(Run::look);
+        if let Some(run) = &self.run {
             self.shared.metrics.set_healthy(&self.name, run.view().healthy_since.is_some());
         }
         self.measure(&wanted);
         self.look_at_gpus();
         self.claim_room();
+        self.look_at_room(&wanted).await?;
         let Plan { step, fetch } = plan(&self.view(&wanted, Instant::now()));
         self.direct_fetch(fetch, &wanted);
         self.publish();
@@ -284,6 +302,11 @@ impl App {
             post_apply: self.run.as_ref().map_or(HookView::Passed, |r| r.post_apply.view(r.hooks.post_apply.as_ref())),
             running: self.run.as_ref().map(Run::view),
             leftover: self.leftover,
+            beside: Beside { running: self.beside.as_ref().map(Run::view), leftover: self.beside_leftover },
+            room: &self.room,
+            cold: self.cold.as_deref(),
+            serves: self.run.iter().chain(&self.beside).any(|run| run.spec.run.is_some()),
+            live: self.live,
             stopped_red: self.stopped_red,
             begun: self.begun,
             verdict: self.verdict.as_ref(),
@@ -304,6 +327,17 @@ impl App {
             }
             Step::Stop => self.stop().await?,
             Step::Start(installed) => self.start(&installed).await?,
+            Step::StopBeside => self.stop_beside().await?,
+            Step::StartBeside(installed) => self.start_beside(&installed).await?,
+            Step::GoLive => {
+                let restart = wanted.ask().and_then(|ask| ask.order.restart.clone());
+                let told = self.shared.metrics.summaries(&self.name);
+                self.keep_measured(told).await;
+                self.store(|slot| slot.go_live(restart.as_deref())).await?;
+                self.swap();
+            }
+            Step::GoBack(over) => self.go_back(over).await?,
+            Step::Live(side) => self.make_live(side).await?,
             Step::PreApply(_) => self.run_pre_apply(),
             Step::Defer(deferral) => {
                 self.store(|slot| slot.deferral = Some(deferral)).await?;
@@ -336,8 +370,11 @@ impl App {
             }
             Step::Remove => self.store(Slot::clear).await?,
             Step::Done => {
-                self.shared.driver.remove(&self.name).await?;
+                for key in Side::ALL.into_iter().filter_map(|side| side.key(&self.name)) {
+                    self.shared.driver.remove(&key).await?;
+                }
                 self.remove_secrets().await?;
+                self.make_none_live().await?;
                 self.link(None).await?;
                 self.litter = true;
                 self.sweep(wanted).await?;
@@ -346,6 +383,21 @@ impl App {
             }
         }
         Ok(Turn::Again)
+    }
+
+    /// What runs beside the trial is live from here on.
+    async fn go_back(&mut self, over: Over) -> Result<(), StepError> {
+        let over = match over {
+            Over::Failed(failure) => Over::Failed(Failure { at: Some(self.shared.env.wall.now()), ..failure }),
+            Over::Withdrawn => Over::Withdrawn,
+        };
+        let stored = self.store(|slot| slot.go_back(over)).await;
+        if stored.is_err() && (self.run.is_some() || self.leftover) {
+            self.stop().await?; // a full disk keeps no bad release running
+        }
+        stored?;
+        self.swap();
+        Ok(())
     }
 
     /// One durable change of the slot.
@@ -389,7 +441,7 @@ impl App {
                 }
                 self.litter = true;
             }
-            event = workload_changed(self.run.as_mut()) => {
+            event = workload_changed(self.run.as_mut(), self.beside.as_mut()) => {
                 if let WorkloadEvent::Hook(outcome) = event {
                     self.post_apply_ended(outcome);
                 }
@@ -419,7 +471,8 @@ impl App {
         let running = self.run.as_ref().filter(|run| run.supervisor.is_some());
         let running = running.map(|run| (&run.release, run.health.borrow().clone()));
         let metrics = self.measured(&wanted);
-        let extra = Extra { fetch, running, metrics, trouble: self.trouble.as_deref() };
+        let standby = self.beside.as_ref().map(|run| run.health.borrow().message.clone());
+        let extra = Extra { fetch, running, metrics, standby, trouble: self.trouble.as_deref() };
         let view = self.view(&wanted, Instant::now());
         let now = self.shared.env.wall.now();
         self.shared.board.send_if_modified(|board| {
@@ -434,5 +487,17 @@ impl App {
             }
         });
         self.first = None;
+    }
+}
+
+/// Whether an instance of the app runs on a side.
+async fn runs(driver: &dyn Driver, side: Side, app: &Name) -> bool {
+    let Some(key) = side.key(app) else { return false };
+    match driver.inspect(&key).await {
+        Ok(found) => found.is_some_and(|i| i.exit.is_none()),
+        Err(error) => {
+            tracing::warn!(app = %key, %error, "taken as running");
+            true
+        }
     }
 }

@@ -103,6 +103,7 @@ fn prepare(request: &Request, status: &mut Box<dyn io::Write>) -> Result<Command
     umask(Mode::from_bits_truncate(0o022));
     if let Some(user) = user.as_ref().filter(|_| request.owns) {
         own(&launch.data, user)?;
+        launch.run.iter().try_for_each(|run| own(run, user))?;
     }
     if request.terminal.is_some() {
         rustix::process::ioctl_tiocsctty(io::stdin())?;
@@ -233,12 +234,15 @@ impl Account {
     }
 }
 
-/// The data folder belongs to whom the workload runs as.
-fn own(data: &Path, user: &Account) -> Result<(), Failure> {
-    let metadata = fs::symlink_metadata(data)?;
+/// A folder that the workload may write to belongs to whom it runs as.
+fn own(folder: &Path, user: &Account) -> Result<(), Failure> {
+    let metadata = match fs::symlink_metadata(folder) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()), // of a hook, whose workload never ran
+        metadata => metadata?,
+    };
     if metadata.is_dir() && metadata.uid() != user.uid.as_raw() && Uid::effective().is_root() {
-        chown(data, Some(user.uid), Some(user.gid))
-            .map_err(|e| format!("data folder {} cannot be given to the user: {e}", data.display()))?;
+        chown(folder, Some(user.uid), Some(user.gid))
+            .map_err(|e| format!("folder {} cannot be given to the user: {e}", folder.display()))?;
     }
     Ok(())
 }

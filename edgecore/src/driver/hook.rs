@@ -43,7 +43,8 @@ impl ProcessDriver {
         let folder = self.folder(&spec.app);
         self.end_hook(&folder).await?; // of an agent before
         let launch = self.launch_for(spec);
-        let launch = Launch { group: format!("{}-hook", launch.group), ..launch };
+        // Of an app, whichever of its instances runs.
+        let launch = Launch { group: format!("{}-hook", self.group(spec.app.as_str())), ..launch };
         let prepared = self.on(&folder.hook(), move |folder| prepare(folder, &launch)).await;
         let outcome = match prepared {
             Ok(prepared) => run(&self.program, prepared, hook).await,

@@ -66,7 +66,7 @@ impl Driver for Kinds {
 
     fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), DriverError>> {
         Box::pin(async move {
-            self.other(spec).stop(&spec.app, OTHER_GRACE).await?;
+            self.other(spec).stop(&spec.key(), OTHER_GRACE).await?;
             self.of(spec).start(spec).await
         })
     }
@@ -120,6 +120,10 @@ impl Driver for Kinds {
 
     fn collect<'a>(&'a self, app: &'a Name, keep: &'a BTreeSet<Digest>) -> BoxFuture<'a, Result<(), DriverError>> {
         self.containers.collect(app, keep)
+    }
+
+    fn memory_available(&self) -> BoxFuture<'_, Option<u64>> {
+        self.processes.memory_available()
     }
 
     fn reboot<'a>(&'a self, command: &'a [String]) -> BoxFuture<'a, Result<(), String>> {

@@ -1,7 +1,8 @@
 //! How a workload runs. One [`Driver`] a kind of workload; the simulator brings its own.
 //!
 //! A driver starts, finds again, stops and probes instances; it decides nothing. At most one instance
-//! of an app exists at a time. What it started goes on when the agent ends, and is found again.
+//! exists of a name at a time; an app has two names, one for each [`Side`]. What it started goes on when the agent
+//! ends, and is found again.
 
 mod attach;
 pub mod cgroup;
@@ -17,6 +18,7 @@ pub mod procs;
 mod reboot;
 pub mod records;
 pub mod shim;
+pub mod side;
 
 use std::{collections::BTreeSet, fmt, path::PathBuf, time::Duration};
 
@@ -32,6 +34,8 @@ use proto::{
 };
 use tokio::sync::mpsc;
 
+pub use self::side::Side;
+
 /// [`LastExit::message`] of an instance that ended because [`Driver::stop`] asked.
 pub const STOPPED_ON_REQUEST: &str = "stopped on request";
 
@@ -40,16 +44,29 @@ pub const STOPPED_ON_REQUEST: &str = "stopped on request";
 pub struct InstanceSpec {
     /// The app.
     pub app: Name,
+    /// Which of its two instances: the driver knows it by [`InstanceSpec::key`].
+    pub side: Side,
     /// The release that it is an instance of.
     pub release: ReleaseRef,
     /// Folder with the verified tree.
     pub tree: PathBuf,
     /// Folder that the workload may write to; stays from release to release.
     pub data: PathBuf,
+    /// Folder for its sockets, this instance's alone, beside the link `live` that leads to that of the live one; see
+    /// [`Strategy::Warm`](proto::release::Strategy).
+    pub run: Option<PathBuf>,
     /// Command, limits and so on.
     pub workload: Workload,
     /// UUIDs of the GPUs that it has; its environment names them, too.
     pub gpus: Vec<String>,
+}
+
+impl InstanceSpec {
+    /// The name by which a driver knows the instance.
+    #[must_use]
+    pub fn key(&self) -> Name {
+        self.side.key(&self.app).unwrap_or_else(|| self.app.clone()) // none but apps with short names have a second
+    }
 }
 
 /// An instance as the driver finds it.
@@ -124,6 +141,9 @@ pub struct NotReady {
 }
 
 /// Runs instances of workloads. Every method may be called again after a crash of the agent.
+///
+/// What is called an app below is a [`Side::key`] of one, but in [`Driver::hook`], of which an app has one, and in
+/// [`Driver::collect`].
 pub trait Driver: Send + Sync + fmt::Debug {
     /// Does what can be done for a start beforehand, while whatever runs of the app goes on, such as loading an image.
     /// May be dropped at any moment and called again. By default there is nothing to do.
@@ -181,6 +201,11 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// What the running instance of an app uses; `None` when nothing runs or the driver cannot tell.
     fn usage<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Option<InstanceUsage>> {
         let _ = app;
+        Box::pin(std::future::ready(None))
+    }
+
+    /// Memory that the box can give to another instance now, in bytes; `None` when the driver cannot tell.
+    fn memory_available(&self) -> BoxFuture<'_, Option<u64>> {
         Box::pin(std::future::ready(None))
     }
 

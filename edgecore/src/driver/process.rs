@@ -46,6 +46,7 @@ use super::{
     records::{Ended, Folder, Launch, is_damaged},
     shim::STARTED,
 };
+use crate::facts;
 
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_REPORT_BYTES: u64 = 8192;
@@ -108,9 +109,10 @@ impl ProcessDriver {
         Launch {
             instance: format!("{random:016x}{:x}", self.env.wall.now().as_millisecond()),
             boot_id: procs::boot_id(),
-            group: self.group(spec.app.as_str()),
+            group: self.group(spec.key().as_str()),
             app: spec.app.clone(),
             release: spec.release.clone(),
+            run: spec.run.clone(),
             tree: spec.tree.clone(),
             data: spec.data.clone(),
             workload: spec.workload.clone(),
@@ -118,8 +120,8 @@ impl ProcessDriver {
     }
 
     async fn try_start(&self, spec: &InstanceSpec) -> Result<(), String> {
-        let folder = self.folder(&spec.app);
-        self.end_hook(&folder).await?;
+        let folder = self.folder(&spec.key());
+        self.end_hook(&self.folder(&spec.app)).await?;
         self.try_stop(&folder, spec.workload.stop_grace.get()).await?;
         let (launch, data) = (self.launch_for(spec), spec.data.clone());
         let prepared = self.on(&folder, move |folder| {
@@ -474,7 +476,7 @@ impl Driver for ProcessDriver {
     }
 
     fn probe<'a>(&'a self, spec: &'a InstanceSpec, probe: &'a Probe) -> BoxFuture<'a, ProbeOutcome> {
-        let folder = self.folder(&spec.app);
+        let folder = self.folder(&spec.key());
         Box::pin(async move {
             probe::attempt(probe::LOOPBACK, probe, |exec| probe::run(&self.program, &folder, exec)).await
         })
@@ -485,7 +487,7 @@ impl Driver for ProcessDriver {
     }
 
     fn exec<'a>(&'a self, spec: &'a InstanceSpec, start: &'a Start) -> BoxFuture<'a, Result<Attached, String>> {
-        let folder = self.folder(&spec.app);
+        let folder = self.folder(&spec.key());
         Box::pin(async move { attach::run(&self.program, &folder, start).await })
     }
 
@@ -495,6 +497,10 @@ impl Driver for ProcessDriver {
             let used = self.on(&folder, move |folder| Ok(folder.holder()?.map(|shim| used(&group, shim)))).await;
             used.ok().flatten() // best effort: the driver says elsewhere what is wrong
         })
+    }
+
+    fn memory_available(&self) -> BoxFuture<'_, Option<u64>> {
+        Box::pin(async { self.env.blocking.run(facts::memory_available_bytes).await })
     }
 
     fn reboot<'a>(&'a self, command: &'a [String]) -> BoxFuture<'a, Result<(), String>> {

@@ -48,6 +48,9 @@ pub struct Launch {
     pub tree: PathBuf,
     /// Folder it may write to.
     pub data: PathBuf,
+    /// Folder for its sockets, which is this instance's alone; see [`super::InstanceSpec::run`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<PathBuf>,
     /// Command, limits and so on.
     pub workload: Workload,
 }
@@ -76,7 +79,7 @@ pub struct Ended {
     pub exit: LastExit,
 }
 
-/// Folder of one app.
+/// Folder of one app, or of its second instance.
 #[derive(Debug, Clone)]
 pub struct Folder {
     path: PathBuf,

@@ -47,6 +47,12 @@ struct State {
     conditions: Conditions,
 }
 
+/// Memory of this machine that programs can get without swapping, in bytes; `None` when the kernel does not tell.
+#[must_use]
+pub fn memory_available_bytes() -> Option<u64> {
+    read::memory_available_bytes()
+}
+
 impl Facts {
     /// Facts of the machine that this runs on; `state_dir` is the folder whose disk matters.
     #[must_use]

@@ -94,6 +94,11 @@ pub(super) fn memory_total_bytes() -> u64 {
     meminfo_bytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal:")
 }
 
+pub(super) fn memory_available_bytes() -> Option<u64> {
+    let available = meminfo_bytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:");
+    (available > 0).then_some(available)
+}
+
 fn meminfo_bytes(meminfo: &str, key: &str) -> u64 {
     let value = meminfo.lines().find_map(|l| l.strip_prefix(key)?.split_whitespace().next()?.parse::<u64>().ok());
     value.unwrap_or(0).saturating_mul(1024)

@@ -1,7 +1,8 @@
 //! Which GPUs an app gets: from what there is, how well it is and who has what. Pure.
 //!
-//! Each release of an app that is to run has a [`Grant`]. An app's release on trial and the one it goes back to never
-//! run at the same time, so an app holds of a GPU the most that any of its grants has. What an app gets:
+//! Each release of an app that is to run has a [`Grant`], on one of the app's two [`Side`]s. Those of one side never run
+//! at the same time, such as a release on trial and the one it goes back to, so an app holds of a GPU the most that any
+//! grant of a side has, both sides together. What an app gets:
 //!
 //! - only GPUs that are well, and of one driver that suits it;
 //! - for itself: GPUs that nobody else holds; shared: GPUs that nobody else has for themselves, with its share of memory
@@ -17,6 +18,8 @@ use std::{
 
 use proto::{digest::Digest, name::Name, release::Gpus};
 use serde::{Deserialize, Serialize};
+
+use crate::driver::Side;
 
 /// A GPU as the allocator sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -43,6 +46,9 @@ pub struct Grant {
     pub memory_bytes: u64,
     /// Whether it has them for itself.
     pub exclusive: bool,
+    /// Where it runs.
+    #[serde(default, skip_serializing_if = "Side::is_a")]
+    pub side: Side,
 }
 
 /// Who has what.
@@ -78,14 +84,19 @@ pub struct Request {
     pub release: Digest,
     /// What that needs.
     pub needs: Gpus,
+    /// Where it is to run.
+    pub side: Side,
+    /// Whether the app's instance on the other side goes on, and keeps what it has.
+    pub beside: bool,
 }
 
-/// The grant of one request, beside what is granted already. Those of the same app do not stand in its way.
+/// The grant of one request, beside what is granted already. Those of the same app do not stand in its way, but for
+/// the other side's when both are to run.
 ///
 /// # Errors
 /// When it does not fit.
 pub fn allot(supply: &Supply, grants: &Grants, request: &Request) -> Result<Grant, Refusal> {
-    let Request { app, release, needs } = request;
+    let Request { app, release, needs, side, .. } = request;
     if let Some(wanted) = &needs.driver
         && let Some(driver) = &supply.driver
         && !wanted.hold(driver)
@@ -109,7 +120,8 @@ pub fn allot(supply: &Supply, grants: &Grants, request: &Request) -> Result<Gran
     }
     let mut uuids: Vec<String> = fitting.into_iter().take(wanted).map(|(.., uuid)| uuid.clone()).collect();
     uuids.sort();
-    Ok(Grant { release: *release, uuids, memory_bytes: needs.memory_bytes(), exclusive: needs.exclusive })
+    let (memory_bytes, exclusive) = (needs.memory_bytes(), needs.exclusive);
+    Ok(Grant { release: *release, uuids, memory_bytes, exclusive, side: *side })
 }
 
 /// Grants of several requests at once, whatever their order: who has GPUs already comes first, then who needs most.
@@ -127,18 +139,26 @@ pub fn allot_all(supply: &Supply, grants: &Grants, requests: &[Request]) -> Vec<
     for request in ordered {
         let answer = allot(supply, &grants, request);
         if let Ok(grant) = &answer {
-            insert(&mut grants, &request.app, grant.clone());
+            insert(&mut grants, request, grant.clone());
         }
         answers.push((request.clone(), answer));
     }
     answers
 }
 
-/// Adds a grant, in the place of one that the release had.
-pub fn insert(grants: &mut Grants, app: &Name, grant: Grant) {
-    let own = grants.entry(app.clone()).or_default();
-    own.retain(|before| before.release != grant.release);
+/// Adds the grant of a request, in the place of one that the release had there.
+pub fn insert(grants: &mut Grants, request: &Request, grant: Grant) {
+    let own = grants.entry(request.app.clone()).or_default();
+    if !request.beside {
+        own.iter_mut().for_each(|before| before.side = grant.side); // nothing runs on the other side
+    }
+    own.retain(|before| (before.release, before.side) != (grant.release, grant.side));
     own.push(grant);
+}
+
+/// Whether a grant of an app stands in the way of a request.
+fn counts(app: &Name, grant: &Grant, request: &Request) -> bool {
+    *app != request.app || (request.beside && grant.side != request.side)
 }
 
 /// Bytes that would be left of a GPU, or why it does not do.
@@ -152,8 +172,9 @@ fn room(uuid: &str, offer: &Offer, grants: &Grants, request: &Request) -> Result
     if taken > 0 {
         let _ = write!(holders, ", {} used by no app of Crossdock", size(taken)); // a string takes everything
     }
-    for (app, held) in grants.iter().filter(|(app, _)| **app != request.app) {
-        let held: Vec<&Grant> = held.iter().filter(|grant| grant.uuids.iter().any(|held| held == uuid)).collect();
+    for (app, held) in grants {
+        let has = |grant: &&Grant| grant.uuids.iter().any(|held| held == uuid) && counts(app, grant, request);
+        let held: Vec<&Grant> = held.iter().filter(has).collect();
         if held.iter().any(|grant| grant.exclusive) {
             return Err(format!("is held by {app} for itself"));
         }
@@ -163,7 +184,8 @@ fn room(uuid: &str, offer: &Offer, grants: &Grants, request: &Request) -> Result
         if request.needs.exclusive {
             return Err(format!("is held by {app}"));
         }
-        let share = held.iter().map(|grant| grant.memory_bytes).max().unwrap_or(0);
+        let most = |side| held.iter().filter(|grant| grant.side == side).map(|grant| grant.memory_bytes).max();
+        let share = Side::ALL.into_iter().filter_map(most).fold(0, u64::saturating_add);
         let share = share.max(offer.used_bytes.get(app).copied().unwrap_or(0));
         taken = taken.saturating_add(share);
         let _ = write!(holders, ", {} held by {app}", size(share));

@@ -14,12 +14,13 @@ fn gpus(offers: &[(&str, u64)]) -> Supply {
 }
 
 fn request(name: &str, needs: &str) -> Request {
-    Request { app: app(name), release: Digest::of(name.as_bytes()), needs: serde_json::from_str(needs).unwrap() }
+    let needs = serde_json::from_str(needs).unwrap();
+    Request { app: app(name), release: Digest::of(name.as_bytes()), needs, side: Side::A, beside: false }
 }
 
 fn given(supply: &Supply, grants: &mut Grants, request: &Request) -> Vec<String> {
     let grant = allot(supply, grants, request).unwrap();
-    insert(grants, &request.app, grant.clone());
+    insert(grants, request, grant.clone());
     grant.uuids
 }
 
@@ -80,6 +81,39 @@ fn an_app_keeps_its_gpu_and_a_trial_leaves_the_way_back_open() {
     assert!(text.contains("GPU-b is held by two for itself"), "{text}");
 }
 
+#[test]
+fn two_instances_beside_each_other_both_hold_their_share() {
+    let supply = gpus(&[("GPU-a", 24), ("GPU-b", 24)]);
+    let share = |gib: u64| format!(r#"{{"memory": "{gib}Gi", "exclusive": false}}"#);
+    let of = |release: &str, gib, side, beside| {
+        let release = Digest::of(release.as_bytes());
+        Request { release, side, beside, ..request("vision", &share(gib)) }
+    };
+    let mut grants = Grants::new();
+    given(&supply, &mut grants, &of("1", 10, Side::A, false));
+    assert_eq!(given(&supply, &mut grants, &of("2", 12, Side::B, true)), ["GPU-a"], "both fit, and a load is shared");
+    let text = refusal(&gpus(&[("GPU-a", 24)]), &grants, &request("other", &share(4)));
+    assert!(text.contains("GPU-a has 24 GiB, 22 GiB held by vision"), "{text}");
+    let mut without = Grants::new();
+    given(&supply, &mut without, &of("1", 10, Side::A, false));
+    let text = refusal(&gpus(&[("GPU-a", 24)]), &without, &of("2", 16, Side::B, true));
+    assert!(text.contains("GPU-a has 24 GiB, 10 GiB held by vision"), "{text}");
+    allot(&gpus(&[("GPU-a", 24)]), &without, &of("2", 16, Side::A, false)).unwrap();
+    // For itself it needs another one, and what an instance alone had on one side it has on the other.
+    let mut grants = Grants::new();
+    let alone = |release: &str, side, beside| Request {
+        release: Digest::of(release.as_bytes()),
+        side,
+        beside,
+        ..request("vision", "{}")
+    };
+    assert_eq!(given(&supply, &mut grants, &alone("1", Side::A, false)), ["GPU-a"]);
+    refusal(&gpus(&[("GPU-a", 24)]), &grants, &alone("2", Side::B, true));
+    assert_eq!(given(&supply, &mut grants, &alone("2", Side::B, true)), ["GPU-b"]);
+    assert_eq!(given(&supply, &mut grants, &alone("1", Side::B, false)), ["GPU-a"]);
+    assert!(grants[&app("vision")].iter().all(|grant| grant.side == Side::B), "they never run at the same time");
+}
+
 fn supplies() -> impl Strategy<Value = Supply> {
     let offer = (1_u64..25, 0_u64..4, 0_u8..5).prop_map(|(gib, foreign, sick)| Offer {
         memory_bytes: gib * GIB,
@@ -134,7 +168,7 @@ proptest! {
                 Ok(grant) => {
                     let distinct: BTreeSet<&String> = grant.uuids.iter().collect();
                     prop_assert_eq!(distinct.len(), usize::try_from(request.needs.count).unwrap());
-                    insert(&mut grants, &request.app, grant.clone());
+                    insert(&mut grants, request, grant.clone());
                 }
                 Err(refusal) => prop_assert!(refusal.message.contains("it wants ")),
             }
@@ -151,7 +185,7 @@ proptest! {
         let mut grants = Grants::new();
         for request in &shuffled {
             if let Ok(grant) = allot(&supply, &grants, request) {
-                insert(&mut grants, &request.app, grant);
+                insert(&mut grants, request, grant);
             }
         }
         check(&supply, &grants);
@@ -162,7 +196,7 @@ proptest! {
         let mut grants = Grants::new();
         for (request, answer) in allot_all(&supply, &Grants::new(), &requests) {
             if let Ok(grant) = answer {
-                insert(&mut grants, &request.app, grant);
+                insert(&mut grants, &request, grant);
             }
         }
         let uuid = format!("GPU-{sick}");

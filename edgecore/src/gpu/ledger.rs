@@ -19,6 +19,7 @@ use super::{
     known::{Gpu, Known, Problem},
     look::Driver,
 };
+use crate::driver::Side;
 
 /// Who has which GPU.
 #[derive(Debug)]
@@ -68,7 +69,7 @@ impl Ledger {
         self.news.clone()
     }
 
-    /// Whether a release would get its GPUs now, were the release that its app runs stopped.
+    /// Whether a release would get its GPUs now, were the release that its app runs stopped, unless it is to run beside.
     ///
     /// # Errors
     /// Why not.
@@ -89,22 +90,23 @@ impl Ledger {
         let _writing = self.writing.lock().await;
         let grant = self.decide(request)?;
         let mut next = self.grants.borrow().clone();
-        allot::insert(&mut next, &request.app, grant.clone());
+        allot::insert(&mut next, request, grant.clone());
         self.store(next).await?;
         Ok(grant.uuids)
     }
 
-    /// The GPUs that a release was given.
+    /// The GPUs that a release was given on a side.
     #[must_use]
-    pub fn held(&self, app: &Name, release: Digest) -> Option<Vec<String>> {
+    pub fn held(&self, app: &Name, release: Digest, side: Side) -> Option<Vec<String>> {
         let grants = self.grants.borrow();
-        grants.get(app)?.iter().find(|grant| grant.release == release).map(|grant| grant.uuids.clone())
+        let found = grants.get(app)?.iter().find(|grant| (grant.release, grant.side) == (release, side))?;
+        Some(found.uuids.clone())
     }
 
     /// Whether a GPU that a release has is not well, and it would get others.
     #[must_use]
     pub fn would_move(&self, request: &Request) -> bool {
-        let Some(held) = self.held(&request.app, request.release) else { return false };
+        let Some(held) = self.held(&request.app, request.release, request.side) else { return false };
         let is_bad = {
             let known = self.known.borrow();
             let bad = |uuid: &String| known.gpus.get(uuid).is_none_or(|gpu| !offer(gpu).problem.is_empty());
@@ -178,10 +180,10 @@ fn offer(gpu: &Gpu) -> Offer {
     Offer { memory_bytes: gpu.memory_bytes, foreign_bytes: used.saturating_sub(of_apps), used_bytes, problem }
 }
 
-/// What a release asks for, if it needs any.
+/// What a release asks for, if it needs any, to run on a side, beside the other's or alone.
 #[must_use]
-pub fn request(app: &Name, release: Digest, needs: Option<&Gpus>) -> Option<Request> {
-    Some(Request { app: app.clone(), release, needs: needs?.clone() })
+pub fn request(app: &Name, release: Digest, needs: Option<&Gpus>, side: Side, beside: bool) -> Option<Request> {
+    Some(Request { app: app.clone(), release, needs: needs?.clone(), side, beside })
 }
 
 #[cfg(test)]

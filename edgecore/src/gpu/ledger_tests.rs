@@ -13,7 +13,8 @@ fn app(name: &str) -> Name {
 }
 
 fn asks(name: &str, version: &str, needs: &str) -> Request {
-    Request { app: app(name), release: Digest::of(version.as_bytes()), needs: serde_json::from_str(needs).unwrap() }
+    let needs = serde_json::from_str(needs).unwrap();
+    Request { app: app(name), release: Digest::of(version.as_bytes()), needs, side: Side::A, beside: false }
 }
 
 /// A box with so many GPUs of 24 GiB.
@@ -47,7 +48,7 @@ async fn what_is_granted_is_on_disk_and_found_again() {
     assert_eq!(ledger.take(&asks("b", "1", SHARED)).await.unwrap(), ["GPU-1"]);
     let gpus = with(2);
     let ledger = open(folder.path(), &gpus);
-    assert_eq!(ledger.held(&app("a"), Digest::of(b"1")).unwrap(), ["GPU-0"]);
+    assert_eq!(ledger.held(&app("a"), Digest::of(b"1"), Side::A).unwrap(), ["GPU-0"]);
     let held: Vec<_> = gpus.inventory().unwrap().devices.into_iter().map(|gpu| gpu.apps).collect();
     assert_eq!(held, [vec![app("a")], vec![app("b")]]);
     let refusal = ledger.check(&asks("c", "1", "{}")).unwrap_err().to_string();
@@ -64,7 +65,7 @@ async fn a_release_on_trial_and_the_one_before_hold_together_until_one_goes() {
     ledger.check(&asks("b", "1", SHARED)).unwrap_err();
     ledger.keep_only(&app("a"), &[Digest::of(b"2")].into()).await.unwrap();
     ledger.check(&asks("b", "1", SHARED)).unwrap();
-    assert_eq!(ledger.held(&app("a"), Digest::of(b"1")), None);
+    assert_eq!(ledger.held(&app("a"), Digest::of(b"1"), Side::A), None);
     ledger.keep_only(&app("a"), &BTreeSet::new()).await.unwrap();
     assert_eq!(gpus.inventory().unwrap().devices[0].apps, []);
     assert!(open(folder.path(), &with(1)).grants.borrow().is_empty());

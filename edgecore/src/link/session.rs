@@ -26,7 +26,11 @@ use tokio::{
 };
 
 use super::{Shared, assignment::AssignmentError, problem::Problem};
-use crate::{driver::Driver, exec::Server, gpu::News};
+use crate::{
+    driver::{Driver, side},
+    exec::Server,
+    gpu::News,
+};
 
 /// How long the hub may take to introduce itself, or to take a message.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -334,7 +338,7 @@ async fn serve(shared: Arc<Shared>, mut send: SendStream, mut receive: RecvStrea
 
 async fn logs(driver: &dyn Driver, request: LogsRequest, send: &mut SendStream) -> Result<(), frame::FrameError> {
     send.set_priority(priority::LOGS).ok(); // it fails only when the stream is gone
-    let Some(mut lines) = driver.logs(&request.app, request.tail, request.follow).await else {
+    let Some(mut lines) = side::logs(driver, &request.app, request.tail, request.follow).await else {
         let message = format!("there is no app {} on this node, or it has not run yet", request.app);
         frame::write(send, &LogsHeader::NotFound { message }, MAX_REQUEST_BYTES).await?;
         send.finish().ok();

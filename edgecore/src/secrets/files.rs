@@ -11,7 +11,7 @@ use super::{SecretsError, io_error};
 use crate::driver::exec::Account;
 
 /// Whom the files are given to: user and group; nobody else than the agent's user without.
-pub(super) type Owner = Option<(u32, u32)>;
+pub(crate) type Owner = Option<(u32, u32)>;
 
 /// The owner for a workload's user. An agent that is not root can give files to nobody, and runs nothing for others.
 pub(super) fn owner(user: Option<&str>) -> Result<Owner, String> {
@@ -21,7 +21,7 @@ pub(super) fn owner(user: Option<&str>) -> Result<Owner, String> {
 }
 
 /// The owner for a container's user: names are its image's, so only numbers, `1000` or `1000:1000`, mean anything here.
-pub(super) fn owner_in_container(user: Option<&str>) -> Result<Owner, String> {
+pub(crate) fn owner_in_container(user: Option<&str>) -> Result<Owner, String> {
     let Some(text) = user.filter(|_| rustix::process::geteuid().is_root()) else { return Ok(None) };
     let (user, group) = text.split_once(':').unwrap_or((text, text));
     match (user.parse(), group.parse()) {

@@ -36,6 +36,7 @@ use proto::{
 };
 use zeroize::Zeroizing;
 
+pub(crate) use self::files::owner_in_container;
 use self::room::Room;
 use crate::{config::Paths, driver::InstanceSpec};
 
@@ -168,7 +169,7 @@ impl Secrets {
         let folder = release_folder(self.room()?, &spec.app, spec.release.digest);
         let user = spec.workload.user.as_deref();
         let owner = match spec.workload.container {
-            Some(_) => files::owner_in_container(user),
+            Some(_) => owner_in_container(user),
             None => files::owner(user),
         };
         let owner = owner.map_err(SecretsError::User)?;

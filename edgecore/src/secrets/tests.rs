@@ -14,6 +14,7 @@ use proto::{
 use tempfile::TempDir;
 
 use super::*;
+use crate::driver::Side;
 
 const PLAINTEXT: &[u8] = b"correct horse battery staple";
 
@@ -53,6 +54,8 @@ impl Box_ {
     fn spec(&self, version: &str, secrets: Vec<Secret>) -> InstanceSpec {
         InstanceSpec {
             app: app(),
+            side: Side::A,
+            run: None,
             release: ReleaseRef { version: version.parse().unwrap(), digest: digest(version) },
             tree: self.tree(),
             data: self.folder.path().join("data"),

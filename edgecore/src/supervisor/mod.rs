@@ -121,7 +121,7 @@ impl Supervisor {
         {
             return result;
         }
-        self.driver.stop(&self.spec.app, self.spec.workload.stop_grace.get()).await // its task is gone
+        self.driver.stop(&self.spec.key(), self.spec.workload.stop_grace.get()).await // its task is gone
     }
 
     /// Leaves the workload running and unwatched: the agent is shutting down.
@@ -199,14 +199,14 @@ impl Task {
     /// Ends what it supervises, for who asked; nobody did when the supervisor is gone.
     async fn stop(&self, stop: Option<Stop>) {
         let Some(reply) = stop else { return };
-        let result = self.driver.stop(&self.spec.app, self.spec.workload.stop_grace.get()).await;
+        let result = self.driver.stop(&self.spec.key(), self.spec.workload.stop_grace.get()).await;
         self.publish.send_modify(stopped);
         let _ = reply.send(result); // whoever asked may have gone
     }
 
     /// Finds out what runs already.
     async fn adopt(&mut self) -> Result<(), DriverError> {
-        match self.driver.inspect(&self.spec.app).await? {
+        match self.driver.inspect(&self.spec.key()).await? {
             Some(found) if found.release == self.spec.release => match found.exit {
                 None => self.machine.adopt(Instant::now(), found.started_at),
                 Some(exit) if exit.message != STOPPED_ON_REQUEST => self.machine.found_ended(Instant::now(), exit),
@@ -229,7 +229,7 @@ impl Task {
 
     async fn kill(&mut self) {
         tracing::warn!(app = %self.spec.app, reason = self.machine.health().message, "restarting");
-        let app = &self.spec.app;
+        let app = &self.spec.key();
         if let Err(e) = self.driver.stop(app, self.spec.workload.stop_grace.get()).await {
             tracing::warn!(app = %app, error = %e, "the next start tries again");
         }
@@ -257,12 +257,12 @@ impl Task {
 /// How the instance ended, once it did.
 async fn end(driver: &dyn Driver, spec: &InstanceSpec, env: &Env) -> LastExit {
     loop {
-        match driver.wait(&spec.app).await {
+        match driver.wait(&spec.key()).await {
             Ok(exit) => return exit,
             Err(error) => tracing::warn!(app = %spec.app, %error, "asking again"),
         }
         sleep(ASK_AGAIN).await;
-        match driver.inspect(&spec.app).await {
+        match driver.inspect(&spec.key()).await {
             Ok(Some(found)) if found.release == spec.release => {
                 if let Some(exit) = found.exit {
                     return exit;

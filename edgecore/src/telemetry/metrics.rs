@@ -52,7 +52,10 @@ use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::Teller;
-use crate::{driver::InstanceUsage, facts::CpuSample};
+use crate::{
+    driver::{InstanceUsage, side},
+    facts::CpuSample,
+};
 
 /// The stream.
 pub(crate) const STREAM: &str = "metrics";
@@ -220,7 +223,7 @@ async fn measure(teller: &Teller, cpu: &mut CpuSample) -> Vec<Bytes> {
     let mut records = vec![json(&NodeMetrics::new(time, &usage, teller.facts.memory_bytes(), &carriers))];
     records.extend(usage.gpus.iter().map(|gpu| json(&GpuMetrics::new(time, gpu))));
     for (app, running) in &running {
-        let used = teller.driver.usage(app).await.unwrap_or_default();
+        let used = side::usage(&*teller.driver, app).await.unwrap_or_default();
         records.push(json(&WorkloadMetrics::new(time, app, running, used)));
     }
     records

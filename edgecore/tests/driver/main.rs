@@ -24,7 +24,7 @@ use std::{
 
 use edgecore::{
     driver::{
-        Driver, Instance, InstanceSpec, ProbeOutcome, STOPPED_ON_REQUEST, cgroup::Layout, process::ProcessDriver,
+        Driver, Instance, InstanceSpec, ProbeOutcome, STOPPED_ON_REQUEST, Side, cgroup::Layout, process::ProcessDriver,
         procs, records::Folder,
     },
     supervisor::Supervisor,
@@ -69,6 +69,8 @@ impl Box_ {
     fn spec(&self, workload: serde_json::Value) -> InstanceSpec {
         InstanceSpec {
             app: app(),
+            side: Side::A,
+            run: None,
             release: ReleaseRef { version: "1.0".parse().unwrap(), digest: Digest::of(b"1.0") },
             tree: self.path().join("tree"),
             data: self.data(),

@@ -43,6 +43,35 @@ async fn a_second_start_replaces_the_first() {
 }
 
 #[tokio::test]
+async fn two_instances_of_an_app_do_not_know_of_each_other() {
+    let mut on = Box_::new();
+    let first = on.script("echo $CROSSDOCK_APP is first; exec sleep 600");
+    let second = InstanceSpec { side: Side::B, ..on.script("echo $CROSSDOCK_APP is second; exec sleep 600") };
+    on.driver.start(&first).await.unwrap();
+    on.driver.start(&second).await.unwrap();
+    assert_eq!((first.key(), second.key().as_str()), (app(), "web--b"));
+    on.driver = driver_at(on.path(), &Env::real().unwrap());
+    assert_eq!(on.driver.list().await.unwrap(), [first.key(), second.key()]);
+    for spec in [&first, &second] {
+        assert_eq!(on.driver.inspect(&spec.key()).await.unwrap().unwrap().exit, None);
+    }
+    // One goes, whichever, and the other stays, with its output.
+    let pid = on.pid();
+    on.driver.stop(&second.key(), Duration::ZERO).await.unwrap();
+    assert_eq!((on.running().await.exit, on.pid()), (None, pid));
+    on.output_with("web is first").await;
+    on.driver.start(&second).await.unwrap();
+    on.driver.stop(&first.key(), Duration::ZERO).await.unwrap();
+    assert!(on.alive().is_empty());
+    assert_eq!(on.driver.inspect(&second.key()).await.unwrap().unwrap().exit, None);
+    on.driver.stop(&second.key(), Duration::ZERO).await.unwrap();
+    for spec in [&first, &second] {
+        on.driver.remove(&spec.key()).await.unwrap();
+    }
+    assert!(on.driver.list().await.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn a_killed_shim_leaves_nothing_running() {
     let on = Box_::new();
     let script = "(setsid sh -c '(trap \"\" TERM; echo daemon-up; while :; do sleep 0.05; done) &' &)

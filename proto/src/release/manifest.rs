@@ -233,6 +233,7 @@ impl Manifest {
         match &self.workload {
             Some(workload) => {
                 workload.check(&self.files)?;
+                workload.update.check(&self.app, workload)?;
                 self.check_secrets(workload)
             }
             None if self.files.is_empty() => Err(ManifestError::Nothing),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Container, Exec, FileEntry, Gpus, ManifestError, TreePath};
+use super::{Container, Exec, FileEntry, Gpus, ManifestError, TreePath, Update};
 use crate::{
     name::Name,
     object::Resources,
@@ -31,8 +31,9 @@ pub struct Workload {
     pub args: Vec<String>,
     /// Its environment, besides `PATH` and `CROSSDOCK_APP`, `CROSSDOCK_VERSION`, `CROSSDOCK_DIGEST`,
     /// `CROSSDOCK_TREE` (its files), `CROSSDOCK_DATA` (a folder that stays from release to release) and
-    /// `CROSSDOCK_APPS` (`$CROSSDOCK_APPS/<app>/current` leads to the files of another app's release), and with
-    /// secrets `CROSSDOCK_SECRETS`. Nothing else is inherited.
+    /// `CROSSDOCK_APPS` (`$CROSSDOCK_APPS/<app>/current` leads to the files of another app's release), with
+    /// secrets `CROSSDOCK_SECRETS`, and `CROSSDOCK_RUN` and `CROSSDOCK_LIVE` with [`Strategy::Warm`](super::Strategy).
+    /// Nothing else is inherited.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     /// Run this image instead of a process of the box. Agents that know only processes refuse it: no command.
@@ -77,6 +78,9 @@ pub struct Workload {
     /// When to start it again.
     #[serde(default)]
     pub restart: RestartPolicy,
+    /// How a new release of it follows an old one.
+    #[serde(default, skip_serializing_if = "Update::is_default")]
+    pub update: Update,
     /// How long it must stay healthy before the release counts as good.
     #[serde(default = "default_soak")]
     pub soak: Span,
@@ -265,6 +269,7 @@ impl Workload {
             probes: Probes::default(),
             stop_grace: default_stop_grace(),
             restart: RestartPolicy::default(),
+            update: Update::default(),
             soak: default_soak(),
             deadline: default_deadline(),
         }

@@ -15,7 +15,7 @@ use bollard::{
 };
 use cloudcore::stage::{self, Stage, relay::Relay};
 use edgecore::driver::{
-    Driver as _, InstanceSpec,
+    Driver as _, InstanceSpec, Side,
     container::{ContainerDriver, create},
 };
 use proto::{
@@ -152,6 +152,8 @@ fn spec(folder: &Path, args: &ContainersArgs) -> anyhow::Result<InstanceSpec> {
     workload.container = Some(Container { image: Some(image), ..Container::default() });
     Ok(InstanceSpec {
         app: "bench".parse()?,
+        side: Side::A,
+        run: None,
         release: ReleaseRef { version: "1".parse()?, digest: Digest::of(b"bench") },
         tree,
         data: folder.join("data"),

@@ -57,9 +57,9 @@ impl fmt::Debug for Pretend {
 impl Driver for Pretend {
     fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), DriverError>> {
         Box::pin(async move {
-            self.end(&spec.app);
+            self.end(&spec.key());
             let instance = Instance { release: spec.release.clone(), started_at: self.wall.now(), exit: None };
-            self.lock().insert(spec.app.clone(), (instance, watch::channel(None).0));
+            self.lock().insert(spec.key(), (instance, watch::channel(None).0));
             Ok(())
         })
     }

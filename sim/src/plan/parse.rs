@@ -299,7 +299,8 @@ fn behaviour(field: &'static str, value: Value<'_>) -> Result<(Vec<String>, bool
     let wrong = |problem: String| Wrong::new(value.span(), problem);
     match (word, argument) {
         ("runs", None) => Ok((vec![], false)),
-        ("hang" | "refuse", None) => Ok((vec![word.to_owned()], true)),
+        ("warm", None) => Ok((vec![word.to_owned()], false)),
+        ("hang" | "warm-hang" | "refuse", None) => Ok((vec![word.to_owned()], true)),
         ("crash-after", Some(time)) => {
             let time: Span = time.parse().map_err(|e| wrong(format!("{field}: {e}")))?;
             Ok((vec![format!("crash-after={time}")], time.get() <= SOAK))
@@ -312,9 +313,11 @@ fn behaviour(field: &'static str, value: Value<'_>) -> Result<(Vec<String>, bool
         ("refuse-on", Some(word)) if is_label_word(word) => Ok((vec![format!("refuse-on={word}")], false)),
         ("refuse-on", _) => Err(wrong(format!("{field}: refuse on which boxes?")).hint("write \"refuse-on gpu\"")),
         ("eat-disk", None) => Err(wrong(format!("{field}: eat how much?")).hint("write \"eat-disk 100Mi\"")),
-        ("runs" | "hang" | "refuse", Some(_)) => Err(wrong(format!("{field} {word:?} takes nothing more"))),
+        ("runs" | "warm" | "hang" | "warm-hang" | "refuse", Some(_)) => {
+            Err(wrong(format!("{field} {word:?} takes nothing more")))
+        }
         _ => {
-            let known = ["runs", "hang", "refuse", "refuse-on", "crash-after", "eat-disk"];
+            let known = ["runs", "warm", "hang", "warm-hang", "refuse", "refuse-on", "crash-after", "eat-disk"];
             Err(wrong(format!("there is no behaviour {word:?}")).meant(word, known))
         }
     }

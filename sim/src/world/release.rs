@@ -110,16 +110,18 @@ impl World {
             std::fs::write(folder.join(format!("files/part-{number:03}")), content)?;
         }
         // What hangs shows in a probe only; without one it would run, and that is all that is asked.
-        let probes = if args.contains(&"hang") {
+        let warm = args.iter().any(|arg| arg.starts_with("warm"));
+        let probes = if warm || args.contains(&"hang") {
             "  probes:\n    readiness:\n      exec:\n        command: [/bin/true]\n      period: 1s\n      timeout: 1s\n"
         } else {
             ""
         };
+        let update = if warm { "  update: { strategy: warm }\n" } else { "" };
         let gpus = gpus.map(|gpus| Ok::<_, serde_json::Error>(format!("  gpus: {}\n", serde_json::to_string(gpus)?)));
         let gpus = gpus.transpose()?.unwrap_or_default();
         let yaml = format!(
             "apiVersion: crossdock.io/v1\napp: {app}\nversion: {version}\nartifacts:\n  - source: files\n\
-             workload:\n  command: /bin/true\n  args: {}\n  soak: 3s\n  deadline: 60s\n{gpus}{probes}",
+             workload:\n  command: /bin/true\n  args: {}\n  soak: 3s\n  deadline: 60s\n{gpus}{update}{probes}",
             serde_json::to_string(args)?
         );
         std::fs::write(folder.join("release.yaml"), yaml)?;

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Ask, HookView, RETRY_AFTER, RunningView, Step, View, interrupted, target};
+use super::{Ask, HookView, RETRY_AFTER, Room, RunningView, Step, View, interrupted, target};
 use crate::apps::slot::{Deferral, Failure, Installed, MAX_ATTEMPTS, Restart, RestartState, Trial};
 
 /// How a staged release stands.
@@ -16,15 +16,20 @@ enum Update<'a> {
 }
 
 pub(super) fn step(view: &View<'_>) -> Step {
+    let active = view.slot.active.as_ref();
+    // What is live is adopted before the rest of an update is cleared away.
+    let adopts = view.running.is_none() && view.leftover && active.is_some() && !view.wanted.is_drained();
+    if view.beside.is_alive() && !adopts {
+        return Step::StopBeside;
+    }
     if view.wanted.is_drained() {
         return if view.is_alive() { Step::Stop } else { Step::Wait(None) };
     }
-    let active = view.slot.active.as_ref();
     let update = update(view);
     let Some(running) = &view.running else {
         // A staged release goes on trial; otherwise the active one comes up.
         return match (update, active) {
-            (Update::Ready(ready), _) => Step::Switch(on_trial(view, ready)),
+            (Update::Ready(ready), _) if !view.beside.is_alive() => Step::Switch(on_trial(view, ready)),
             (_, Some(active)) if may_come_up(view, active) => come_up(view, active),
             (Update::First(step), _) => step,
             _ if view.leftover => Step::Stop,
@@ -35,6 +40,9 @@ pub(super) fn step(view: &View<'_>) -> Step {
         return Step::Stop;
     }
     match update {
+        Update::Ready(ready) if *view.room == Room::Enough && !running.is_red(view.now) => {
+            Step::Switch(Trial { standby: true, unhealthy_before: false, cold: None, ..on_trial(view, ready) })
+        }
         Update::Ready(_) => Step::Stop,
         _ if view.moves => Step::Stop,
         // While the update waits, a restart goes on.
@@ -52,7 +60,13 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 }
 
 fn on_trial(view: &View<'_>, ready: &Installed) -> Trial {
-    Trial { installed: ready.clone(), boot_id: view.boot_id.to_owned(), unhealthy_before: view.stopped_red }
+    Trial {
+        installed: ready.clone(),
+        boot_id: view.boot_id.to_owned(),
+        unhealthy_before: view.stopped_red,
+        standby: false,
+        cold: view.cold.map(str::to_owned),
+    }
 }
 
 fn update<'a>(view: &View<'a>) -> Update<'a> {

@@ -2,26 +2,31 @@
 
 use tokio::time::Instant;
 
-use super::{HookView, Proof, PutOff, RunningView, Step, View, interrupted};
+use super::{HookView, Over, Proof, PutOff, RunningView, Step, View, interrupted, warm};
 use crate::apps::slot::{Failure, MAX_ATTEMPTS, Trial};
 
 pub(super) fn step(view: &View<'_>, trial: &Trial) -> Step {
     let Trial { installed, boot_id, .. } = trial;
     let digest = installed.release.digest;
     if let Some(failure) = view.verdict.filter(|f| f.digest == digest) {
-        return if view.is_alive() { Step::Stop } else { Step::Abandon(Some(failure.clone())) };
+        return warm::back(view, Over::Failed(failure.clone()));
     }
     if view.wanted.is_drained() {
-        return if view.is_alive() { Step::Stop } else { Step::Withdraw };
+        return match () {
+            () if view.beside.is_alive() => Step::StopBeside,
+            () if view.is_alive() => Step::Stop,
+            () => Step::Withdraw,
+        };
     }
-    let superseded = view.wanted.release().is_some_and(|release| release.digest != digest);
+    if view.wanted.release().is_some_and(|release| release.digest != digest) {
+        // What nobody supervises yet is stopped by what starts next.
+        let is_found = view.running.is_none() && !view.beside.is_alive();
+        return if is_found { Step::Withdraw } else { warm::back(view, Over::Withdrawn) };
+    }
     if let Some(running) = &view.running
-        && (running.digest != digest || superseded || !view.begun)
+        && (running.digest != digest || !view.begun)
     {
         return Step::Stop;
-    }
-    if superseded {
-        return Step::Withdraw;
     }
     // A tree that does not match its manifest is never run: it is fetched again and tried again.
     if view.damaged == Some(digest) {
@@ -34,11 +39,16 @@ pub(super) fn step(view: &View<'_>, trial: &Trial) -> Step {
     if !view.begun {
         let attempts = view.slot.attempts(digest);
         if attempts >= MAX_ATTEMPTS {
-            return Step::Abandon(Some(interrupted(installed, attempts)));
+            let failure = interrupted(installed, attempts);
+            let has_both = view.beside.is_alive();
+            return if has_both { warm::back(view, Over::Failed(failure)) } else { Step::Abandon(Some(failure)) };
         }
         return if boot_id == view.boot_id { Step::Resume } else { Step::Abandon(None) };
     }
     let Some(running) = &view.running else { return Step::Start(installed.clone()) };
+    if warm::is_relieved(view) {
+        return Step::StopBeside;
+    }
     judge(trial, running, view.post_apply, view.now)
 }
 

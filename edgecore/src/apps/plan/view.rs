@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::{
     apps::slot::{Failure, Installed, Slot},
+    driver::Side,
     gpu::allot::Refusal,
 };
 
@@ -158,6 +159,35 @@ impl PutOff<'_> {
     }
 }
 
+/// What there is of the app beside the live instance.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Beside {
+    /// What runs under supervision.
+    pub running: Option<RunningView>,
+    /// Whether the driver holds an instance that nobody supervises.
+    pub leftover: bool,
+}
+
+impl Beside {
+    /// Whether anything runs there, or may.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.running.is_some() || self.leftover
+    }
+}
+
+/// Whether another instance can run beside the live one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Room {
+    /// Nobody asks for it.
+    #[default]
+    NotAsked,
+    /// It can.
+    Enough,
+    /// It cannot, and the arithmetic of it, for people.
+    Short(String),
+}
+
 /// All that the planner looks at.
 #[derive(Debug, Clone)]
 pub struct View<'a> {
@@ -171,6 +201,16 @@ pub struct View<'a> {
     pub running: Option<RunningView>,
     /// Whether the driver holds an instance that nobody supervises, left by an agent before.
     pub leftover: bool,
+    /// What there is beside that, on the other side.
+    pub beside: Beside,
+    /// Whether the release that would be started next can run beside what is live.
+    pub room: &'a Room,
+    /// Why what was stopped last was stopped before the next one started, although both are updated warm.
+    pub cold: Option<&'a str>,
+    /// Whether what runs asks which instance is live.
+    pub serves: bool,
+    /// Which instance workload and clients take for the live one, see [`live`](crate::apps::live).
+    pub live: Option<Side>,
     /// Whether this process has counted the recorded trial as an attempt.
     pub begun: bool,
     /// The preApply hook of what is staged.
@@ -196,7 +236,7 @@ pub struct View<'a> {
 }
 
 impl View<'_> {
-    /// Whether anything of the app runs, or may.
+    /// Whether anything runs as the live one, or may.
     pub(super) fn is_alive(&self) -> bool {
         self.running.is_some() || self.leftover
     }

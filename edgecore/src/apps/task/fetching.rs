@@ -20,6 +20,7 @@ use crate::{
         slot::Installed,
         stage::{Hindrance, Order},
     },
+    driver::Side,
     fetch::tree::{self, TreeError},
 };
 
@@ -111,7 +112,7 @@ impl App {
             let Manifest { workload, hooks, .. } = manifest.await?;
             if workload.is_some() {
                 // Whatever takes long, or is found missing, while what runs goes on.
-                let spec = shared.spec(&app, &at, release, workload.clone());
+                let spec = shared.spec(&app, &at, Side::A, release, workload.clone());
                 shared.driver.prepare(&spec).await?;
             }
             Ok(Staged { installed, workload, hooks, damaged: lowered() })

@@ -6,7 +6,8 @@ use proto::digest::Digest;
 
 use super::{App, StepError};
 use crate::{
-    apps::{current, plan::Wanted},
+    apps::{current, live, plan::Wanted},
+    driver::Side,
     fetch::tree,
 };
 
@@ -16,6 +17,23 @@ impl App {
         let folder = self.folder.clone();
         self.shared.env.blocking.run(move || current::link(&folder, digest)).await.map_err(StepError::Link)?;
         self.linked = digest;
+        Ok(())
+    }
+
+    /// Tells workload and clients which instance is live.
+    pub(super) async fn make_live(&mut self, side: Side) -> Result<(), StepError> {
+        let folder = self.folder.clone();
+        self.shared.env.blocking.run(move || live::link(&folder, side)).await.map_err(StepError::Live)?;
+        tracing::info!(app = %self.name, side = side.letter(), "live");
+        self.live = Some(side);
+        Ok(())
+    }
+
+    /// Nothing of the app runs any more.
+    pub(super) async fn make_none_live(&mut self) -> Result<(), StepError> {
+        let folder = self.folder.clone();
+        self.shared.env.blocking.run(move || live::remove(&folder)).await.map_err(StepError::Live)?;
+        self.live = None;
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proto::{digest::Digest, object::ReleaseRef, release::Workload};
+use proto::{digest::Digest, release::Workload};
 use tokio::time::Instant;
 
 use super::{App, Context, StepError};
@@ -50,35 +50,31 @@ impl App {
         let kept: BTreeSet<Digest> = self.with_gpus().collect();
         self.gpus.starting.take_if(|request| !kept.contains(&request.release));
         let staged = self.staged.as_ref().and_then(|staged| {
-            request(&self.name, staged.installed.release.digest, staged.workload.as_ref()?.gpus.as_ref())
+            let needs = staged.workload.as_ref()?.gpus.as_ref();
+            request(&self.name, staged.installed.release.digest, needs, self.slot.side, false)
         });
-        let runs = self.run.as_ref().map(|run| run.release.digest);
-        let asked = staged.iter().chain(&self.gpus.starting).filter(|request| Some(request.release) != runs);
+        let runs = |digest| self.run.iter().chain(&self.beside).any(|run| run.release.digest == digest);
+        let asked = staged.iter().chain(&self.gpus.starting).filter(|request| !runs(request.release));
         let ledger = &self.shared.gpus;
         let refused = asked.filter_map(|request| Some((request.release, ledger.check(request).err()?)));
         self.gpus.refused = refused.collect();
         self.gpus.moves = self.run.as_ref().is_some_and(|run| {
             let needs = run.spec.workload.gpus.as_ref();
-            let asked = request(&self.name, run.release.digest, needs).filter(|_| run.view().is_red(Instant::now()));
+            let asked = request(&self.name, run.release.digest, needs, run.spec.side, false);
+            let asked = asked.filter(|_| run.view().is_red(Instant::now()));
             asked.is_some_and(|asked| ledger.would_move(&asked))
         });
     }
 
-    /// Gives a release that starts its GPUs; whether it may start. What runs already keeps what it has.
-    pub(super) async fn take_gpus(
-        &mut self,
-        release: &ReleaseRef,
-        workload: Option<&Workload>,
-    ) -> Result<bool, StepError> {
-        let Some(asked) = request(&self.name, release.digest, workload.and_then(|w| w.gpus.as_ref())) else {
-            return Ok(true);
-        };
-        if self.leftover && self.shared.gpus.held(&self.name, release.digest).is_some() {
+    /// Gives a release that starts its GPUs; whether it may start. What runs already (`leftover`) keeps what it has.
+    pub(super) async fn take_gpus(&mut self, asked: Option<Request>, leftover: bool) -> Result<bool, StepError> {
+        let Some(asked) = asked else { return Ok(true) };
+        if leftover && self.shared.gpus.held(&self.name, asked.release, asked.side).is_some() {
             return Ok(true);
         }
         match self.shared.gpus.take(&asked).await {
             Ok(_) => Ok(true),
-            Err(TakeError::Refused(_)) if self.leftover => Ok(true), // it runs, and sees none when it starts again
+            Err(TakeError::Refused(_)) if leftover => Ok(true), // it runs, and sees none when it starts again
             Err(TakeError::Refused(refusal)) => {
                 tracing::warn!(app = %self.name, reason = refusal.reason, "not started: {refusal}");
                 self.gpus.starting = Some(asked);
@@ -96,13 +92,13 @@ impl App {
     /// Releases that run or may come back.
     pub(super) fn with_gpus(&self) -> impl Iterator<Item = Digest> + '_ {
         let installed = [self.slot.active.as_ref(), self.slot.trial.as_ref().map(|trial| &trial.installed)];
-        let runs = self.run.as_ref().map(|run| run.release.digest);
+        let runs = self.run.iter().chain(&self.beside).map(|run| run.release.digest);
         installed.into_iter().flatten().map(|installed| installed.release.digest).chain(runs)
     }
 
     /// Whether what runs was given GPUs.
     pub(super) fn holds_gpus(&self) -> bool {
-        self.run.as_ref().is_some_and(|run| run.spec.workload.gpus.is_some())
+        self.run.iter().chain(&self.beside).any(|run| run.spec.workload.gpus.is_some())
     }
 }
 

@@ -133,7 +133,8 @@ impl App {
         let Some(staged) = &self.staged else { return };
         let Some(hook) = staged.hooks.pre_apply.clone() else { return };
         let guard = self.guard(staged.damaged.clone());
-        let spec = self.shared.spec(&self.name, &self.folder, &staged.installed.release, staged.workload.clone());
+        let (release, side) = (&staged.installed.release, self.slot.side);
+        let spec = self.shared.spec(&self.name, &self.folder, side, release, staged.workload.clone());
         self.pre_apply.run(Arc::new(guard), spec, hook);
     }
 

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use proto::object::{MetricsBefore, MetricsOrder, WorkloadMetrics};
+use proto::{
+    name::MetricName,
+    object::{MetricSummary, MetricsBefore, MetricsOrder, WorkloadMetrics},
+};
 use tokio::time::Instant;
 
 use super::{App, Wanted};
@@ -47,13 +50,16 @@ impl App {
         Some(WorkloadMetrics { digest, now: run.evidence.told().clone(), before })
     }
 
-    /// What runs is about to stop: keeps what it told last, where another release is to take its place. A disk that
-    /// takes nothing keeps no workload running: then there is nothing to compare with.
-    pub(super) async fn keep_measured(&mut self) {
-        let metrics = self.shared.metrics.end(&self.name);
-        let (Some(run), Some(staged), Some(active)) = (&self.run, &self.staged, &self.slot.active) else { return };
-        let (release, replaced_by) = (run.release.clone(), staged.installed.release.digest);
-        if self.slot.trial.is_some() || active.release != release || replaced_by == release.digest {
+    /// Another release is about to take the place of what is live: keeps what that told last. A disk that takes nothing
+    /// keeps no workload running: then there is nothing to compare with.
+    pub(super) async fn keep_measured(&mut self, metrics: BTreeMap<MetricName, MetricSummary>) {
+        let next = match (&self.slot.trial, &self.staged) {
+            (Some(trial), _) => Some(&trial.installed).filter(|_| trial.standby),
+            (None, staged) => staged.as_ref().map(|staged| &staged.installed),
+        };
+        let (Some(run), Some(next), Some(active)) = (&self.run, next, &self.slot.active) else { return };
+        let (release, replaced_by) = (run.release.clone(), next.release.digest);
+        if active.release != release || replaced_by == release.digest {
             return;
         }
         let before = Before { release, replaced_by, metrics }.after(self.slot.before.as_ref());

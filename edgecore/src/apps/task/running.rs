@@ -7,6 +7,7 @@ use std::{
 };
 
 use proto::{
+    digest::Digest,
     durable,
     name::{Name, ReleaseName},
     object::{ReleaseRef, RunState},
@@ -21,9 +22,10 @@ use super::{
     hooks::{Hooking, lowered},
 };
 use crate::{
-    apps::{guard::Guard, plan::RunningView, slot::Installed},
-    driver::{HookOutcome, InstanceSpec},
-    fetch::tree,
+    apps::{guard::Guard, live, plan::RunningView, slot::Installed},
+    driver::{HookOutcome, InstanceSpec, Side},
+    fetch::tree::{self, TreeError},
+    gpu::ledger::request,
     metrics::evidence::Evidence,
     secrets,
     supervisor::{Health, Supervisor},
@@ -41,6 +43,7 @@ pub(super) struct Run {
     /// Of a workload; a release without one has nothing to supervise and is healthy.
     pub(super) supervisor: Option<Supervisor>,
     pub(super) health: watch::Receiver<Health>,
+    /// Since when it is supervised, or live when that is later.
     pub(super) since: Instant,
     timing: Timing,
     /// See [`RunningView::unhealthy_since`].
@@ -68,7 +71,7 @@ impl Run {
         RunningView {
             digest: self.release.digest,
             since: self.since,
-            healthy_since: health.healthy_since,
+            healthy_since: health.healthy_since.map(|healthy| healthy.max(self.since)),
             unhealthy_since: self.unhealthy_since.filter(|_| health.healthy_since.is_none()),
             red_after: self.timing.red_after,
             steady: health.live && health.restarts == 0,
@@ -114,8 +117,15 @@ impl Context {
         variables.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)))
     }
 
-    /// What to run of a release of the app whose folder this is.
-    pub(super) fn spec(&self, app: &Name, at: &Path, release: &ReleaseRef, workload: Option<Workload>) -> InstanceSpec {
+    /// What to run of a release of the app whose folder this is, on one of its sides.
+    pub(super) fn spec(
+        &self,
+        app: &Name,
+        at: &Path,
+        side: Side,
+        release: &ReleaseRef,
+        workload: Option<Workload>,
+    ) -> InstanceSpec {
         let mut workload = workload.unwrap_or_else(|| Workload::new(String::new())); // for its hooks
         workload.env.extend(self.streams_environment());
         let apps = at.parent().unwrap_or(at).display().to_string();
@@ -125,9 +135,15 @@ impl Context {
         {
             workload.env.insert(secrets::VARIABLE.into(), folder.display().to_string());
         }
+        let run = workload.update.is_warm().then(|| live::own(at, side));
+        if let Some(run) = &run {
+            let link = run.with_file_name(live::NAME);
+            let both = [(live::OWN, run), (live::LIVE, &link)];
+            workload.env.extend(both.map(|(name, path)| (name.into(), path.display().to_string())));
+        }
         let gpus = match &workload.gpus {
             Some(_) => {
-                let gpus = self.gpus.held(app, release.digest).unwrap_or_default();
+                let gpus = self.gpus.held(app, release.digest, side).unwrap_or_default();
                 name_gpus(&mut workload, &gpus);
                 gpus
             }
@@ -135,88 +151,164 @@ impl Context {
         };
         let folder = tree::release_folder(&at.join("releases"), release.digest);
         let (tree, data) = (tree::tree_folder(&folder), at.join("data"));
-        InstanceSpec { app: app.clone(), release: release.clone(), tree, data, workload, gpus }
+        InstanceSpec { app: app.clone(), side, release: release.clone(), tree, data, run, workload, gpus }
     }
 }
 
 impl App {
+    /// Stops what is live.
     pub(super) async fn stop(&mut self) -> Result<(), StepError> {
         // From here on nobody supervises it: were the stop to fail, the driver is asked again.
         self.leftover = true;
-        self.keep_measured().await;
+        let told = self.shared.metrics.end(&self.name);
+        self.keep_measured(told).await;
         let run = self.run.take();
         self.shared.desk.runs(&self.name, None);
         if let Some(run) = &run {
             let active = self.slot.active.as_ref().is_some_and(|a| a.release == run.release);
             self.stopped_red = active && self.slot.trial.is_none() && run.view().is_red(Instant::now());
+            self.cold = self.room.why_short().filter(|_| active && self.slot.trial.is_none() && !self.stopped_red);
         }
-        match run.map(|run| run.supervisor) {
-            Some(Some(supervisor)) => supervisor.stop().await?,
-            Some(None) => {}
-            None => self.shared.driver.stop(&self.name, LEFTOVER_GRACE).await?,
-        }
-        self.remove_secrets().await?;
+        let release = run.as_ref().map(|run| run.release.digest);
+        self.stop_at(self.slot.side, run).await?;
+        self.remove_secrets_of(release, self.has_beside()).await?;
         self.leftover = false;
         Ok(())
     }
 
-    /// Nothing of the app runs: nobody needs the plaintext.
-    pub(super) async fn remove_secrets(&self) -> Result<(), StepError> {
-        let (secrets, app) = (self.shared.secrets.clone(), self.name.clone());
-        Ok(self.shared.env.blocking.run(move || secrets.remove(&app)).await?)
+    /// Stops what runs beside that.
+    pub(super) async fn stop_beside(&mut self) -> Result<(), StepError> {
+        self.beside_leftover = true;
+        let run = self.beside.take();
+        let release = run.as_ref().map(|run| run.release.digest);
+        self.stop_at(self.slot.side.other(), run).await?;
+        self.remove_secrets_of(release, self.run.is_some() || self.leftover).await?;
+        self.beside_leftover = false;
+        Ok(())
     }
 
-    /// Adopts the release where it runs already, however its tree changed since; starts it otherwise,
-    /// past the [`Guard`], which verifies the tree.
+    async fn stop_at(&self, side: Side, run: Option<Run>) -> Result<(), StepError> {
+        match (run.map(|run| run.supervisor), side.key(&self.name)) {
+            (Some(Some(supervisor)), _) => supervisor.stop().await?,
+            (None, Some(key)) => self.shared.driver.stop(&key, LEFTOVER_GRACE).await?,
+            (Some(None), _) | (None, None) => {}
+        }
+        Ok(())
+    }
+
+    /// Whether anything runs beside the live instance, or may.
+    pub(super) fn has_beside(&self) -> bool {
+        self.beside.is_some() || self.beside_leftover
+    }
+
+    /// A release was stopped: unless another instance goes on, nobody needs any plaintext of the app.
+    async fn remove_secrets_of(&self, release: Option<Digest>, other_runs: bool) -> Result<(), StepError> {
+        let (secrets, app) = (self.shared.secrets.clone(), self.name.clone());
+        let removed = self.shared.env.blocking.run(move || match release {
+            _ if !other_runs => secrets.remove(&app),
+            Some(release) => secrets.remove_release(&app, release),
+            None => Ok(()), // they go when the other one is stopped
+        });
+        Ok(removed.await?)
+    }
+
+    /// Nothing of the app runs: nobody needs the plaintext.
+    pub(super) async fn remove_secrets(&self) -> Result<(), StepError> {
+        self.remove_secrets_of(None, false).await
+    }
+
+    /// As [`App::run_at`], as the live instance.
     pub(super) async fn start(&mut self, installed: &Installed) -> Result<(), StepError> {
-        let release = installed.release.clone();
+        if let Some(run) = self.run_at(self.slot.side, installed, self.leftover, self.has_beside()).await? {
+            (self.run, self.leftover) = (Some(run), false);
+            self.listen();
+        }
+        Ok(())
+    }
+
+    /// As [`App::run_at`], beside the live instance.
+    pub(super) async fn start_beside(&mut self, installed: &Installed) -> Result<(), StepError> {
+        let side = self.slot.side.other();
+        if let Some(run) = self.run_at(side, installed, self.beside_leftover, true).await? {
+            (self.beside, self.beside_leftover) = (Some(run), false);
+        }
+        Ok(())
+    }
+
+    /// The other instance is the live one now, as is on record.
+    pub(super) fn swap(&mut self) {
+        std::mem::swap(&mut self.run, &mut self.beside);
+        std::mem::swap(&mut self.leftover, &mut self.beside_leftover);
+        if let Some(run) = &mut self.run {
+            run.since = Instant::now();
+        }
+        self.listen();
+    }
+
+    /// What is live is what is heard, and what people run commands in.
+    fn listen(&self) {
+        let Some(run) = self.run.as_ref().filter(|run| run.supervisor.is_some()) else { return };
+        self.shared.metrics.begin(&self.name, run.release.digest);
+        self.shared.desk.runs(&self.name, Some(run.spec.clone()));
+    }
+
+    /// What the manifest of a release on disk says.
+    pub(super) async fn manifest(&self, release: &ReleaseRef) -> Result<Result<Manifest, TreeError>, StepError> {
         let (releases, made) = (self.folder.join("releases"), self.folder.join("data"));
-        let at = tree::release_folder(&releases, release.digest);
+        let (at, digest) = (tree::release_folder(&releases, release.digest), release.digest);
         let name = ReleaseName { app: self.name.clone(), version: release.version.clone() };
         let manifest = self.shared.env.blocking.run(move || {
             durable::create_dir_all(&made)?;
-            Ok::<_, StepError>(tree::manifest(&at, release.digest, &name))
+            Ok::<_, StepError>(tree::manifest(&at, digest, &name))
         });
-        let manifest = match manifest.await? {
+        manifest.await
+    }
+
+    /// Adopts the release where it runs already (`leftover`), however its tree changed since; starts it otherwise,
+    /// past the [`Guard`], which verifies the tree. `None` when it cannot be.
+    async fn run_at(
+        &mut self,
+        side: Side,
+        installed: &Installed,
+        leftover: bool,
+        beside: bool,
+    ) -> Result<Option<Run>, StepError> {
+        let manifest = match self.manifest(&installed.release).await? {
             Ok(manifest) => manifest,
             Err(error) => {
                 self.found_damaged(installed, &error.to_string());
-                return Ok(());
+                return Ok(None);
             }
         };
         let Manifest { workload, hooks, .. } = manifest;
         let release = installed.release.clone();
         self.hold_room(release.digest, workload.as_ref());
-        if !self.take_gpus(&release, workload.as_ref()).await? {
-            return Ok(());
+        let needs = workload.as_ref().and_then(|workload| workload.gpus.as_ref());
+        if !self.take_gpus(request(&self.name, release.digest, needs, side, beside), leftover).await? {
+            return Ok(None);
         }
-        let spec = self.shared.spec(&self.name, &self.folder, &release, workload.clone());
+        let spec = self.shared.spec(&self.name, &self.folder, side, &release, workload.clone());
         let damaged = lowered();
         let guard = self.guard(damaged.clone());
         let timing = workload.as_ref().map_or_else(Timing::default, Timing::of);
         let (supervisor, health) = if workload.is_some() {
             let supervisor = Supervisor::start(self.shared.env.clone(), Arc::new(guard), spec.clone());
             let health = supervisor.health();
-            self.shared.desk.runs(&self.name, Some(spec.clone()));
             (Some(supervisor), health)
         } else {
-            if self.leftover {
-                self.shared.driver.stop(&self.name, LEFTOVER_GRACE).await?;
+            if leftover {
+                self.shared.driver.stop(&spec.key(), LEFTOVER_GRACE).await?;
             }
             if let Err(problem) = guard.verify(&spec).await {
                 self.found_damaged(installed, &problem);
-                return Ok(());
+                return Ok(None);
             }
             (None, watch::channel(Health::in_place(Instant::now())).1)
         };
-        self.leftover = false;
-        if supervisor.is_some() {
-            self.shared.metrics.begin(&self.name, release.digest);
-        }
         let (since, post_apply) = (Instant::now(), Hooking::default());
         let unhealthy_since = Some(since);
         let evidence = Evidence::default();
-        self.run = Some(Run {
+        Ok(Some(Run {
             release,
             supervisor,
             health,
@@ -228,8 +320,7 @@ impl App {
             post_apply,
             damaged,
             evidence,
-        });
-        Ok(())
+        }))
     }
 
     /// It is not started before it was fetched again.
@@ -252,7 +343,17 @@ pub(super) enum WorkloadEvent {
 }
 
 /// Cancel safe.
-pub(super) async fn workload_changed(run: Option<&mut Run>) -> WorkloadEvent {
+pub(super) async fn workload_changed(run: Option<&mut Run>, beside: Option<&mut Run>) -> WorkloadEvent {
+    // Both arms are cancel safe, as below.
+    tokio::select! {
+        biased;
+        event = one_changed(run) => event,
+        // No hook of a release runs that is not live.
+        event = one_changed(beside) => event,
+    }
+}
+
+async fn one_changed(run: Option<&mut Run>) -> WorkloadEvent {
     let Some(Run { health, post_apply, .. }) = run else { return std::future::pending().await };
     // Both arms are cancel safe: a watch, and a set that hands out a task or nothing.
     tokio::select! {

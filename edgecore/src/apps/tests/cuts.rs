@@ -102,6 +102,7 @@ pub(super) enum Op {
     MaxDeferral(u64),
     Answer(u8),
     Sick(bool),
+    Room(bool),
     Turns(usize),
     Sleep(u64),
     Crash,
@@ -123,6 +124,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..200u64).prop_map(Op::MaxDeferral),
         2 => (0..3u8).prop_map(Op::Answer),
         1 => any::<bool>().prop_map(Op::Sick),
+        1 => any::<bool>().prop_map(Op::Room),
         8 => (1..12usize).prop_map(Op::Turns),
         4 => (1..40u64).prop_map(Op::Sleep),
         2 => Just(Op::Crash),
@@ -133,7 +135,10 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 pub(super) async fn play(ops: Vec<Op>) {
-    let mut world = World::new();
+    play_in(World::new(), ops).await;
+}
+
+async fn play_in(mut world: World, ops: Vec<Op>) {
     let (mut interruptions, mut sickness) = (0, false);
     for op in ops {
         match op {
@@ -154,6 +159,7 @@ pub(super) async fn play(ops: Vec<Op>) {
                 world.driver.set_sick(sick);
                 sickness |= sick;
             }
+            Op::Room(enough) => world.set_room(enough),
             Op::Turns(turns) => drop(world.turns(turns, LONG).await),
             Op::Sleep(secs) => drop(world.turns(10_000, Duration::from_secs(secs)).await),
             Op::Crash => {
@@ -190,5 +196,11 @@ proptest! {
     fn whatever_happens_it_is_safe_and_ends_well(ops in prop::collection::vec(op(), 1..40)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(play(ops));
+    }
+
+    #[test]
+    fn whatever_happens_to_one_that_is_updated_warm_it_ends_well(ops in prop::collection::vec(op(), 1..40)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(play_in(World::warm(), ops));
     }
 }

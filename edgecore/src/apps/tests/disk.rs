@@ -98,7 +98,7 @@ async fn a_lost_slot_leaves_what_runs_and_says_so() {
 }
 
 /// Takes from the disk, or gives back, the room for a new slot.
-fn fill_disk(world: &World, full: bool) {
+pub(super) fn fill_disk(world: &World, full: bool) {
     for name in ["slot.tmp", "slot.bak.tmp"] {
         let path = world.folder.path().join(name);
         if full { fs::create_dir(path).unwrap() } else { fs::remove_dir(path).unwrap() }

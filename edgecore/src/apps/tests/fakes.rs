@@ -1,7 +1,7 @@
 //! A driver that runs nothing and a stage without signatures, and the versions that they know.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -18,7 +18,10 @@ use proto::{
     release::{Hook, Probe},
     watch,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use super::APP;
 use crate::{
@@ -27,7 +30,7 @@ use crate::{
         slot::Installed,
         stage::{Hindrance, Order, Stage},
     },
-    driver::{Driver, DriverError, HookOutcome, Instance, InstanceSpec, ProbeOutcome},
+    driver::{Driver, DriverError, HookOutcome, Instance, InstanceSpec, InstanceUsage, ProbeOutcome, Side},
     fetch::{Fetcher, Job, tests::env, tree},
 };
 
@@ -42,6 +45,9 @@ pub(super) enum Kind {
     /// Nothing of it runs.
     Files,
 }
+
+/// What an instance uses.
+pub(super) const MEMORY_BYTES: u64 = 512 << 20;
 
 /// The version that has hooks.
 pub(super) const WITH_HOOKS: &str = "6";
@@ -63,6 +69,7 @@ pub(super) const VERSIONS: [(&str, u64, Kind); 7] = [
 #[derive(Debug)]
 pub(super) struct Process {
     spec: InstanceSpec,
+    since: Instant,
     exit: Option<LastExit>,
     waiting: Vec<oneshot::Sender<()>>,
 }
@@ -70,7 +77,11 @@ pub(super) struct Process {
 /// Runs nothing, remembers everything, survives the agent.
 #[derive(Debug, Default)]
 pub(super) struct FakeDriver {
-    pub(super) process: Mutex<Option<Process>>,
+    pub(super) processes: Mutex<BTreeMap<Name, Process>>,
+    /// How long what is good takes until it is ready.
+    pub(super) warms_up: Mutex<Duration>,
+    /// See [`Driver::memory_available`].
+    pub(super) memory: Mutex<Option<u64>>,
     pub(super) started: Mutex<Vec<Digest>>,
     pub(super) violations: Mutex<Vec<String>>,
     /// It has a bug.
@@ -102,15 +113,42 @@ impl FakeDriver {
         self.healed.store(healed, Ordering::Relaxed);
     }
 
+    /// The one release that runs.
     pub(super) fn running(&self) -> Option<Digest> {
-        self.process.lock().unwrap().as_ref().filter(|p| p.exit.is_none()).map(|p| p.spec.release.digest)
+        let mut specs = self.specs();
+        let one = specs.pop();
+        assert!(specs.is_empty(), "two instances run: {specs:?}");
+        one.map(|spec| spec.release.digest)
+    }
+
+    /// All that runs.
+    pub(super) fn specs(&self) -> Vec<InstanceSpec> {
+        let processes = self.processes.lock().unwrap();
+        processes.values().filter(|p| p.exit.is_none()).map(|p| p.spec.clone()).collect()
+    }
+
+    /// Whether the instance on a side would serve its clients.
+    pub(super) fn serves(&self, side: Side) -> bool {
+        let processes = self.processes.lock().unwrap();
+        let found = side.key(&APP.parse().unwrap()).and_then(|key| processes.get(&key));
+        found.is_some_and(|p| p.exit.is_none() && self.is_ready(p).is_ok())
+    }
+
+    fn is_ready(&self, process: &Process) -> Result<(), &'static str> {
+        match kind(process.spec.release.version.as_str()) {
+            _ if self.sick.load(Ordering::Relaxed) => Err("its camera is dark"),
+            Kind::Good if Instant::now() < process.since + *self.warms_up.lock().unwrap() => Err("it loads its model"),
+            Kind::Good => Ok(()),
+            Kind::NeverReady if self.healed.load(Ordering::Relaxed) => Ok(()),
+            _ => Err("not ready"),
+        }
     }
 }
 
 impl FakeDriver {
     /// What runs.
     pub(super) fn spec(&self) -> Option<InstanceSpec> {
-        self.process.lock().unwrap().as_ref().filter(|p| p.exit.is_none()).map(|p| p.spec.clone())
+        self.specs().pop()
     }
 }
 
@@ -123,24 +161,25 @@ impl Driver for FakeDriver {
             }
             self.started.lock().unwrap().push(spec.release.digest);
             let exit = (kind(spec.release.version.as_str()) == Kind::Crashes).then(ended);
-            *self.process.lock().unwrap() = Some(Process { spec: spec.clone(), exit, waiting: vec![] });
+            let process = Process { spec: spec.clone(), since: Instant::now(), exit, waiting: vec![] };
+            self.processes.lock().unwrap().insert(spec.key(), process);
             Ok(())
         })
     }
-    fn inspect<'a>(&'a self, _: &'a Name) -> BoxFuture<'a, Result<Option<Instance>, DriverError>> {
+    fn inspect<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<Option<Instance>, DriverError>> {
         Box::pin(async move {
             assert!(!self.broken.load(Ordering::Relaxed), "a bug");
-            Ok(self.process.lock().unwrap().as_ref().map(|p| Instance {
+            Ok(self.processes.lock().unwrap().get(app).map(|p| Instance {
                 release: p.spec.release.clone(),
                 started_at: env().wall.now(),
                 exit: p.exit.clone(),
             }))
         })
     }
-    fn wait<'a>(&'a self, _: &'a Name) -> BoxFuture<'a, Result<LastExit, DriverError>> {
+    fn wait<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<LastExit, DriverError>> {
         Box::pin(async move {
             let (sender, receiver) = oneshot::channel();
-            match self.process.lock().unwrap().as_mut() {
+            match self.processes.lock().unwrap().get_mut(app) {
                 Some(Process { exit: None, waiting, .. }) => waiting.push(sender),
                 Some(Process { exit: Some(exit), .. }) => return Ok(exit.clone()),
                 None => return Ok(ended()),
@@ -149,9 +188,9 @@ impl Driver for FakeDriver {
             Ok(ended())
         })
     }
-    fn stop<'a>(&'a self, _: &'a Name, _: Duration) -> BoxFuture<'a, Result<(), DriverError>> {
+    fn stop<'a>(&'a self, app: &'a Name, _: Duration) -> BoxFuture<'a, Result<(), DriverError>> {
         Box::pin(async move {
-            *self.process.lock().unwrap() = None;
+            self.processes.lock().unwrap().remove(app);
             Ok(())
         })
     }
@@ -159,24 +198,32 @@ impl Driver for FakeDriver {
         Box::pin(async { Ok(()) })
     }
     fn list(&self) -> BoxFuture<'_, Result<Vec<Name>, DriverError>> {
-        Box::pin(async { Ok(self.running().map(|_| APP.parse().unwrap()).into_iter().collect()) })
+        Box::pin(async { Ok(self.specs().iter().map(InstanceSpec::key).collect()) })
     }
     fn hook<'a>(&'a self, spec: &'a InstanceSpec, hook: &'a Hook) -> BoxFuture<'a, HookOutcome> {
         Box::pin(async move {
             assert!([WITH_HOOKS, FILES].contains(&spec.release.version.as_str()));
-            self.hooks.lock().unwrap().push((hook.command[0].clone(), self.running()));
+            let live = self.spec().map(|spec| spec.release.digest);
+            self.hooks.lock().unwrap().push((hook.command[0].clone(), live));
             self.answers.lock().unwrap().pop_front().unwrap_or(HookOutcome::Success)
         })
     }
     fn probe<'a>(&'a self, spec: &'a InstanceSpec, _: &'a Probe) -> BoxFuture<'a, ProbeOutcome> {
         Box::pin(async move {
-            match kind(spec.release.version.as_str()) {
-                _ if self.sick.load(Ordering::Relaxed) => ProbeOutcome::Failure("its camera is dark".into()),
-                Kind::Good => ProbeOutcome::Success,
-                Kind::NeverReady if self.healed.load(Ordering::Relaxed) => ProbeOutcome::Success,
-                _ => ProbeOutcome::Failure("not ready".into()),
+            match self.processes.lock().unwrap().get(&spec.key()) {
+                Some(process) => match self.is_ready(process) {
+                    Ok(()) => ProbeOutcome::Success,
+                    Err(why) => ProbeOutcome::Failure(why.into()),
+                },
+                None => ProbeOutcome::Failure("nothing runs".into()),
             }
         })
+    }
+    fn usage<'a>(&'a self, _: &'a Name) -> BoxFuture<'a, Option<InstanceUsage>> {
+        Box::pin(async { Some(InstanceUsage { cpu: None, memory_bytes: Some(MEMORY_BYTES) }) })
+    }
+    fn memory_available(&self) -> BoxFuture<'_, Option<u64>> {
+        Box::pin(async { *self.memory.lock().unwrap() })
     }
     fn logs<'a>(&'a self, _: &'a Name, _: Option<u32>, _: bool) -> BoxFuture<'a, Option<mpsc::Receiver<Bytes>>> {
         Box::pin(async { None })

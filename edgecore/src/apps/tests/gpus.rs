@@ -3,26 +3,21 @@
 use proto::object::{GpuUsage, UpdatePhase};
 
 use super::{APP, LONG, world::World};
-use crate::{
-    fetch::tests::publish,
-    gpu::look::{Device, Driver, Look},
-};
+use crate::gpu::look::{Device, Driver, Look};
 
 const ONE: &str = r#"{"count": 1}"#;
 
 /// Has a version need GPUs.
-fn needs(world: &mut World, version: &'static str, gpus: &str) {
+pub(super) fn needs(world: &mut World, version: &'static str, gpus: &str) {
     let workload = format!(
         r#"{{"command": "bin/run", "soak": "3s", "deadline": "20s", "gpus": {gpus},
             "probes": {{"readiness": {{"tcp": {{"port": 1}}, "period": "500ms"}}}}}}"#
     );
-    let files: &[(&str, &[u8])] = &[("bin/run", version.as_bytes()), ("share/same", b"same")];
-    let (digest, _) = publish(&world.source, &format!("{APP}@{version}"), files, &workload);
-    world.releases.get_mut(version).unwrap().digest = digest;
+    world.publish(version, &workload);
 }
 
 /// The box shows these GPUs of 24 GiB; those with a text are lost.
-fn show(world: &World, gpus: &[(&str, &str)]) {
+pub(super) fn show(world: &World, gpus: &[(&str, &str)]) {
     let device = |(index, (uuid, lost)): (usize, &(&str, &str))| Device {
         uuid: Some((*uuid).to_owned()),
         index: u32::try_from(index).unwrap(),

@@ -13,6 +13,7 @@
 //! | [`hooks`] | hooks of a release: asked, put off, failed |
 //! | [`blame`] | what was unhealthy before the update does not blame it |
 //! | [`files`] | releases of which nothing runs, and the way to their files |
+//! | [`warm`] | a new release beside the old one, and no gap between them |
 //! | [`gpus`] | releases that need GPUs |
 //! | [`rooms`] | releases that ask for memory and processors |
 //! | [`metrics`] | what a workload tells of itself, and what ran before told |
@@ -30,6 +31,7 @@ mod metrics;
 mod orders;
 mod rooms;
 mod updates;
+mod warm;
 mod world;
 
 use std::time::Duration;

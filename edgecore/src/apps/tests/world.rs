@@ -23,11 +23,11 @@ use tokio::{
 
 use super::{
     APP, LONG,
-    fakes::{FILES, FakeDriver, FakeStage, Kind, VERSIONS, WITH_HOOKS, kind},
+    fakes::{FILES, FakeDriver, FakeStage, Kind, MEMORY_BYTES, VERSIONS, WITH_HOOKS, kind},
 };
 use crate::{
     apps::{
-        current,
+        current, live,
         plan::{Ask, Wanted},
         room::Rooms,
         slot::{self, MAX_ATTEMPTS, RestartState, Slot},
@@ -68,6 +68,8 @@ pub(super) struct World {
     pub(super) app: Option<App>,
     floor: u64,
     damaged: BTreeSet<Digest>,
+    /// From now on whoever follows `run/live` is served at every moment.
+    pub(super) must_serve: bool,
 }
 
 fn info() -> NodeInfo {
@@ -113,6 +115,43 @@ impl World {
             app: None,
             floor: 0,
             damaged: BTreeSet::new(),
+            must_serve: false,
+        }
+    }
+
+    /// A box whose app is updated warm, in all versions that have a workload; what is good takes 5 s to be ready.
+    pub(super) fn warm() -> World {
+        let mut world = World::new();
+        let workload = r#""command": "bin/run", "soak": "3s", "deadline": "20s", "update": {"strategy": "warm"},
+            "probes": {"readiness": {"exec": {"command": ["bin/run"]}, "period": "500ms"}}"#;
+        for (version, _, kind) in VERSIONS {
+            match kind {
+                Kind::Files => {}
+                _ if version == WITH_HOOKS => world.publish(version, &format!("{{{HOOKS}, {workload}}}")),
+                _ => world.publish(version, &format!("{{{workload}}}")),
+            }
+        }
+        *world.driver.warms_up.lock().unwrap() = Duration::from_secs(5);
+        world.set_room(true);
+        world
+    }
+
+    /// Has a version run this.
+    pub(super) fn publish(&mut self, version: &'static str, workload: &str) {
+        let files: &[(&str, &[u8])] = &[("bin/run", version.as_bytes()), ("share/same", b"same")];
+        let (digest, _) = publish(&self.source, &format!("{APP}@{version}"), files, workload);
+        self.releases.get_mut(version).unwrap().digest = digest;
+    }
+
+    /// Whether the box has memory for two instances.
+    pub(super) fn set_room(&self, enough: bool) {
+        *self.driver.memory.lock().unwrap() = Some(if enough { 2 * MEMORY_BYTES } else { MEMORY_BYTES });
+    }
+
+    /// Turn by turn until it is so.
+    pub(super) async fn turn_until(&mut self, so: impl Fn(&World) -> bool) {
+        while !so(self) {
+            assert!(!self.turns(1, LONG).await || so(self), "it rests: {:?}", self.slot());
         }
     }
 
@@ -163,7 +202,7 @@ impl World {
     /// The box dies.
     pub(super) fn reboot(&mut self) {
         self.app = None;
-        *self.driver.process.lock().unwrap() = None;
+        self.driver.processes.lock().unwrap().clear();
         self.boot += 1;
     }
 
@@ -231,6 +270,10 @@ impl World {
     /// What must hold between any two steps.
     pub(super) fn check(&mut self) {
         assert_eq!(*self.driver.violations.lock().unwrap(), Vec::<String>::new());
+        if self.must_serve {
+            let live = live::linked(self.folder.path());
+            assert!(live.is_some_and(|side| self.driver.serves(side)), "a gap: {live:?} is live, {:?}", self.slot());
+        }
         let slot = self.slot();
         assert!(slot.floor >= self.floor, "the floor fell");
         self.floor = slot.floor;
@@ -282,6 +325,10 @@ impl World {
         let active = slot.active.filter(|a| kind(a.release.version.as_str()) != Kind::Files);
         let runs = active.map(|a| a.release.digest).filter(|_| !self.wanted.borrow().is_drained());
         assert_eq!(self.driver.running(), runs, "what runs is the active release");
+        if let Some(spec) = self.driver.spec() {
+            assert_eq!(spec.side, slot.side);
+            assert!(spec.run.is_none() || live::linked(self.folder.path()) == Some(slot.side), "it is live");
+        }
     }
 
     /// What is asked for once was heard; a restart is over unless everything is stopped.

@@ -14,11 +14,11 @@ use bollard::models::{
 };
 use proto::release::container::{Container, Network};
 
-use crate::{driver::InstanceSpec, secrets};
+use crate::{apps::live, driver::InstanceSpec, secrets};
 
 /// Label of whose container it is: the agent.
 pub const AGENT: &str = "io.crossdock.agent";
-/// Label of the app.
+/// Label of the app, or of its second instance: the name by which the driver is asked.
 pub const APP: &str = "io.crossdock.app";
 /// Label of the release's version.
 pub const VERSION: &str = "io.crossdock.version";
@@ -34,6 +34,9 @@ pub const TREE: &str = "/crossdock/tree";
 /// Where the folder of the agent's socket for records is in every container.
 pub const DOORS: &str = "/crossdock/doors";
 
+/// Where the run folders of an app's two instances are in every container that has one.
+pub const RUN: &str = "/crossdock/run";
+
 /// Where the release's secrets are in every container.
 pub const SECRETS: &str = "/crossdock/secrets";
 
@@ -45,7 +48,7 @@ const LOG_FILES: u64 = 4;
 /// Bytes of all log files together when the release says nothing: as of a process.
 const LOG_BYTES: u64 = 40 << 20;
 /// Variables of a process of the box that mean nothing in a container.
-const OF_THE_BOX: [&str; 3] = ["CROSSDOCK_APPS", STREAMS_SOCKET, secrets::VARIABLE];
+const OF_THE_BOX: [&str; 5] = ["CROSSDOCK_APPS", STREAMS_SOCKET, secrets::VARIABLE, live::OWN, live::LIVE];
 /// Names the agent's socket for records.
 pub const STREAMS_SOCKET: &str = "CROSSDOCK_STREAMS_SOCKET";
 
@@ -110,15 +113,20 @@ fn environment(spec: &InstanceSpec, around: &Surroundings) -> Vec<String> {
     let socket = around.socket.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
     let socket = socket.map(|name| (STREAMS_SOCKET, format!("{DOORS}/{name}")));
     let secrets = spec.workload.env.get(secrets::VARIABLE).map(|_| (secrets::VARIABLE, SECRETS.to_owned()));
+    let run = spec.run.iter().flat_map(|_| {
+        [(live::OWN, format!("{RUN}/{}", spec.side.letter())), (live::LIVE, format!("{RUN}/{}", live::NAME))]
+    });
     let given = spec.workload.env.iter().filter(|(key, _)| !OF_THE_BOX.contains(&key.as_str()));
     let given = given.map(|(key, value)| format!("{key}={value}"));
-    given.chain(own.into_iter().chain(socket).chain(secrets).map(|(key, value)| format!("{key}={value}"))).collect()
+    given
+        .chain(own.into_iter().chain(socket).chain(secrets).chain(run).map(|(key, value)| format!("{key}={value}")))
+        .collect()
 }
 
 fn labels(spec: &InstanceSpec, around: &Surroundings) -> HashMap<String, String> {
     let labels = [
         (AGENT, around.agent.clone()),
-        (APP, spec.app.to_string()),
+        (APP, spec.key().to_string()),
         (VERSION, spec.release.version.to_string()),
         (DIGEST, spec.release.digest.to_string()),
         (BOOT, around.boot_id.clone()),
@@ -216,6 +224,11 @@ fn mounts(spec: &InstanceSpec, container: &Container, around: &Surroundings) -> 
     let uses = container.uses.iter().zip(&around.uses);
     mounts.extend(uses.map(|(uses, from)| bind(from, &uses.mount_path, true)));
     mounts.extend(spec.workload.env.get(secrets::VARIABLE).map(|folder| bind(Path::new(folder), SECRETS, true)));
+    if let Some(run) = &spec.run {
+        // The link is the agent's to change, and the other's folder the other's.
+        mounts.extend(run.parent().map(|both| bind(both, RUN, true)));
+        mounts.push(bind(run, &format!("{RUN}/{}", spec.side.letter()), false));
+    }
     // The folder, not the socket: a new agent makes a new one.
     mounts.extend(around.socket.as_deref().and_then(Path::parent).map(|folder| bind(folder, DOORS, true)));
     mounts
@@ -237,10 +250,13 @@ mod tests {
     use proto::{digest::Digest, object::ReleaseRef, release::Workload};
 
     use super::*;
+    use crate::driver::Side;
 
     fn spec(workload: &str) -> InstanceSpec {
         InstanceSpec {
             app: "vision".parse().unwrap(),
+            side: Side::A,
+            run: None,
             release: ReleaseRef { version: "1.2.0".parse().unwrap(), digest: Digest::of(b"x") },
             tree: "/state/apps/vision/releases/x/tree".into(),
             data: "/state/apps/vision/data".into(),
@@ -285,6 +301,25 @@ mod tests {
         assert!(env.iter().all(|variable| !variable.contains("/state")), "paths of the box mean nothing: {env:?}");
         let targets = ["/crossdock/data", "/crossdock/tree", "/crossdock/doors"];
         assert_eq!(mounted(&body).iter().map(|(_, to, _)| to.as_str()).collect::<Vec<_>>(), targets);
+    }
+
+    #[test]
+    fn a_second_instance_has_a_name_and_a_run_folder_of_its_own() {
+        let mut spec = spec(r#"{"container": {}, "env": {"CROSSDOCK_RUN": "/state/apps/vision/run/b"}}"#);
+        (spec.side, spec.run) = (Side::B, Some("/state/apps/vision/run/b".into()));
+        let body = made(&spec, &around());
+        assert_eq!(body.labels.clone().unwrap()[APP], "vision--b");
+        let env = body.env.clone().unwrap();
+        for variable in ["CROSSDOCK_APP=vision", "CROSSDOCK_RUN=/crossdock/run/b", "CROSSDOCK_LIVE=/crossdock/run/live"]
+        {
+            assert!(env.iter().any(|set| set == variable), "{variable}: {env:?}");
+        }
+        assert!(env.iter().all(|variable| !variable.contains("/state")), "{env:?}");
+        let run = [
+            ("/state/apps/vision/run".to_owned(), "/crossdock/run".to_owned(), true),
+            ("/state/apps/vision/run/b".to_owned(), "/crossdock/run/b".to_owned(), false),
+        ];
+        assert_eq!(mounted(&body)[2..4], run);
     }
 
     #[test]

@@ -138,7 +138,7 @@ impl ContainerDriver {
         let container = spec.workload.container.as_ref().ok_or("it is no container")?;
         let docker = self.engine.get().await?;
         self.load(&docker, spec, container).await.map_err(|e| e.to_string())?;
-        let mut before = self.found(&docker, &spec.app).await?;
+        let mut before = self.found(&docker, &spec.key()).await?;
         for found in before.iter().filter(|found| found.running) {
             self.end(&docker, found, spec.workload.stop_grace.get()).await?;
         }
@@ -148,7 +148,7 @@ impl ContainerDriver {
         for found in before {
             self.discard(&docker, &found.id).await?;
         }
-        self.mark(&spec.app).await?;
+        self.mark(&spec.key()).await?;
         let uses = container.uses.iter().map(|uses| files_of(&spec.data, &uses.app)).collect::<Result<_, _>>()?;
         let (data, volumes) = (spec.data.clone(), container.volumes.clone());
         let made = self.env.blocking.run(move || {
@@ -168,7 +168,7 @@ impl ContainerDriver {
             socket: spec.workload.env.get(STREAMS_SOCKET).map(PathBuf::from).filter(|socket| is_alone(socket)),
         };
         let random = self.names.lock().unwrap_or_else(PoisonError::into_inner).next_u64();
-        let name = format!("crossdock-{}-{random:016x}", spec.app);
+        let name = format!("crossdock-{}-{random:016x}", spec.key());
         let options = CreateContainerOptionsBuilder::new().name(&name).build();
         let body = create::body(spec, container, &around);
         let mut created = docker.create_container(Some(options.clone()), body.clone()).await;
@@ -318,7 +318,7 @@ impl Driver for ContainerDriver {
             let Some(container) = &spec.workload.container else { return Ok(()) };
             let no_engine = |message| NotReady { reason: "NoContainerEngine", message };
             let docker = self.engine.get().await.map_err(no_engine)?;
-            self.mark(&spec.app).await.map_err(|message| NotReady { reason: "StateNotWritable", message })?;
+            self.mark(&spec.key()).await.map_err(|message| NotReady { reason: "StateNotWritable", message })?;
             let loaded = self.load(&docker, spec, container).await;
             loaded.map_err(|e| NotReady { reason: "ImageNotLoaded", message: e.to_string() })?;
             for uses in &container.uses {
@@ -372,7 +372,7 @@ impl Driver for ContainerDriver {
 
     fn probe<'a>(&'a self, spec: &'a InstanceSpec, probe: &'a Probe) -> BoxFuture<'a, ProbeOutcome> {
         Box::pin(async move {
-            let (docker, found) = match self.newest(&spec.app).await {
+            let (docker, found) = match self.newest(&spec.key()).await {
                 Ok(Some(newest)) => newest,
                 Ok(None) => return ProbeOutcome::Failure("the workload was never started".into()),
                 Err(problem) => return ProbeOutcome::Failure(problem),
@@ -384,7 +384,7 @@ impl Driver for ContainerDriver {
 
     fn exec<'a>(&'a self, spec: &'a InstanceSpec, start: &'a Start) -> BoxFuture<'a, Result<Attached, String>> {
         Box::pin(async move {
-            let newest = self.newest(&spec.app).await?.filter(|(_, found)| found.running);
+            let newest = self.newest(&spec.key()).await?.filter(|(_, found)| found.running);
             let (docker, found) = newest.ok_or("the workload does not run")?;
             attach::run(docker, &found.id, start).await
         })

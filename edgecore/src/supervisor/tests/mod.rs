@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::driver::Instance;
+use crate::driver::{Instance, Side};
 
 fn workload(json: &str) -> Workload {
     serde_json::from_str(json).unwrap()

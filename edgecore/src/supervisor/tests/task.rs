@@ -108,6 +108,8 @@ fn blind() -> DriverError {
 fn spec(json: &str) -> InstanceSpec {
     InstanceSpec {
         app: "web".parse().unwrap(),
+        side: Side::A,
+        run: None,
         release: ReleaseRef { version: "1".parse().unwrap(), digest: Digest::of(b"1") },
         tree: "/tree".into(),
         data: "/data".into(),
