@@ -52,6 +52,9 @@ pub struct InitArgs {
     /// Address under which agents reach the link, told to them when they join; may be given several times
     #[arg(long, value_name = "HOST:PORT")]
     pub advertise: Vec<String>,
+    /// Leave a hub that is there already as it is, and succeed
+    #[arg(long)]
+    pub keep: bool,
     /// How often agents should be heard from
     #[arg(long)]
     pub heartbeat: Option<Span>,

@@ -41,6 +41,7 @@ pub mod director;
 pub mod events;
 #[doc(hidden)]
 pub mod harness;
+pub mod health;
 pub mod hub;
 pub mod init;
 pub mod link;

@@ -1,4 +1,4 @@
-//! The hub's program: `cloudcore init`, `cloudcore serve`, `cloudcore token`, `cloudcore audit verify`.
+//! The hub's program: `cloudcore init`, `serve`, `health`, `token`, `audit verify`.
 //!
 //! Exit codes: 0 ended as asked, 1 failed, 2 wrong command line, 3 configuration or data folder unusable.
 
@@ -14,7 +14,8 @@ use cloudcore::{
     api::{AuthError, Tokens},
     audit::{self, Head},
     config::HubConfig,
-    init::{self, InitArgs},
+    health,
+    init::{self, InitArgs, InitError},
     serve,
 };
 use proto::{env::Env, name::Name};
@@ -40,6 +41,12 @@ enum Command {
     Init(InitArgs),
     /// Run the hub
     Serve {
+        /// Data folder, made by init
+        #[arg(long, default_value = "/var/lib/cloudcore", value_name = "DIR")]
+        data: PathBuf,
+    },
+    /// Whether the hub of a data folder runs and does its work; exit code 1 when not. For health checks of containers
+    Health {
         /// Data folder, made by init
         #[arg(long, default_value = "/var/lib/cloudcore", value_name = "DIR")]
         data: PathBuf,
@@ -93,6 +100,7 @@ async fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Init(args) => make(args).await,
         Command::Serve { data } => run(data).await,
+        Command::Health { data } => health::check(&data).await.map_err(Failed::from),
         Command::Token { data, user } => token(data, &user),
         Command::Audit(AuditCommand::Verify { dir, heads }) => verify(&dir, heads),
     };
@@ -106,7 +114,14 @@ async fn main() -> ExitCode {
 }
 
 async fn make(args: InitArgs) -> Result<(), Failed> {
-    let config = init::init(args, &Env::real()?).await.map_err(|e| Failed(3, e.into()))?;
+    let (data, keep) = (args.data.clone(), args.keep);
+    let config = match init::init(args, &Env::real()?).await {
+        Err(InitError::Exists(_)) if keep => {
+            println!("there is a hub in {}: left as it is", data.display());
+            return Ok(());
+        }
+        other => other.map_err(|e| Failed(3, e.into()))?,
+    };
     let data = config.data_dir.display();
     println!("made the hub of fleet {} in {data}", config.fleet);
     println!("start it:  cloudcore serve --data {data}");

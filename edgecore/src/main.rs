@@ -139,6 +139,9 @@ struct StatusArgs {
     /// How to print it
     #[arg(short, long, default_value = "text")]
     output: Output,
+    /// Only whether the agent runs: exit code 1 when not. For health checks of containers
+    #[arg(long)]
+    check: bool,
     #[command(flatten)]
     data: DataArgs,
 }
@@ -289,6 +292,11 @@ async fn run(data_dir: PathBuf) -> anyhow::Result<()> {
 
 async fn status(args: StatusArgs) -> anyhow::Result<()> {
     let status = status::read(&args.data.data, &Env::real()?).await?;
+    if args.check {
+        anyhow::ensure!(status.running, "no agent runs on {}", args.data.data.display());
+        println!("node {} runs", status.node);
+        return Ok(());
+    }
     match args.output {
         Output::Text => print!("{}", status::explain(&status)),
         Output::Json => println!("{}", serde_json::to_string_pretty(&status)?),

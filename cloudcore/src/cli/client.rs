@@ -124,6 +124,15 @@ impl Client {
         Ok(self.send("log in", self.request(Method::GET, "self")).await?.json().await?)
     }
 
+    /// Whether the hub can do its work; needs no token.
+    ///
+    /// # Errors
+    /// When the hub cannot be reached, or says that it cannot.
+    pub async fn ready(&self) -> anyhow::Result<()> {
+        let request = self.http.get(format!("{}/readyz", self.server));
+        self.send("ask whether the hub is ready", request).await.map(drop)
+    }
+
     /// Where people log in at this hub; needs no token.
     ///
     /// # Errors

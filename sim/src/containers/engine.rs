@@ -11,6 +11,8 @@ use tokio::{
 /// How long it may take to come up or to go.
 const PATIENCE: Duration = Duration::from_secs(120);
 const PERIOD: Duration = Duration::from_millis(50);
+/// Set in the network of a test's own.
+const INSIDE: &str = "CROSSDOCK_TEST_NETWORK";
 
 /// Whose engine it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,8 +162,7 @@ impl Drop for Engine {
 /// # Errors
 /// When no such network can be made, or the test fails in it.
 pub fn in_own_network(test: &str) -> anyhow::Result<bool> {
-    const INSIDE: &str = "CROSSDOCK_TEST_NETWORK";
-    if std::env::var_os(INSIDE).is_some() {
+    if is_in_own_network() {
         return Ok(true);
     }
     let mut again = std::process::Command::new("unshare");
@@ -169,6 +170,12 @@ pub fn in_own_network(test: &str) -> anyhow::Result<bool> {
     again.args([test, "--exact", "--nocapture"]).env(INSIDE, "1").env("PATH", search_path());
     anyhow::ensure!(again.status()?.success(), "{test} failed in a network of its own; its output is above");
     Ok(false)
+}
+
+/// Whether this process is in a network of its own already: what is behind it is no more to be reached.
+#[must_use]
+pub fn is_in_own_network() -> bool {
+    std::env::var_os(INSIDE).is_some()
 }
 
 fn search_path() -> String {

@@ -1,0 +1,1 @@
+"""A sample application for boxes with or without a GPU. See `__main__.py`."""
