@@ -8,23 +8,13 @@
 //! Each release's image has a name of its own at the engine, [`reference`], by which it is found and later collected.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
 };
 
-use bollard::{
-    Docker,
-    errors::Error,
-    models::ImageInspect,
-    query_parameters::{
-        CreateImageOptionsBuilder, ImportImageOptionsBuilder, ListImagesOptionsBuilder, RemoveImageOptionsBuilder,
-        TagImageOptionsBuilder,
-    },
-};
 use bytes::Bytes;
-use futures_util::{TryStreamExt as _, stream};
 use proto::{
     digest::{Digest, Hasher},
     env::Env,
@@ -33,7 +23,7 @@ use proto::{
 };
 use tokio::sync::mpsc;
 
-use super::engine::{is_docker, is_missing, why};
+use super::api::{Api, ApiError, model::ImageDetails};
 
 /// Names of our images begin with this; nobody else's do.
 const PREFIX: &str = "crossdock.local/";
@@ -53,9 +43,9 @@ pub enum ImageError {
     Engine(String),
 }
 
-impl From<Error> for ImageError {
-    fn from(error: Error) -> ImageError {
-        ImageError::Engine(why(&error))
+impl From<ApiError> for ImageError {
+    fn from(error: ApiError) -> ImageError {
+        ImageError::Engine(error.to_string())
     }
 }
 
@@ -109,8 +99,8 @@ impl Files {
     }
 
     /// Whether this is the image: its ID, which engines take from its configuration or from its manifest, and layers.
-    fn is(&self, found: &ImageInspect) -> bool {
-        let id = found.id.as_deref().and_then(|id| normal(id).parse::<Digest>().ok());
+    fn is(&self, found: &ImageDetails) -> bool {
+        let id = normal(&found.id).parse::<Digest>().ok();
         let layers = found.root_fs.as_ref().and_then(|root| root.layers.as_ref());
         let layers: Option<Vec<Digest>> = layers.map(|layers| layers.iter().filter_map(|l| l.parse().ok()).collect());
         let ids = [self.image.config, Digest::of(self.manifest.as_bytes())];
@@ -232,28 +222,27 @@ impl io::Write for Chunks<'_> {
 ///
 /// # Errors
 /// Why it is not.
-pub async fn ensure(docker: &Docker, env: &Env, app: &Name, release: Digest, files: Files) -> Result<(), ImageError> {
+pub async fn ensure(api: &Api, env: &Env, app: &Name, release: Digest, files: Files) -> Result<(), ImageError> {
     let name = reference(app, release);
-    if find(docker, &name).await?.is_some_and(|found| files.is(&found)) {
+    if find(api, &name).await?.is_some_and(|found| files.is(&found)) {
         return Ok(());
     }
     // Under another name it may be there, too: of a release that changed nothing of it.
     for id in [files.image.config, Digest::of(files.manifest.as_bytes())] {
-        if find(docker, &id.to_string()).await?.is_some_and(|found| files.is(&found)) {
-            let options = TagImageOptionsBuilder::new().repo(&format!("{PREFIX}{app}")).tag(&tag(release)).build();
-            return Ok(docker.tag_image(&id.to_string(), Some(options)).await?);
+        if find(api, &id.to_string()).await?.is_some_and(|found| files.is(&found)) {
+            return Ok(api.tag(&id.to_string(), &format!("{PREFIX}{app}"), &tag(release)).await?);
         }
     }
-    let held = held(docker, &files.image).await?;
-    let mut loaded = load(docker, env, &name, &files, held).await;
+    let held = held(api, &files.image).await?;
+    let mut loaded = load(api, env, &name, &files, held).await;
     if held > 0 && matches!(loaded, Err(ImageError::Engine(_))) {
-        loaded = load(docker, env, &name, &files, 0).await;
+        loaded = load(api, env, &name, &files, 0).await;
     }
     loaded?;
-    match find(docker, &name).await? {
+    match find(api, &name).await? {
         Some(found) if files.is(&found) => Ok(()),
         found => {
-            let is = found.and_then(|found| found.id).unwrap_or_else(|| "none".into());
+            let is = found.map_or_else(|| "none".into(), |found| found.id);
             let id = files.image.config.short();
             Err(ImageError::Engine(format!(
                 "it was loaded and the engine has image {is} for it, not {id}; is that engine supported?"
@@ -266,35 +255,33 @@ pub async fn ensure(docker: &Docker, env: &Env, app: &Name, release: Digest, fil
 ///
 /// # Errors
 /// Why it is not.
-pub async fn pull(docker: &Docker, app: &Name, release: Digest, pinned: &str) -> Result<(), ImageError> {
-    if find(docker, &reference(app, release)).await?.is_some() {
+pub async fn pull(api: &Api, app: &Name, release: Digest, pinned: &str) -> Result<(), ImageError> {
+    if find(api, &reference(app, release)).await?.is_some() {
         return Ok(());
     }
-    if find(docker, pinned).await?.is_none() {
-        let options = CreateImageOptionsBuilder::new().from_image(pinned).build();
-        let pulled = docker.create_image(Some(options), None, None).try_for_each(|_| std::future::ready(Ok(()))).await;
-        pulled.map_err(|e| ImageError::Engine(format!("{pinned} could not be pulled: {}", why(&e))))?;
+    if find(api, pinned).await?.is_none() {
+        let pulled = api.pull(pinned).await;
+        pulled.map_err(|e| ImageError::Engine(format!("{pinned} could not be pulled: {e}")))?;
     }
-    let options = TagImageOptionsBuilder::new().repo(&format!("{PREFIX}{app}")).tag(&tag(release)).build();
-    Ok(docker.tag_image(pinned, Some(options)).await?)
+    Ok(api.tag(pinned, &format!("{PREFIX}{app}"), &tag(release)).await?)
 }
 
-async fn find(docker: &Docker, name: &str) -> Result<Option<ImageInspect>, ImageError> {
-    match docker.inspect_image(name).await {
+async fn find(api: &Api, name: &str) -> Result<Option<ImageDetails>, ImageError> {
+    match api.image(name).await {
         Ok(found) => Ok(Some(found)),
-        Err(e) if is_missing(&e) => Ok(None),
+        Err(e) if e.is_missing() => Ok(None),
         Err(e) => Err(e.into()),
     }
 }
 
 /// How many of the first layers Docker holds, below one of our images.
-async fn held(docker: &Docker, image: &Image) -> Result<usize, ImageError> {
-    if !is_docker(docker).await {
+async fn held(api: &Api, image: &Image) -> Result<usize, ImageError> {
+    if !api.is_docker() {
         return Ok(0); // it wants the whole
     }
     let mut most = 0;
-    for (_, id) in images(docker, None).await? {
-        let Some(found) = find(docker, &id).await? else { continue };
+    for (_, id) in images(api, None).await? {
+        let Some(found) = find(api, &id).await? else { continue };
         let layers = found.root_fs.and_then(|root| root.layers).unwrap_or_default();
         let same = layers.iter().zip(&image.layers).take_while(|(one, other)| one.parse() == Ok(**other)).count();
         most = most.max(same);
@@ -302,8 +289,8 @@ async fn held(docker: &Docker, image: &Image) -> Result<usize, ImageError> {
     Ok(most)
 }
 
-async fn load(docker: &Docker, env: &Env, name: &str, files: &Files, held: usize) -> Result<(), ImageError> {
-    let (sender, mut receiver) = mpsc::channel(CHUNKS);
+async fn load(api: &Api, env: &Env, name: &str, files: &Files, held: usize) -> Result<(), ImageError> {
+    let (sender, receiver) = mpsc::channel(CHUNKS);
     let (files, name) = (files.clone(), name.to_owned());
     let write = env.blocking.run(move || {
         let written = files.write(&name, held, &sender);
@@ -313,28 +300,24 @@ async fn load(docker: &Docker, env: &Env, name: &str, files: &Files, held: usize
         }
         written
     });
-    let body = stream::poll_fn(move |context| receiver.poll_recv(context));
-    let options = ImportImageOptionsBuilder::new().quiet(true).build();
-    let read = docker.import_image_stream(options, body, None).try_for_each(|_| std::future::ready(Ok(())));
-    let (written, read) = tokio::join!(write, read);
+    let (written, read) = tokio::join!(write, api.load(receiver));
     if let Err(e) = written.as_ref()
         && e.kind() == io::ErrorKind::InvalidData
     {
         return Err(ImageError::Damaged(e.to_string()));
     }
     // The engine's word first: that it takes no more follows from it.
-    read.map_err(|e| ImageError::Engine(format!("the engine would not load the image: {}", why(&e))))?;
+    read.map_err(|e| ImageError::Engine(format!("the engine would not load the image: {e}")))?;
     written.map_err(|e| ImageError::Engine(format!("the image could not be handed to the engine: {e}")))
 }
 
 /// Names and IDs of our images, of one app or of all.
-async fn images(docker: &Docker, app: Option<&Name>) -> Result<BTreeMap<String, String>, Error> {
+async fn images(api: &Api, app: Option<&Name>) -> Result<BTreeMap<String, String>, ApiError> {
     let pattern = app.map_or_else(|| format!("{PREFIX}*"), |app| format!("{PREFIX}{app}"));
-    let filters = HashMap::from([("reference".to_owned(), vec![pattern])]);
-    let options = ListImagesOptionsBuilder::new().filters(&filters).build();
-    let found = docker.list_images(Some(options)).await?;
-    let named =
-        found.into_iter().flat_map(|image| image.repo_tags.into_iter().map(move |name| (name, image.id.clone())));
+    let found = api.images(&pattern).await?;
+    let named = found
+        .into_iter()
+        .flat_map(|image| image.repo_tags.unwrap_or_default().into_iter().map(move |name| (name, image.id.clone())));
     Ok(named.filter(|(name, _)| name.starts_with(PREFIX)).collect())
 }
 
@@ -342,17 +325,15 @@ async fn images(docker: &Docker, app: Option<&Name>) -> Result<BTreeMap<String, 
 ///
 /// # Errors
 /// What the engine says; one that is in use stays, and is no error.
-pub async fn collect(docker: &Docker, app: &Name, keep: &BTreeSet<Digest>) -> Result<(), Error> {
+pub async fn collect(api: &Api, app: &Name, keep: &BTreeSet<Digest>) -> Result<(), ApiError> {
     let kept: BTreeSet<String> = keep.iter().map(|release| reference(app, *release)).collect();
-    let surplus = images(docker, Some(app)).await?.into_keys().filter(|name| !kept.contains(name));
+    let surplus = images(api, Some(app)).await?.into_keys().filter(|name| !kept.contains(name));
     for name in surplus.collect::<Vec<_>>() {
         // By force: one that ended and is kept for its output needs its image no more.
-        let options = RemoveImageOptionsBuilder::new().force(true).build();
-        match docker.remove_image(&name, Some(options), None).await {
-            Ok(_) => tracing::info!(%app, name, "an image that nobody needs is gone"),
-            Err(e) if is_missing(&e) => {}
-            // One of it still runs; the next sweep comes after that.
-            Err(Error::DockerResponseServerError { status_code: 409, .. }) => {}
+        match api.remove_image(&name).await {
+            Ok(()) => tracing::info!(%app, name, "an image that nobody needs is gone"),
+            // Gone meanwhile, or one of it still runs: the next sweep comes after that.
+            Err(e) if e.is_missing() || e.is_conflict() => {}
             Err(e) => return Err(e),
         }
     }
