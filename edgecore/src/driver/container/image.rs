@@ -3,7 +3,7 @@
 //! It is loaded as an archive that is made while it is sent, an OCI layout that Docker's own `manifest.json` stands
 //! beside, so every engine reads it. Each file is hashed on its way: one that is not what was signed ends the load.
 //! Docker does not look at layers that it holds below the same ones, so those are left out; an engine that insists on
-//! them gets the whole.
+//! them gets the whole. What no image may be is refused before (`layer`), as is what does not fit on the engine's disk.
 //!
 //! Each release's image has a name of its own at the engine, [`reference`], by which it is found and later collected.
 
@@ -23,14 +23,25 @@ use proto::{
 };
 use tokio::sync::mpsc;
 
-use super::api::{Api, ApiError, model::ImageDetails};
+use super::{
+    api::{Api, ApiError, model::ImageDetails},
+    layer,
+};
+use crate::{
+    disk_space,
+    fetch::space::{MARGIN_BYTES, people},
+};
 
 /// Names of our images begin with this; nobody else's do.
 const PREFIX: &str = "crossdock.local/";
 /// Bytes that are read at once.
 const CHUNK_BYTES: usize = 256 << 10;
+/// Bytes of a layer that are read at once for a look at its headers.
+const HEADER_BYTES: usize = 8 << 10;
 /// Chunks on their way to the engine.
 const CHUNKS: usize = 8;
+/// How engines say that their disk is full: `ENOSPC`.
+const NO_ROOM: &str = "no space left on device";
 
 /// An image is not at the engine, and why.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +49,12 @@ pub enum ImageError {
     /// A file of the release is not what was signed.
     #[error("{0}: the release is damaged on disk and will be fetched again")]
     Damaged(String),
+    /// What was signed is no image that an engine may get.
+    #[error("{0}: release another image")]
+    Wrong(String),
+    /// The engine has no room for it.
+    #[error("{0}; make room there, such as with docker image prune")]
+    DiskFull(String),
     /// The engine would not have it.
     #[error("{0}")]
     Engine(String),
@@ -45,7 +62,25 @@ pub enum ImageError {
 
 impl From<ApiError> for ImageError {
     fn from(error: ApiError) -> ImageError {
-        ImageError::Engine(error.to_string())
+        ImageError::of_engine(error.to_string())
+    }
+}
+
+impl ImageError {
+    fn of_engine(message: String) -> ImageError {
+        match message.contains(NO_ROOM) {
+            true => ImageError::DiskFull(message),
+            false => ImageError::Engine(message),
+        }
+    }
+
+    /// One word for programs.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            ImageError::DiskFull(_) => "DiskFull",
+            _ => "ImageNotLoaded",
+        }
     }
 }
 
@@ -81,6 +116,14 @@ impl Files {
         if Digest::of(config.as_bytes()) != image.config {
             return Err(damaged("has another content than its digest says".into()));
         }
+        let named = serde_json::from_str::<Config>(&config)
+            .map_err(|e| ImageError::Wrong(format!("the configuration of its image is none: {e}")))?;
+        if named.rootfs.diff_ids != image.layers {
+            let (named, held) = (named.rootfs.diff_ids.len(), image.layers.len());
+            return Err(ImageError::Wrong(format!(
+                "the configuration of its image names other layers ({named}) than the release holds ({held})"
+            )));
+        }
         let size = |path: PathBuf| {
             path.metadata().map(|m| m.len()).map_err(|e| ImageError::Damaged(format!("{}: {e}", path.display())))
         };
@@ -107,14 +150,33 @@ impl Files {
         id.is_some_and(|id| ids.contains(&id)) && layers.as_ref() == Some(&self.image.layers)
     }
 
+    /// Layers that the engine gets when it holds the first `held` of them, and how many bytes they are.
+    fn sent(&self, held: usize) -> io::Result<BTreeMap<Digest, u64>> {
+        let layers = self.image.layers.iter().skip(held);
+        layers.map(|layer| Ok((*layer, self.layer(*layer).metadata()?.len()))).collect()
+    }
+
+    fn layer(&self, layer: Digest) -> PathBuf {
+        self.tree.join(Image::layer_path(layer))
+    }
+
+    /// Looks through the layers that the engine gets; how many bytes they are.
+    fn check(&self, held: usize) -> Result<u64, ImageError> {
+        let unreadable = |e: io::Error| ImageError::Damaged(format!("a layer cannot be read ({e})"));
+        let sent = self.sent(held).map_err(unreadable)?;
+        for layer in sent.keys() {
+            let file = io::BufReader::with_capacity(HEADER_BYTES, File::open(self.layer(*layer)).map_err(unreadable)?);
+            layer::check(file).map_err(|e| ImageError::Wrong(format!("layer {} of its image {e}", layer.short())))?;
+        }
+        Ok(sent.values().sum())
+    }
+
     /// Writes the archive, without the first `held` layers.
     fn write(&self, reference: &str, held: usize, to: &mpsc::Sender<io::Result<Bytes>>) -> io::Result<()> {
         let blob = |digest: Digest| format!("blobs/sha256/{}", digest.hex());
         let mut archive = tar::Builder::new(Chunks { to, buffer: Vec::with_capacity(CHUNK_BYTES) });
-        let sent: BTreeSet<Digest> = self.image.layers.iter().skip(held).copied().collect();
-        for layer in sent {
-            let file = File::open(self.tree.join(Image::layer_path(layer)))?;
-            let size = file.metadata()?.len();
+        for (layer, size) in self.sent(held)? {
+            let file = File::open(self.layer(layer))?;
             let mut checked = Checked { file, hasher: Some(Hasher::default()), expected: layer };
             append(&mut archive, &blob(layer), size, &mut checked)?;
         }
@@ -144,6 +206,17 @@ impl Files {
         }
         archive.into_inner()?.flush_all()
     }
+}
+
+/// What of an image's configuration counts here (OCI image specification, config.md).
+#[derive(serde::Deserialize)]
+struct Config {
+    rootfs: RootFs,
+}
+
+#[derive(serde::Deserialize)]
+struct RootFs {
+    diff_ids: Vec<Digest>,
 }
 
 fn descriptor(media_type: &str, digest: Digest, size: u64) -> serde_json::Value {
@@ -234,6 +307,9 @@ pub async fn ensure(api: &Api, env: &Env, app: &Name, release: Digest, files: Fi
         }
     }
     let held = held(api, &files.image).await?;
+    let checked = files.clone();
+    let bytes = env.blocking.run(move || checked.check(held)).await?;
+    has_room(api, bytes).await?;
     let mut loaded = load(api, env, &name, &files, held).await;
     if held > 0 && matches!(loaded, Err(ImageError::Engine(_))) {
         loaded = load(api, env, &name, &files, 0).await;
@@ -251,6 +327,19 @@ pub async fn ensure(api: &Api, env: &Env, app: &Name, release: Digest, files: Fi
     }
 }
 
+/// Whether the engine's disk holds layers of so many bytes: as the archive in which they come and, beside it, unpacked.
+async fn has_room(api: &Api, bytes: u64) -> Result<(), ImageError> {
+    let needed = bytes.saturating_mul(2).saturating_add(MARGIN_BYTES);
+    let Some(folder) = api.info().await?.docker_root_dir else { return Ok(()) };
+    // An engine that is somewhere else has its folder there.
+    let Ok(disk) = disk_space::at(Path::new(&folder)) else { return Ok(()) };
+    if disk.free_bytes >= needed {
+        return Ok(());
+    }
+    let (needed, free) = (people(needed), people(disk.free_bytes));
+    Err(ImageError::DiskFull(format!("the engine needs {needed} at {folder} for the image, and {free} are free")))
+}
+
 /// Sees to it that an image of a registry is at the engine, under the release's [`reference`].
 ///
 /// # Errors
@@ -261,7 +350,7 @@ pub async fn pull(api: &Api, app: &Name, release: Digest, pinned: &str) -> Resul
     }
     if find(api, pinned).await?.is_none() {
         let pulled = api.pull(pinned).await;
-        pulled.map_err(|e| ImageError::Engine(format!("{pinned} could not be pulled: {e}")))?;
+        pulled.map_err(|e| ImageError::of_engine(format!("{pinned} could not be pulled: {e}")))?;
     }
     Ok(api.tag(pinned, &format!("{PREFIX}{app}"), &tag(release)).await?)
 }
@@ -307,7 +396,7 @@ async fn load(api: &Api, env: &Env, name: &str, files: &Files, held: usize) -> R
         return Err(ImageError::Damaged(e.to_string()));
     }
     // The engine's word first: that it takes no more follows from it.
-    read.map_err(|e| ImageError::Engine(format!("the engine would not load the image: {e}")))?;
+    read.map_err(|e| ImageError::of_engine(format!("the engine would not load the image: {e}")))?;
     written.map_err(|e| ImageError::Engine(format!("the image could not be handed to the engine: {e}")))
 }
 

@@ -13,6 +13,7 @@ pub mod api;
 pub mod create;
 mod engine;
 mod image;
+mod layer;
 mod look;
 mod output;
 
@@ -302,7 +303,7 @@ impl Driver for ContainerDriver {
             let api = self.engine.get().await.map_err(no_engine)?;
             self.mark(&spec.app).await.map_err(|message| NotReady { reason: "StateNotWritable", message })?;
             let loaded = self.load(&api, spec, container).await;
-            loaded.map_err(|e| NotReady { reason: "ImageNotLoaded", message: e.to_string() })?;
+            loaded.map_err(|e| NotReady { reason: e.reason(), message: e.to_string() })?;
             for uses in &container.uses {
                 files_of(&spec.data, &uses.app).map_err(|message| NotReady { reason: "FilesMissing", message })?;
             }

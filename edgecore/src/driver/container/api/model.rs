@@ -1,5 +1,4 @@
 //! What we read of the engine's answers, and what we ask it for: the fields of its API that are used here, no others.
-//! An engine that leaves one out, or says null, says nothing about it.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -33,6 +32,9 @@ pub struct Info {
     /// Where it looks for specifications of devices.
     #[serde(rename = "CDISpecDirs")]
     pub cdi_spec_dirs: Option<Vec<String>>,
+    /// Where it keeps images.
+    #[serde(rename = "DockerRootDir")]
+    pub docker_root_dir: Option<String>,
 }
 
 /// A container in a list.
