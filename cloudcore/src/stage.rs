@@ -239,7 +239,8 @@ impl Stage {
         let mut command = self.command(program, &[action, "--data", &self.path(name).to_string_lossy()]);
         command.stdout(log.try_clone()?).stderr(log).process_group(0);
         if program == "edgecore" {
-            command.env("MALLOC_ARENA_MAX", "1"); // as its systemd unit has it
+            // As its systemd unit has it.
+            command.env("MALLOC_ARENA_MAX", "1").env("MALLOC_TRIM_THRESHOLD_", "65536").env("MALLOC_TOP_PAD_", "16384");
         }
         command.spawn().with_context(|| format!("start {program}"))
     }

@@ -4,7 +4,14 @@
 //! one is [`Env::real`]; the simulator hands in its own, so the code that ships is the code that is
 //! simulated. Monotonic time is tokio's clock, which the simulator pauses.
 
-use std::{fmt, future::Future, io, net::SocketAddr, pin::Pin, sync::Arc};
+use std::{
+    fmt,
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use jiff::Timestamp;
 use rand::{Rng, SeedableRng, TryRng};
@@ -99,16 +106,28 @@ impl Blocking {
         match self {
             Blocking::Inline => work(),
             Blocking::Pool => {
-                #[allow(clippy::disallowed_methods)] // the one door to the pool
-                let task = tokio::task::spawn_blocking(work);
-                match task.await {
-                    Ok(value) => value,
-                    Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
-                    // The runtime is going away and with it every task that could wait here.
-                    Err(_) => std::future::pending().await,
+                let result = Arc::new(Mutex::new(None));
+                let slot = result.clone();
+                pooled(Box::new(move || *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(work()))).await;
+                let value = result.lock().unwrap_or_else(PoisonError::into_inner).take();
+                match value {
+                    Some(value) => value,
+                    None => std::future::pending().await, // it never ran: as `pooled` has it
                 }
             }
         }
+    }
+}
+
+/// Runs work of whatever kind: a task for each kind would be a tenth of a megabyte of every agent.
+async fn pooled(work: Box<dyn FnOnce() + Send>) {
+    #[allow(clippy::disallowed_methods)] // the one door to the pool
+    let task = tokio::task::spawn_blocking(work);
+    match task.await {
+        Ok(()) => {}
+        Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+        // The runtime is going away and with it every task that could wait here.
+        Err(_) => std::future::pending().await,
     }
 }
 

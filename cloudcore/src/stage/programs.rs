@@ -32,17 +32,20 @@ pub async fn programs() -> anyhow::Result<Programs> {
     }
     // Cargo names the folder after the profile, but for the first one.
     let profile = folder.file_name().and_then(|name| name.to_str()).filter(|name| *name != "debug").unwrap_or("dev");
-    cargo_build(profile, &["cloudcore", "crossdock", "edgecore"]).await?;
+    // The whole workspace is selected, as it is by the README's commands: a part of it would be another choice of
+    // features, and rebuild every dependency.
+    cargo_build(&["--workspace", "--bin", "cloudcore", "--bin", "crossdock", "--bin", "edgecore"], profile).await?;
     Ok(Programs { folder: folder.to_owned(), agent: folder.join("edgecore") })
 }
 
-/// As [`programs`], with the agent as it ships: built with the profile `edge`.
+/// As [`programs`], with the agent as it ships: built with the profile `edge`, and by itself, for the features that
+/// other crates want of a library would be memory of every box.
 ///
 /// # Errors
 /// When cargo cannot build them.
 pub async fn shipped_programs() -> anyhow::Result<Programs> {
     let programs = programs().await?;
-    cargo_build("edge", &["edgecore"]).await?;
+    cargo_build(&["--package", "edgecore", "--bin", "edgecore"], "edge").await?;
     let shipped = programs.folder.with_file_name("edge").join("edgecore");
     Ok(if shipped.exists() { Programs { agent: shipped, ..programs } } else { programs })
 }
@@ -52,14 +55,11 @@ fn is_about_a_package(variable: &std::ffi::OsStr) -> bool {
     about.iter().any(|prefix| variable.as_encoded_bytes().starts_with(prefix.as_bytes()))
 }
 
-async fn cargo_build(profile: &str, programs: &[&str]) -> anyhow::Result<()> {
+async fn cargo_build(what: &[&str], profile: &str) -> anyhow::Result<()> {
     let Some(cargo) = std::env::var_os("CARGO") else { return Ok(()) };
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("find the workspace")?;
     let mut build = Command::new(cargo);
-    // The whole workspace is selected, as it is by the README's commands: a part of it would be another
-    // choice of features, and rebuild every dependency.
-    build.args(["build", "--quiet", "--workspace", "--profile", profile]);
-    build.args(programs.iter().flat_map(|program| ["--bin", program]));
+    build.args(["build", "--quiet", "--profile", profile]).args(what);
     // What the cargo around us tells of its own package would make the build scripts of others run anew.
     for (name, _) in std::env::vars_os().filter(|(name, _)| is_about_a_package(name)) {
         build.env_remove(name);

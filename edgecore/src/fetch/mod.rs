@@ -11,7 +11,7 @@
 
 mod blob;
 mod build;
-mod space;
+pub(crate) mod space;
 pub mod tree;
 
 #[cfg(test)]

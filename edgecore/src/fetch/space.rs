@@ -78,7 +78,7 @@ pub(super) fn is_full(error: &io::Error) -> bool {
 }
 
 /// Bytes for people: `12.3 MiB`.
-pub(super) fn people(bytes: u64) -> String {
+pub(crate) fn people(bytes: u64) -> String {
     let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     match units.iter().find(|(_, size)| bytes >= *size) {
         Some((unit, size)) => format!("{:.1} {unit}", bytes as f64 / *size as f64),

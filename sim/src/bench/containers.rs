@@ -9,14 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use bollard::{
-    API_DEFAULT_VERSION, Docker,
-    query_parameters::{CreateContainerOptions, RemoveContainerOptionsBuilder, StartContainerOptions},
-};
 use cloudcore::stage::{self, Stage, relay::Relay};
 use edgecore::driver::{
     Driver as _, InstanceSpec, Side,
-    container::{ContainerDriver, create},
+    container::{ContainerDriver, api::Api, create},
 };
 use proto::{
     digest::Digest,
@@ -92,8 +88,7 @@ async fn overhead(engine: &Engine, folder: &Path, args: &ContainersArgs, figures
     let spec = spec(folder, args)?;
     let driver = ContainerDriver::new(&folder.join("containers"), vec![engine.socket()], env);
     driver.prepare(&spec).await?;
-    let docker = Docker::connect_with_unix(&engine.socket().to_string_lossy(), 60, API_DEFAULT_VERSION)?;
-    let docker = docker.negotiate_version().await?;
+    let api = Api::at(&engine.socket()).await?;
     let container = spec.workload.container.clone().context("it is a container")?;
     let around = create::Surroundings {
         image: spec
@@ -111,17 +106,16 @@ async fn overhead(engine: &Engine, folder: &Path, args: &ContainersArgs, figures
         cdi: false,
     };
     let (mut ours, mut bare) = (vec![], vec![]);
-    for _ in 0..args.rounds {
+    for round in 0..args.rounds {
         let begin = Instant::now();
         driver.start(&spec).await?;
         ours.push(begin.elapsed());
         driver.stop(&spec.app, STOP_GRACE).await?;
         let begin = Instant::now();
-        let id =
-            docker.create_container(None::<CreateContainerOptions>, create::body(&spec, &container, &around)).await?.id;
-        docker.start_container(&id, None::<StartContainerOptions>).await?;
+        let id = api.create(&format!("bare-{round}"), &create::body(&spec, &container, &around)).await?;
+        api.start(&id).await?;
         bare.push(begin.elapsed());
-        docker.remove_container(&id, Some(RemoveContainerOptionsBuilder::new().force(true).build())).await?;
+        api.remove(&id).await?;
     }
     driver.remove(&spec.app).await?;
     let (ours, bare) = (median(ours), median(bare));

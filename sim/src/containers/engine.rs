@@ -43,6 +43,12 @@ impl Engine {
         Ok(engine)
     }
 
+    /// Something in its folder, such as `data`.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
     /// Its socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
@@ -156,8 +162,8 @@ impl Drop for Engine {
     }
 }
 
-/// Whether this process is in a network of its own, where an engine's bridge and rules are in nobody's way. If not,
-/// `test` of this program is run again in one, and what it said is returned.
+/// Whether this process is in a network of its own, where an engine's bridge and rules are in nobody's way, and sees
+/// mounts of its own, which end with it. If not, `test` of this program is run again so.
 ///
 /// # Errors
 /// When no such network can be made, or the test fails in it.
@@ -166,7 +172,9 @@ pub fn in_own_network(test: &str) -> anyhow::Result<bool> {
         return Ok(true);
     }
     let mut again = std::process::Command::new("unshare");
-    again.args(["--net", "sh", "-c", "ip link set lo up && exec \"$0\" \"$@\""]).arg(std::env::current_exe()?);
+    again
+        .args(["--net", "--mount", "sh", "-c", "ip link set lo up && exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe()?);
     again.args([test, "--exact", "--nocapture"]).env(INSIDE, "1").env("PATH", search_path());
     anyhow::ensure!(again.status()?.success(), "{test} failed in a network of its own; its output is above");
     Ok(false)

@@ -39,6 +39,71 @@ pub fn layer(files: &[LayerFile]) -> anyhow::Result<Vec<u8>> {
     Ok(archive.into_inner()?)
 }
 
+/// An entry of a layer as it is, however odd.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    /// Path, up to 100 bytes, that nobody looks at.
+    pub name: &'a str,
+    /// What it is.
+    pub kind: tar::EntryType,
+    /// Where a link leads.
+    pub target: &'a str,
+    /// Major and minor number of a device.
+    pub device: (u32, u32),
+    /// Content of a file.
+    pub content: &'a [u8],
+}
+
+impl Default for Entry<'_> {
+    fn default() -> Self {
+        Entry { name: "", kind: tar::EntryType::Regular, target: "", device: (0, 0), content: b"" }
+    }
+}
+
+/// A layer of such entries.
+///
+/// # Errors
+/// When a path does not fit.
+pub fn entries(entries: &[Entry<'_>]) -> anyhow::Result<Vec<u8>> {
+    let mut archive = tar::Builder::new(vec![]);
+    for entry in entries {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(entry.kind);
+        header.set_size(entry.content.len() as u64);
+        header.set_mode(0o755);
+        let gnu = header.as_gnu_mut().context("a GNU header")?;
+        for (field, text) in [(&mut gnu.name, entry.name), (&mut gnu.linkname, entry.target)] {
+            field.get_mut(..text.len()).context("a path of at most 100 bytes")?.copy_from_slice(text.as_bytes());
+        }
+        header.set_device_major(entry.device.0)?;
+        header.set_device_minor(entry.device.1)?;
+        header.set_cksum();
+        archive.append(&header, entry.content)?;
+    }
+    Ok(archive.into_inner()?)
+}
+
+/// A layer with a sparse file of so many bytes, all of them holes, as GNU tar writes it (format 0.1).
+///
+/// # Errors
+/// None that can be.
+pub fn sparse(name: &str, bytes: u64) -> anyhow::Result<Vec<u8>> {
+    let mut archive = tar::Builder::new(vec![]);
+    let size = bytes.to_string();
+    let records = [
+        ("GNU.sparse.size", &*size),
+        ("GNU.sparse.numblocks", "1"),
+        ("GNU.sparse.map", "0,0"),
+        ("GNU.sparse.name", name),
+    ];
+    archive.append_pax_extensions(records.map(|(key, value)| (key, value.as_bytes())))?;
+    let mut header = tar::Header::new_ustar();
+    header.set_size(0);
+    header.set_mode(0o644);
+    archive.append_data(&mut header, name, &b""[..])?;
+    Ok(archive.into_inner()?)
+}
+
 /// A layer with Debian's static busybox under the names of a shell and its friends.
 ///
 /// # Errors

@@ -4,16 +4,13 @@
 //! to its data and to `/tmp` alone, and sees a network of its own. What it needs besides, its release says.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
-use bollard::models::{
-    ContainerCreateBody, DeviceMapping, DeviceRequest, HostConfig, HostConfigLogConfig, Mount, MountBindOptions,
-    MountType, PortBinding,
-};
 use proto::release::container::{Container, Network};
 
+use super::api::model::{Create, DeviceMapping, DeviceRequest, Empty, HostConfig, LogConfig, Mount, PortBinding};
 use crate::{apps::live, driver::InstanceSpec, secrets};
 
 /// Label of whose container it is: the agent.
@@ -71,33 +68,29 @@ pub struct Surroundings {
 
 /// The container of an instance.
 #[must_use]
-pub fn body(spec: &InstanceSpec, container: &Container, around: &Surroundings) -> ContainerCreateBody {
+pub fn body(spec: &InstanceSpec, container: &Container, around: &Surroundings) -> Create {
     let workload = &spec.workload;
-    let filled = |list: Vec<String>| (!list.is_empty()).then_some(list);
-    ContainerCreateBody {
-        image: Some(around.image.clone()),
+    Create {
+        image: around.image.clone(),
         entrypoint: (!workload.command.is_empty()).then(|| vec![workload.command.clone()]),
         // An entrypoint of the release's replaces the image's arguments, too, as in Kubernetes.
         cmd: match workload.command.is_empty() {
-            true => filled(workload.args.clone()),
+            true => (!workload.args.is_empty()).then(|| workload.args.clone()),
             false => Some(workload.args.clone()),
         },
-        env: Some(environment(spec, around)),
+        env: environment(spec, around),
         user: workload.user.clone(),
         working_dir: workload.working_dir.clone(),
-        labels: Some(labels(spec, around)),
-        exposed_ports: filled(container.publish.iter().map(|publish| format!("{}/tcp", publish.port)).collect()),
-        host_config: Some(host_config(spec, container, around)),
-        ..ContainerCreateBody::default()
+        labels: labels(spec, around),
+        exposed_ports: container.publish.iter().map(|publish| (format!("{}/tcp", publish.port), Empty {})).collect(),
+        host_config: host_config(spec, container, around),
     }
 }
 
 /// The same where the engine brings no first process for containers.
 #[must_use]
-pub fn without_init(mut body: ContainerCreateBody) -> ContainerCreateBody {
-    if let Some(host) = &mut body.host_config {
-        host.init = None;
-    }
+pub fn without_init(mut body: Create) -> Create {
+    body.host_config.init = None;
     body
 }
 
@@ -123,7 +116,7 @@ fn environment(spec: &InstanceSpec, around: &Surroundings) -> Vec<String> {
         .collect()
 }
 
-fn labels(spec: &InstanceSpec, around: &Surroundings) -> HashMap<String, String> {
+fn labels(spec: &InstanceSpec, around: &Surroundings) -> BTreeMap<String, String> {
     let labels = [
         (AGENT, around.agent.clone()),
         (APP, spec.key().to_string()),
@@ -145,71 +138,63 @@ fn host_config(spec: &InstanceSpec, container: &Container, around: &Surroundings
         memory_swap: memory, // of both together: no swap
         nano_cpus: limits.cpu_millis.map(|millis| i64::from(millis) * 1_000_000),
         pids_limit: limits.pids.map(i64::from),
-        network_mode: Some(match container.network {
+        network_mode: match container.network {
             Network::Bridge => "bridge".into(),
             Network::Host => "host".into(),
             Network::None => "none".into(),
-        }),
+        },
         port_bindings: ports(container),
-        mounts: Some(mounts(spec, container, around)),
-        devices: Some(container.devices.iter().map(|device| mapping(device)).collect()),
+        mounts: mounts(spec, container, around),
+        devices: container.devices.iter().map(|device| mapping(device)).collect(),
         device_requests: gpus(spec, around),
-        cap_drop: Some(vec!["ALL".into()]),
-        cap_add: Some(container.capabilities.iter().cloned().collect()),
-        security_opt: Some(vec!["no-new-privileges".into()]),
-        readonly_rootfs: Some(!container.writable_root),
-        tmpfs: (!container.writable_root).then(|| HashMap::from([("/tmp".into(), "rw,nosuid,nodev".into())])),
+        cap_drop: vec!["ALL".into()],
+        cap_add: container.capabilities.iter().cloned().collect(),
+        security_opt: vec!["no-new-privileges".into()],
+        readonly_rootfs: !container.writable_root,
+        tmpfs: match container.writable_root {
+            true => BTreeMap::new(),
+            false => BTreeMap::from([("/tmp".into(), "rw,nosuid,nodev".into())]),
+        },
         shm_size: container.shm.map(|shm| whole(shm.get())),
         init: Some(true), // reaps what a program leaves behind that is no init
-        log_config: Some(HostConfigLogConfig {
-            typ: Some("json-file".into()),
-            config: Some(logs.map(|(key, value)| (key.to_owned(), value)).into()),
-        }),
-        ..HostConfig::default() // restarts are the supervisor's
-    }
+        log_config: LogConfig {
+            driver: "json-file".into(),
+            config: logs.map(|(key, value)| (key.to_owned(), value)).into(),
+        },
+    } // restarts are the supervisor's
 }
 
-fn ports(container: &Container) -> Option<HashMap<String, Option<Vec<PortBinding>>>> {
-    let bound = container.publish.iter().map(|publish| {
-        let at = publish.host_address.map_or_else(|| "127.0.0.1".into(), |address| address.to_string());
-        let port = publish.host_port.unwrap_or(publish.port);
-        let binding = PortBinding { host_ip: Some(at), host_port: Some(port.to_string()) };
-        (format!("{}/tcp", publish.port), binding)
-    });
-    let mut ports: HashMap<String, Option<Vec<PortBinding>>> = HashMap::new();
-    for (port, binding) in bound {
-        ports.entry(port).or_default().get_or_insert_default().push(binding);
+fn ports(container: &Container) -> BTreeMap<String, Vec<PortBinding>> {
+    let mut ports: BTreeMap<String, Vec<PortBinding>> = BTreeMap::new();
+    for publish in &container.publish {
+        let host_ip = publish.host_address.map_or_else(|| "127.0.0.1".into(), |address| address.to_string());
+        let host_port = publish.host_port.unwrap_or(publish.port).to_string();
+        ports.entry(format!("{}/tcp", publish.port)).or_default().push(PortBinding { host_ip, host_port });
     }
-    (!ports.is_empty()).then_some(ports)
+    ports
 }
 
 fn mapping(device: &str) -> DeviceMapping {
-    DeviceMapping {
-        path_on_host: Some(device.into()),
-        path_in_container: Some(device.into()),
-        cgroup_permissions: Some("rwm".into()),
-    }
+    DeviceMapping { path_on_host: device.into(), path_in_container: device.into(), cgroup_permissions: "rwm".into() }
 }
 
 /// The GPUs that are the app's, by CDI where the box has it for them, or by a request that NVIDIA's hook answers.
-fn gpus(spec: &InstanceSpec, around: &Surroundings) -> Option<Vec<DeviceRequest>> {
+fn gpus(spec: &InstanceSpec, around: &Surroundings) -> Vec<DeviceRequest> {
     if spec.gpus.is_empty() {
-        return None;
+        return vec![];
     }
-    let request = match around.cdi {
+    vec![match around.cdi {
         true => DeviceRequest {
-            driver: Some("cdi".into()),
-            device_ids: Some(spec.gpus.iter().map(|gpu| format!("{CDI_KIND}={gpu}")).collect()),
-            ..DeviceRequest::default()
+            driver: "cdi".into(),
+            device_ids: spec.gpus.iter().map(|gpu| format!("{CDI_KIND}={gpu}")).collect(),
+            capabilities: vec![],
         },
         false => DeviceRequest {
-            driver: Some("nvidia".into()),
-            device_ids: Some(spec.gpus.clone()),
-            capabilities: Some(vec![vec!["gpu".into()]]),
-            ..DeviceRequest::default()
+            driver: "nvidia".into(),
+            device_ids: spec.gpus.clone(),
+            capabilities: vec![vec!["gpu".into()]],
         },
-    };
-    Some(vec![request])
+    }]
 }
 
 fn mounts(spec: &InstanceSpec, container: &Container, around: &Surroundings) -> Vec<Mount> {
@@ -235,14 +220,7 @@ fn mounts(spec: &InstanceSpec, container: &Container, around: &Surroundings) -> 
 }
 
 fn bind(from: &Path, to: &str, read_only: bool) -> Mount {
-    Mount {
-        typ: Some(MountType::BIND),
-        source: Some(from.display().to_string()),
-        target: Some(to.into()),
-        read_only: Some(read_only),
-        bind_options: Some(MountBindOptions::default()),
-        ..Mount::default()
-    }
+    Mount { kind: "bind", source: from.display().to_string(), target: to.into(), read_only }
 }
 
 #[cfg(test)]
@@ -276,27 +254,29 @@ mod tests {
         }
     }
 
-    fn made(spec: &InstanceSpec, around: &Surroundings) -> ContainerCreateBody {
+    fn made(spec: &InstanceSpec, around: &Surroundings) -> Create {
         body(spec, spec.workload.container.as_ref().unwrap(), around)
     }
 
-    fn mounted(body: &ContainerCreateBody) -> Vec<(String, String, bool)> {
-        let mounts = body.host_config.as_ref().unwrap().mounts.clone().unwrap();
-        let one = |m: Mount| (m.source.unwrap(), m.target.unwrap(), m.read_only.unwrap());
-        mounts.into_iter().map(one).collect()
+    fn mounted(body: &Create) -> Vec<(String, String, bool)> {
+        body.host_config.mounts.iter().map(|m| (m.source.clone(), m.target.clone(), m.read_only)).collect()
     }
 
     #[test]
     fn by_default_a_container_may_do_little() {
         let body = made(&spec(r#"{"container": {}}"#), &around());
         assert_eq!((body.entrypoint.as_ref(), body.cmd.as_ref()), (None, None), "as the image has it");
-        let host = body.host_config.as_ref().unwrap();
-        assert_eq!(host.cap_drop.as_deref(), Some(&["ALL".to_owned()][..]));
-        assert_eq!(host.security_opt.as_deref(), Some(&["no-new-privileges".to_owned()][..]));
-        assert_eq!((host.readonly_rootfs, host.network_mode.as_deref()), (Some(true), Some("bridge")));
-        assert!(host.privileged.is_none() && host.restart_policy.is_none() && host.device_requests.is_none());
-        assert!(host.port_bindings.is_none() && host.pid_mode.is_none() && host.ipc_mode.is_none());
-        let env = body.env.clone().unwrap();
+        let host = &body.host_config;
+        assert_eq!((&host.cap_drop[..], host.cap_add.len()), (&["ALL".to_owned()][..], 0));
+        assert_eq!(host.security_opt, ["no-new-privileges"]);
+        assert_eq!((host.readonly_rootfs, host.network_mode.as_str()), (true, "bridge"));
+        assert!(host.device_requests.is_empty() && host.devices.is_empty() && host.port_bindings.is_empty());
+        // What no release can have: each is as the engine has it when nothing is said.
+        let sent = serde_json::to_value(host).unwrap();
+        for field in ["Privileged", "RestartPolicy", "PidMode", "IpcMode", "UsernsMode", "Memory", "ShmSize"] {
+            assert!(sent.get(field).is_none(), "{field}: {sent}");
+        }
+        let env = &body.env;
         assert!(env.contains(&"CROSSDOCK_STREAMS_SOCKET=/crossdock/doors/streams.sock".to_owned()), "{env:?}");
         assert!(env.iter().all(|variable| !variable.contains("/state")), "paths of the box mean nothing: {env:?}");
         let targets = ["/crossdock/data", "/crossdock/tree", "/crossdock/doors"];
@@ -308,8 +288,8 @@ mod tests {
         let mut spec = spec(r#"{"container": {}, "env": {"CROSSDOCK_RUN": "/state/apps/vision/run/b"}}"#);
         (spec.side, spec.run) = (Side::B, Some("/state/apps/vision/run/b".into()));
         let body = made(&spec, &around());
-        assert_eq!(body.labels.clone().unwrap()[APP], "vision--b");
-        let env = body.env.clone().unwrap();
+        assert_eq!(body.labels[APP], "vision--b");
+        let env = body.env.clone();
         for variable in ["CROSSDOCK_APP=vision", "CROSSDOCK_RUN=/crossdock/run/b", "CROSSDOCK_LIVE=/crossdock/run/live"]
         {
             assert!(env.iter().any(|set| set == variable), "{variable}: {env:?}");
@@ -344,7 +324,7 @@ mod tests {
             (body.cmd.clone().unwrap(), body.user.clone().unwrap()),
             (vec!["--fast".to_owned()], "1000:1000".into())
         );
-        let env = body.env.clone().unwrap();
+        let env = &body.env;
         assert!(env.contains(&"A=1".to_owned()) && env.contains(&format!("CROSSDOCK_SECRETS={SECRETS}")), "{env:?}");
         let expected = [
             ("/state/apps/vision/data", DATA, false),
@@ -356,24 +336,24 @@ mod tests {
             ("/state/doors", DOORS, true),
         ];
         assert_eq!(mounted(&body), expected.map(|(from, to, only)| (from.to_owned(), to.to_owned(), only)));
-        let host = body.host_config.as_ref().unwrap();
+        let host = &body.host_config;
         assert_eq!(
             (host.memory, host.memory_swap, host.nano_cpus),
             (Some(1 << 30), Some(1 << 30), Some(1_500_000_000))
         );
-        assert_eq!((host.pids_limit, host.shm_size, host.tmpfs.is_none()), (Some(9), Some(1 << 30), true));
-        let log = host.log_config.clone().unwrap().config.unwrap();
+        assert_eq!((host.pids_limit, host.shm_size, host.tmpfs.is_empty()), (Some(9), Some(1 << 30), true));
+        let log = &host.log_config.config;
         assert_eq!((log["max-size"].as_str(), log["max-file"].as_str()), ("1048576", "4"));
-        let bound = host.port_bindings.clone().unwrap()["80/tcp"].clone().unwrap();
-        let at = |b: &PortBinding| format!("{}:{}", b.host_ip.clone().unwrap(), b.host_port.clone().unwrap());
+        let bound = &host.port_bindings["80/tcp"];
+        let at = |b: &PortBinding| format!("{}:{}", b.host_ip, b.host_port);
         assert_eq!(bound.iter().map(at).collect::<Vec<_>>(), ["127.0.0.1:8080", "0.0.0.0:81"]);
-        let asked = |around| made(&spec, &around).host_config.unwrap().device_requests.unwrap().remove(0);
+        let asked = |around| made(&spec, &around).host_config.device_requests.remove(0);
         let request = asked(around());
-        assert_eq!((request.driver.unwrap(), request.device_ids.unwrap()), ("nvidia".into(), vec!["GPU-1".to_owned()]));
+        assert_eq!((request.driver.as_str(), &request.device_ids[..]), ("nvidia", &["GPU-1".to_owned()][..]));
         let request = asked(Surroundings { cdi: true, ..around() });
         assert_eq!(
-            (request.driver.unwrap(), request.device_ids.unwrap()),
-            ("cdi".into(), vec!["nvidia.com/gpu=GPU-1".to_owned()])
+            (request.driver.as_str(), &request.device_ids[..]),
+            ("cdi", &["nvidia.com/gpu=GPU-1".to_owned()][..])
         );
     }
 }

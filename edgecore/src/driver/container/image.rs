@@ -3,28 +3,18 @@
 //! It is loaded as an archive that is made while it is sent, an OCI layout that Docker's own `manifest.json` stands
 //! beside, so every engine reads it. Each file is hashed on its way: one that is not what was signed ends the load.
 //! Docker does not look at layers that it holds below the same ones, so those are left out; an engine that insists on
-//! them gets the whole.
+//! them gets the whole. What no image may be is refused before (`layer`), as is what does not fit on the engine's disk.
 //!
 //! Each release's image has a name of its own at the engine, [`reference`], by which it is found and later collected.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
 };
 
-use bollard::{
-    Docker,
-    errors::Error,
-    models::ImageInspect,
-    query_parameters::{
-        CreateImageOptionsBuilder, ImportImageOptionsBuilder, ListImagesOptionsBuilder, RemoveImageOptionsBuilder,
-        TagImageOptionsBuilder,
-    },
-};
 use bytes::Bytes;
-use futures_util::{TryStreamExt as _, stream};
 use proto::{
     digest::{Digest, Hasher},
     env::Env,
@@ -33,14 +23,25 @@ use proto::{
 };
 use tokio::sync::mpsc;
 
-use super::engine::{is_docker, is_missing, why};
+use super::{
+    api::{Api, ApiError, model::ImageDetails},
+    layer,
+};
+use crate::{
+    disk_space,
+    fetch::space::{MARGIN_BYTES, people},
+};
 
 /// Names of our images begin with this; nobody else's do.
 const PREFIX: &str = "crossdock.local/";
 /// Bytes that are read at once.
 const CHUNK_BYTES: usize = 256 << 10;
+/// Bytes of a layer that are read at once for a look at its headers.
+const HEADER_BYTES: usize = 8 << 10;
 /// Chunks on their way to the engine.
 const CHUNKS: usize = 8;
+/// How engines say that their disk is full: `ENOSPC`.
+const NO_ROOM: &str = "no space left on device";
 
 /// An image is not at the engine, and why.
 #[derive(Debug, thiserror::Error)]
@@ -48,14 +49,38 @@ pub enum ImageError {
     /// A file of the release is not what was signed.
     #[error("{0}: the release is damaged on disk and will be fetched again")]
     Damaged(String),
+    /// What was signed is no image that an engine may get.
+    #[error("{0}: release another image")]
+    Wrong(String),
+    /// The engine has no room for it.
+    #[error("{0}; make room there, such as with docker image prune")]
+    DiskFull(String),
     /// The engine would not have it.
     #[error("{0}")]
     Engine(String),
 }
 
-impl From<Error> for ImageError {
-    fn from(error: Error) -> ImageError {
-        ImageError::Engine(why(&error))
+impl From<ApiError> for ImageError {
+    fn from(error: ApiError) -> ImageError {
+        ImageError::of_engine(error.to_string())
+    }
+}
+
+impl ImageError {
+    fn of_engine(message: String) -> ImageError {
+        match message.contains(NO_ROOM) {
+            true => ImageError::DiskFull(message),
+            false => ImageError::Engine(message),
+        }
+    }
+
+    /// One word for programs.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            ImageError::DiskFull(_) => "DiskFull",
+            _ => "ImageNotLoaded",
+        }
     }
 }
 
@@ -91,6 +116,14 @@ impl Files {
         if Digest::of(config.as_bytes()) != image.config {
             return Err(damaged("has another content than its digest says".into()));
         }
+        let named = serde_json::from_str::<Config>(&config)
+            .map_err(|e| ImageError::Wrong(format!("the configuration of its image is none: {e}")))?;
+        if named.rootfs.diff_ids != image.layers {
+            let (named, held) = (named.rootfs.diff_ids.len(), image.layers.len());
+            return Err(ImageError::Wrong(format!(
+                "the configuration of its image names other layers ({named}) than the release holds ({held})"
+            )));
+        }
         let size = |path: PathBuf| {
             path.metadata().map(|m| m.len()).map_err(|e| ImageError::Damaged(format!("{}: {e}", path.display())))
         };
@@ -109,22 +142,41 @@ impl Files {
     }
 
     /// Whether this is the image: its ID, which engines take from its configuration or from its manifest, and layers.
-    fn is(&self, found: &ImageInspect) -> bool {
-        let id = found.id.as_deref().and_then(|id| normal(id).parse::<Digest>().ok());
+    fn is(&self, found: &ImageDetails) -> bool {
+        let id = normal(&found.id).parse::<Digest>().ok();
         let layers = found.root_fs.as_ref().and_then(|root| root.layers.as_ref());
         let layers: Option<Vec<Digest>> = layers.map(|layers| layers.iter().filter_map(|l| l.parse().ok()).collect());
         let ids = [self.image.config, Digest::of(self.manifest.as_bytes())];
         id.is_some_and(|id| ids.contains(&id)) && layers.as_ref() == Some(&self.image.layers)
     }
 
+    /// Layers that the engine gets when it holds the first `held` of them, and how many bytes they are.
+    fn sent(&self, held: usize) -> io::Result<BTreeMap<Digest, u64>> {
+        let layers = self.image.layers.iter().skip(held);
+        layers.map(|layer| Ok((*layer, self.layer(*layer).metadata()?.len()))).collect()
+    }
+
+    fn layer(&self, layer: Digest) -> PathBuf {
+        self.tree.join(Image::layer_path(layer))
+    }
+
+    /// Looks through the layers that the engine gets; how many bytes they are.
+    fn check(&self, held: usize) -> Result<u64, ImageError> {
+        let unreadable = |e: io::Error| ImageError::Damaged(format!("a layer cannot be read ({e})"));
+        let sent = self.sent(held).map_err(unreadable)?;
+        for layer in sent.keys() {
+            let file = io::BufReader::with_capacity(HEADER_BYTES, File::open(self.layer(*layer)).map_err(unreadable)?);
+            layer::check(file).map_err(|e| ImageError::Wrong(format!("layer {} of its image {e}", layer.short())))?;
+        }
+        Ok(sent.values().sum())
+    }
+
     /// Writes the archive, without the first `held` layers.
     fn write(&self, reference: &str, held: usize, to: &mpsc::Sender<io::Result<Bytes>>) -> io::Result<()> {
         let blob = |digest: Digest| format!("blobs/sha256/{}", digest.hex());
         let mut archive = tar::Builder::new(Chunks { to, buffer: Vec::with_capacity(CHUNK_BYTES) });
-        let sent: BTreeSet<Digest> = self.image.layers.iter().skip(held).copied().collect();
-        for layer in sent {
-            let file = File::open(self.tree.join(Image::layer_path(layer)))?;
-            let size = file.metadata()?.len();
+        for (layer, size) in self.sent(held)? {
+            let file = File::open(self.layer(layer))?;
             let mut checked = Checked { file, hasher: Some(Hasher::default()), expected: layer };
             append(&mut archive, &blob(layer), size, &mut checked)?;
         }
@@ -154,6 +206,17 @@ impl Files {
         }
         archive.into_inner()?.flush_all()
     }
+}
+
+/// What of an image's configuration counts here (OCI image specification, config.md).
+#[derive(serde::Deserialize)]
+struct Config {
+    rootfs: RootFs,
+}
+
+#[derive(serde::Deserialize)]
+struct RootFs {
+    diff_ids: Vec<Digest>,
 }
 
 fn descriptor(media_type: &str, digest: Digest, size: u64) -> serde_json::Value {
@@ -232,28 +295,30 @@ impl io::Write for Chunks<'_> {
 ///
 /// # Errors
 /// Why it is not.
-pub async fn ensure(docker: &Docker, env: &Env, app: &Name, release: Digest, files: Files) -> Result<(), ImageError> {
+pub async fn ensure(api: &Api, env: &Env, app: &Name, release: Digest, files: Files) -> Result<(), ImageError> {
     let name = reference(app, release);
-    if find(docker, &name).await?.is_some_and(|found| files.is(&found)) {
+    if find(api, &name).await?.is_some_and(|found| files.is(&found)) {
         return Ok(());
     }
     // Under another name it may be there, too: of a release that changed nothing of it.
     for id in [files.image.config, Digest::of(files.manifest.as_bytes())] {
-        if find(docker, &id.to_string()).await?.is_some_and(|found| files.is(&found)) {
-            let options = TagImageOptionsBuilder::new().repo(&format!("{PREFIX}{app}")).tag(&tag(release)).build();
-            return Ok(docker.tag_image(&id.to_string(), Some(options)).await?);
+        if find(api, &id.to_string()).await?.is_some_and(|found| files.is(&found)) {
+            return Ok(api.tag(&id.to_string(), &format!("{PREFIX}{app}"), &tag(release)).await?);
         }
     }
-    let held = held(docker, &files.image).await?;
-    let mut loaded = load(docker, env, &name, &files, held).await;
+    let held = held(api, &files.image).await?;
+    let checked = files.clone();
+    let bytes = env.blocking.run(move || checked.check(held)).await?;
+    has_room(api, bytes).await?;
+    let mut loaded = load(api, env, &name, &files, held).await;
     if held > 0 && matches!(loaded, Err(ImageError::Engine(_))) {
-        loaded = load(docker, env, &name, &files, 0).await;
+        loaded = load(api, env, &name, &files, 0).await;
     }
     loaded?;
-    match find(docker, &name).await? {
+    match find(api, &name).await? {
         Some(found) if files.is(&found) => Ok(()),
         found => {
-            let is = found.and_then(|found| found.id).unwrap_or_else(|| "none".into());
+            let is = found.map_or_else(|| "none".into(), |found| found.id);
             let id = files.image.config.short();
             Err(ImageError::Engine(format!(
                 "it was loaded and the engine has image {is} for it, not {id}; is that engine supported?"
@@ -262,39 +327,50 @@ pub async fn ensure(docker: &Docker, env: &Env, app: &Name, release: Digest, fil
     }
 }
 
+/// Whether the engine's disk holds layers of so many bytes: as the archive in which they come and, beside it, unpacked.
+async fn has_room(api: &Api, bytes: u64) -> Result<(), ImageError> {
+    let needed = bytes.saturating_mul(2).saturating_add(MARGIN_BYTES);
+    let Some(folder) = api.info().await?.docker_root_dir else { return Ok(()) };
+    // An engine that is somewhere else has its folder there.
+    let Ok(disk) = disk_space::at(Path::new(&folder)) else { return Ok(()) };
+    if disk.free_bytes >= needed {
+        return Ok(());
+    }
+    let (needed, free) = (people(needed), people(disk.free_bytes));
+    Err(ImageError::DiskFull(format!("the engine needs {needed} at {folder} for the image, and {free} are free")))
+}
+
 /// Sees to it that an image of a registry is at the engine, under the release's [`reference`].
 ///
 /// # Errors
 /// Why it is not.
-pub async fn pull(docker: &Docker, app: &Name, release: Digest, pinned: &str) -> Result<(), ImageError> {
-    if find(docker, &reference(app, release)).await?.is_some() {
+pub async fn pull(api: &Api, app: &Name, release: Digest, pinned: &str) -> Result<(), ImageError> {
+    if find(api, &reference(app, release)).await?.is_some() {
         return Ok(());
     }
-    if find(docker, pinned).await?.is_none() {
-        let options = CreateImageOptionsBuilder::new().from_image(pinned).build();
-        let pulled = docker.create_image(Some(options), None, None).try_for_each(|_| std::future::ready(Ok(()))).await;
-        pulled.map_err(|e| ImageError::Engine(format!("{pinned} could not be pulled: {}", why(&e))))?;
+    if find(api, pinned).await?.is_none() {
+        let pulled = api.pull(pinned).await;
+        pulled.map_err(|e| ImageError::of_engine(format!("{pinned} could not be pulled: {e}")))?;
     }
-    let options = TagImageOptionsBuilder::new().repo(&format!("{PREFIX}{app}")).tag(&tag(release)).build();
-    Ok(docker.tag_image(pinned, Some(options)).await?)
+    Ok(api.tag(pinned, &format!("{PREFIX}{app}"), &tag(release)).await?)
 }
 
-async fn find(docker: &Docker, name: &str) -> Result<Option<ImageInspect>, ImageError> {
-    match docker.inspect_image(name).await {
+async fn find(api: &Api, name: &str) -> Result<Option<ImageDetails>, ImageError> {
+    match api.image(name).await {
         Ok(found) => Ok(Some(found)),
-        Err(e) if is_missing(&e) => Ok(None),
+        Err(e) if e.is_missing() => Ok(None),
         Err(e) => Err(e.into()),
     }
 }
 
 /// How many of the first layers Docker holds, below one of our images.
-async fn held(docker: &Docker, image: &Image) -> Result<usize, ImageError> {
-    if !is_docker(docker).await {
+async fn held(api: &Api, image: &Image) -> Result<usize, ImageError> {
+    if !api.is_docker() {
         return Ok(0); // it wants the whole
     }
     let mut most = 0;
-    for (_, id) in images(docker, None).await? {
-        let Some(found) = find(docker, &id).await? else { continue };
+    for (_, id) in images(api, None).await? {
+        let Some(found) = find(api, &id).await? else { continue };
         let layers = found.root_fs.and_then(|root| root.layers).unwrap_or_default();
         let same = layers.iter().zip(&image.layers).take_while(|(one, other)| one.parse() == Ok(**other)).count();
         most = most.max(same);
@@ -302,8 +378,8 @@ async fn held(docker: &Docker, image: &Image) -> Result<usize, ImageError> {
     Ok(most)
 }
 
-async fn load(docker: &Docker, env: &Env, name: &str, files: &Files, held: usize) -> Result<(), ImageError> {
-    let (sender, mut receiver) = mpsc::channel(CHUNKS);
+async fn load(api: &Api, env: &Env, name: &str, files: &Files, held: usize) -> Result<(), ImageError> {
+    let (sender, receiver) = mpsc::channel(CHUNKS);
     let (files, name) = (files.clone(), name.to_owned());
     let write = env.blocking.run(move || {
         let written = files.write(&name, held, &sender);
@@ -313,28 +389,24 @@ async fn load(docker: &Docker, env: &Env, name: &str, files: &Files, held: usize
         }
         written
     });
-    let body = stream::poll_fn(move |context| receiver.poll_recv(context));
-    let options = ImportImageOptionsBuilder::new().quiet(true).build();
-    let read = docker.import_image_stream(options, body, None).try_for_each(|_| std::future::ready(Ok(())));
-    let (written, read) = tokio::join!(write, read);
+    let (written, read) = tokio::join!(write, api.load(receiver));
     if let Err(e) = written.as_ref()
         && e.kind() == io::ErrorKind::InvalidData
     {
         return Err(ImageError::Damaged(e.to_string()));
     }
     // The engine's word first: that it takes no more follows from it.
-    read.map_err(|e| ImageError::Engine(format!("the engine would not load the image: {}", why(&e))))?;
+    read.map_err(|e| ImageError::of_engine(format!("the engine would not load the image: {e}")))?;
     written.map_err(|e| ImageError::Engine(format!("the image could not be handed to the engine: {e}")))
 }
 
 /// Names and IDs of our images, of one app or of all.
-async fn images(docker: &Docker, app: Option<&Name>) -> Result<BTreeMap<String, String>, Error> {
+async fn images(api: &Api, app: Option<&Name>) -> Result<BTreeMap<String, String>, ApiError> {
     let pattern = app.map_or_else(|| format!("{PREFIX}*"), |app| format!("{PREFIX}{app}"));
-    let filters = HashMap::from([("reference".to_owned(), vec![pattern])]);
-    let options = ListImagesOptionsBuilder::new().filters(&filters).build();
-    let found = docker.list_images(Some(options)).await?;
-    let named =
-        found.into_iter().flat_map(|image| image.repo_tags.into_iter().map(move |name| (name, image.id.clone())));
+    let found = api.images(&pattern).await?;
+    let named = found
+        .into_iter()
+        .flat_map(|image| image.repo_tags.unwrap_or_default().into_iter().map(move |name| (name, image.id.clone())));
     Ok(named.filter(|(name, _)| name.starts_with(PREFIX)).collect())
 }
 
@@ -342,17 +414,15 @@ async fn images(docker: &Docker, app: Option<&Name>) -> Result<BTreeMap<String, 
 ///
 /// # Errors
 /// What the engine says; one that is in use stays, and is no error.
-pub async fn collect(docker: &Docker, app: &Name, keep: &BTreeSet<Digest>) -> Result<(), Error> {
+pub async fn collect(api: &Api, app: &Name, keep: &BTreeSet<Digest>) -> Result<(), ApiError> {
     let kept: BTreeSet<String> = keep.iter().map(|release| reference(app, *release)).collect();
-    let surplus = images(docker, Some(app)).await?.into_keys().filter(|name| !kept.contains(name));
+    let surplus = images(api, Some(app)).await?.into_keys().filter(|name| !kept.contains(name));
     for name in surplus.collect::<Vec<_>>() {
         // By force: one that ended and is kept for its output needs its image no more.
-        let options = RemoveImageOptionsBuilder::new().force(true).build();
-        match docker.remove_image(&name, Some(options), None).await {
-            Ok(_) => tracing::info!(%app, name, "an image that nobody needs is gone"),
-            Err(e) if is_missing(&e) => {}
-            // One of it still runs; the next sweep comes after that.
-            Err(Error::DockerResponseServerError { status_code: 409, .. }) => {}
+        match api.remove_image(&name).await {
+            Ok(()) => tracing::info!(%app, name, "an image that nobody needs is gone"),
+            // Gone meanwhile, or one of it still runs: the next sweep comes after that.
+            Err(e) if e.is_missing() || e.is_conflict() => {}
             Err(e) => return Err(e),
         }
     }

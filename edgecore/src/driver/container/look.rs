@@ -2,12 +2,6 @@
 
 use std::collections::HashMap;
 
-use bollard::{
-    Docker,
-    errors::Error,
-    models::{ContainerInspectResponse, ContainerState, ContainerStateStatusEnum},
-    query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder},
-};
 use jiff::Timestamp;
 use proto::{
     name::Name,
@@ -17,13 +11,19 @@ use proto::{
 };
 
 use super::{
+    api::{
+        Api, ApiError,
+        model::{Details, State},
+    },
     create::{AGENT, APP, BOOT, DIGEST, VERSION},
-    engine::is_missing,
 };
 use crate::driver::{Instance, STOPPED_ON_REQUEST};
 
 /// End of the name of a container that was asked to stop.
 pub const STOPPED: &str = ".stopped";
+
+/// What the API calls the states of a container.
+const STATES: [&str; 8] = ["created", "running", "paused", "restarting", "removing", "exited", "dead", "stopping"];
 
 /// One container of an app.
 #[derive(Debug, Clone)]
@@ -41,39 +41,41 @@ pub struct Found {
 }
 
 /// All containers of this agent, by filters of labels: nothing else is ever touched.
-pub async fn ours(docker: &Docker, agent: &str, app: Option<&Name>) -> Result<Vec<(Name, String)>, Error> {
+pub async fn ours(api: &Api, agent: &str, app: Option<&Name>) -> Result<Vec<(Name, String)>, ApiError> {
     let mut labels = vec![format!("{AGENT}={agent}")];
     labels.extend(app.map(|app| format!("{APP}={app}")));
-    let filters = HashMap::from([("label".to_owned(), labels)]);
-    let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
-    let mut found = docker.list_containers(Some(options)).await?;
-    found.sort_by_key(|summary| std::cmp::Reverse(summary.created));
-    let named = found.into_iter().filter_map(|summary| {
-        let app = summary.labels?.get(APP)?.parse().ok()?;
-        Some((app, summary.id?))
-    });
+    let mut found = api.containers(&labels).await?;
+    found.sort_by_key(|listed| std::cmp::Reverse(listed.created));
+    let named = found.into_iter().filter_map(|listed| Some((listed.labels?.get(APP)?.parse().ok()?, listed.id)));
     Ok(named.collect())
 }
 
+/// A container in detail.
+async fn details(api: &Api, id: &str) -> Result<Details, ApiError> {
+    let details = api.container(id).await?;
+    match STATES.contains(&details.state.status.as_str()) {
+        true => Ok(details),
+        // Podman, between two of them: what it says of its end is not the last word yet.
+        false => Err(ApiError::Broken(format!("container {id} is {:?}, which is no state", details.state.status))),
+    }
+}
+
 /// Whether a container runs; one that is gone does not.
-pub async fn runs(docker: &Docker, id: &str) -> Result<bool, Error> {
-    match docker.inspect_container(id, None::<InspectContainerOptions>).await {
-        Ok(details) => Ok(details.state.is_some_and(|state| state.running == Some(true))),
-        Err(e) if is_missing(&e) => Ok(false),
+pub async fn runs(api: &Api, id: &str) -> Result<bool, ApiError> {
+    match details(api, id).await {
+        Ok(details) => Ok(details.state.running),
+        Err(e) if e.is_missing() => Ok(false),
         Err(e) => Err(e),
     }
 }
 
 /// An app's containers, the newest first.
-pub async fn of(docker: &Docker, agent: &str, app: &Name, boot_id: &str) -> Result<Vec<Found>, Error> {
+pub async fn of(api: &Api, agent: &str, app: &Name, boot_id: &str) -> Result<Vec<Found>, ApiError> {
     let mut containers: Vec<(Option<String>, Found)> = vec![];
-    for (_, id) in ours(docker, agent, Some(app)).await? {
-        match docker.inspect_container(&id, None::<InspectContainerOptions>).await {
-            Ok(details) => {
-                let created = details.created.as_ref().map(ToString::to_string);
-                containers.push((created, found(id, &details, boot_id)));
-            }
-            Err(e) if is_missing(&e) => {} // gone meanwhile
+    for (_, id) in ours(api, agent, Some(app)).await? {
+        match details(api, &id).await {
+            Ok(details) => containers.push((details.created.clone(), found(id, &details, boot_id))),
+            Err(e) if e.is_missing() => {} // gone meanwhile
             Err(e) => return Err(e),
         }
     }
@@ -82,41 +84,35 @@ pub async fn of(docker: &Docker, agent: &str, app: &Name, boot_id: &str) -> Resu
     Ok(containers.into_iter().map(|(_, found)| found).collect())
 }
 
-fn found(id: String, details: &ContainerInspectResponse, boot_id: &str) -> Found {
-    let name = details.name.as_deref().unwrap_or_default().trim_start_matches('/').to_owned();
-    let state = details.state.clone().unwrap_or_default();
-    let running = state.running == Some(true);
+fn found(id: String, details: &Details, boot_id: &str) -> Found {
+    let name = details.name.trim_start_matches('/').to_owned();
+    let (state, running) = (&details.state, details.state.running);
     let labels = details.config.as_ref().and_then(|config| config.labels.clone()).unwrap_or_default();
     let limits =
         details.host_config.as_ref().and_then(|host| host.memory).and_then(|memory| u64::try_from(memory).ok());
     let limits = Limits { memory: limits.filter(|memory| *memory > 0).map(Bytes::new), ..Limits::default() };
     let of_this_boot = running || labels.get(BOOT).is_some_and(|boot| boot == boot_id);
-    let instance = of_this_boot.then(|| instance(&labels, &state, name.ends_with(STOPPED), &limits)).flatten();
+    let instance = of_this_boot.then(|| instance(&labels, state, name.ends_with(STOPPED), &limits)).flatten();
     let networks = details.network_settings.as_ref().and_then(|settings| settings.networks.clone()).unwrap_or_default();
     let address = networks.values().find_map(|network| network.ip_address.as_deref()?.parse().ok());
     Found { id, name, instance, running, address }
 }
 
 /// What a container says of an instance.
-fn instance(
-    labels: &HashMap<String, String>,
-    state: &ContainerState,
-    asked: bool,
-    limits: &Limits,
-) -> Option<Instance> {
+fn instance(labels: &HashMap<String, String>, state: &State, asked: bool, limits: &Limits) -> Option<Instance> {
     let release = ReleaseRef { version: labels.get(VERSION)?.parse().ok()?, digest: labels.get(DIGEST)?.parse().ok()? };
     let time = |text: &Option<String>| text.as_deref().and_then(|text| text.parse::<Timestamp>().ok());
     let began = |at: &Timestamp| at.as_second() > 0; // the engine says year 1 of what never was
-    if state.status == Some(ContainerStateStatusEnum::CREATED) {
+    if state.status == "created" {
         return None;
     }
     let started_at = time(&state.started_at).filter(began)?;
-    let exit = (state.running != Some(true)).then(|| {
+    let exit = (!state.running).then(|| {
         let at = time(&state.finished_at).filter(began).unwrap_or(started_at);
         let code = state.exit_code.and_then(|code| i32::try_from(code).ok());
         let message = match (asked, state.oom_killed, state.error.as_deref().filter(|error| !error.is_empty())) {
             (true, ..) => STOPPED_ON_REQUEST.to_owned(),
-            (_, Some(true), _) => match limits.memory {
+            (_, true, _) => match limits.memory {
                 Some(limit) => format!("killed by the kernel: it needs more memory than its limit of {limit}"),
                 None => "killed by the kernel for want of memory".to_owned(),
             },
@@ -134,13 +130,13 @@ mod tests {
 
     use super::*;
 
-    fn state(running: bool, code: i64) -> ContainerState {
-        ContainerState {
-            running: Some(running),
+    fn state(running: bool, code: i64) -> State {
+        State {
+            running,
             exit_code: Some(code),
             started_at: Some("2026-05-01T10:00:00.123456789Z".into()),
             finished_at: Some(if running { "0001-01-01T00:00:00Z".into() } else { "2026-05-01T10:00:09Z".into() }),
-            ..ContainerState::default()
+            ..State::default()
         }
     }
 
@@ -149,7 +145,7 @@ mod tests {
         let digest = Digest::of(b"x").to_string();
         let labels = HashMap::from([(VERSION.to_owned(), "1.0.0".to_owned()), (DIGEST.to_owned(), digest)]);
         let limits = Limits { memory: Some(Bytes::new(1 << 20)), ..Limits::default() };
-        let end = |state: &ContainerState, asked| instance(&labels, state, asked, &limits).unwrap().exit;
+        let end = |state: &State, asked| instance(&labels, state, asked, &limits).unwrap().exit;
         assert_eq!(end(&state(true, 0), false), None);
         let exit = end(&state(false, 3), false).unwrap();
         assert_eq!(
@@ -157,9 +153,9 @@ mod tests {
             (Some(3), "exited with code 3", "2026-05-01T10:00:09Z")
         );
         assert_eq!(end(&state(false, 143), true).unwrap().message, STOPPED_ON_REQUEST);
-        let oom = ContainerState { oom_killed: Some(true), ..state(false, 137) };
+        let oom = State { oom_killed: true, ..state(false, 137) };
         assert!(end(&oom, false).unwrap().message.contains("limit of 1"));
-        let never = ContainerState { status: Some(ContainerStateStatusEnum::CREATED), ..state(false, 0) };
+        let never = State { status: "created".into(), ..state(false, 0) };
         assert_eq!(instance(&labels, &never, false, &limits), None);
         assert_eq!(instance(&HashMap::new(), &state(true, 0), false, &limits), None);
     }

@@ -6,13 +6,15 @@
 //! an engine that is sick. Of each app
 //! there is the newest container, and one before it for its output. That one was asked to stop is in its name.
 //!
-//! `create` says what is asked of the engine, `look` what it answers, `attach` runs a person's command, `image` how the release's image gets there,
-//! `engine` how it is reached.
+//! `create` says what is asked of the engine, `look` what it answers, `attach` runs a person's command, `image` how the
+//! release's image gets there, `engine` how it is found, `api` how it is asked.
 
+pub mod api;
 mod attach;
 pub mod create;
 mod engine;
 mod image;
+mod layer;
 mod look;
 mod output;
 
@@ -23,16 +25,7 @@ use std::{
     time::Duration,
 };
 
-use bollard::{
-    Docker,
-    errors::Error,
-    query_parameters::{
-        CreateContainerOptionsBuilder, KillContainerOptionsBuilder, RemoveContainerOptionsBuilder,
-        RenameContainerOptionsBuilder, StartContainerOptions, StatsOptionsBuilder, WaitContainerOptionsBuilder,
-    },
-};
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use proto::{
     digest::Digest,
     durable,
@@ -51,8 +44,9 @@ use tokio::{
 
 pub use self::engine::SOCKETS;
 use self::{
+    api::Api,
     create::{STREAMS_SOCKET, Surroundings},
-    engine::{Engine, is_missing, why},
+    engine::Engine,
     image::{Files, ImageError},
     look::{Found, STOPPED},
 };
@@ -110,43 +104,43 @@ impl ContainerDriver {
         marked.await.map_err(|e| e.to_string())
     }
 
-    async fn found(&self, docker: &Docker, app: &Name) -> Result<Vec<Found>, String> {
-        look::of(docker, &self.agent, app, &procs::boot_id()).await.map_err(|e| why(&e))
+    async fn found(&self, api: &Api, app: &Name) -> Result<Vec<Found>, String> {
+        look::of(api, &self.agent, app, &procs::boot_id()).await.map_err(|e| e.to_string())
     }
 
-    async fn newest(&self, app: &Name) -> Result<Option<(Docker, Found)>, String> {
-        let docker = self.engine.get().await?;
-        let newest = self.found(&docker, app).await?.into_iter().next();
-        Ok(newest.map(|newest| (docker, newest)))
+    async fn newest(&self, app: &Name) -> Result<Option<(Api, Found)>, String> {
+        let api = self.engine.get().await?;
+        let newest = self.found(&api, app).await?.into_iter().next();
+        Ok(newest.map(|newest| (api, newest)))
     }
 
     /// The image of a release is at the engine.
-    async fn load(&self, docker: &Docker, spec: &InstanceSpec, container: &Container) -> Result<(), ImageError> {
+    async fn load(&self, api: &Api, spec: &InstanceSpec, container: &Container) -> Result<(), ImageError> {
         let digest = spec.release.digest;
         match (&container.image, &container.registry) {
             (Some(image), _) => {
                 let (tree, image) = (spec.tree.clone(), image.clone());
                 let files = self.env.blocking.run(move || Files::at(&tree, &image)).await?;
-                image::ensure(docker, &self.env, &spec.app, digest, files).await
+                image::ensure(api, &self.env, &spec.app, digest, files).await
             }
-            (None, Some(pinned)) => image::pull(docker, &spec.app, digest, pinned).await,
+            (None, Some(pinned)) => image::pull(api, &spec.app, digest, pinned).await,
             (None, None) => Err(ImageError::Engine("the release names no image".into())), // manifests are checked
         }
     }
 
     async fn try_start(&self, spec: &InstanceSpec) -> Result<(), String> {
         let container = spec.workload.container.as_ref().ok_or("it is no container")?;
-        let docker = self.engine.get().await?;
-        self.load(&docker, spec, container).await.map_err(|e| e.to_string())?;
-        let mut before = self.found(&docker, &spec.key()).await?;
+        let api = self.engine.get().await?;
+        self.load(&api, spec, container).await.map_err(|e| e.to_string())?;
+        let mut before = self.found(&api, &spec.key()).await?;
         for found in before.iter().filter(|found| found.running) {
-            self.end(&docker, found, spec.workload.stop_grace.get()).await?;
+            self.end(&api, found, spec.workload.stop_grace.get()).await?;
         }
         // The newest that ran stays, for its output.
         let kept = before.iter().position(|found| found.instance.is_some());
         kept.into_iter().for_each(|at| drop(before.remove(at)));
         for found in before {
-            self.discard(&docker, &found.id).await?;
+            self.discard(&api, &found.id).await?;
         }
         self.mark(&spec.key()).await?;
         let uses = container.uses.iter().map(|uses| files_of(&spec.data, &uses.app)).collect::<Result<_, _>>()?;
@@ -164,50 +158,45 @@ impl ContainerDriver {
             agent: self.agent.clone(),
             boot_id: procs::boot_id(),
             uses,
-            cdi: !spec.gpus.is_empty() && engine::has_cdi(&docker).await,
+            cdi: !spec.gpus.is_empty() && engine::has_cdi(&api).await,
             socket: spec.workload.env.get(STREAMS_SOCKET).map(PathBuf::from).filter(|socket| is_alone(socket)),
         };
         let random = self.names.lock().unwrap_or_else(PoisonError::into_inner).next_u64();
         let name = format!("crossdock-{}-{random:016x}", spec.key());
-        let options = CreateContainerOptionsBuilder::new().name(&name).build();
         let body = create::body(spec, container, &around);
-        let mut created = docker.create_container(Some(options.clone()), body.clone()).await;
-        if created.as_ref().is_err_and(|e| why(e).contains("container-init")) {
+        let mut created = api.create(&name, &body).await;
+        if created.as_ref().is_err_and(|e| e.to_string().contains("container-init")) {
             tracing::warn!(app = %spec.app, "the engine has no program to reap what containers leave behind; install catatonit");
-            created = docker.create_container(Some(options), create::without_init(body)).await;
+            created = api.create(&name, &create::without_init(body)).await;
         }
-        let id = created.map_err(|e| format!("the engine would not make it: {}", why(&e)))?.id;
-        if let Err(e) = docker.start_container(&id, None::<StartContainerOptions>).await {
-            self.discard(&docker, &id).await?; // nothing half-started stays
-            return Err(format!("the engine would not start it: {}", why(&e)));
+        let id = created.map_err(|e| format!("the engine would not make it: {e}"))?;
+        if let Err(e) = api.start(&id).await {
+            self.discard(&api, &id).await?; // nothing half-started stays
+            return Err(format!("the engine would not start it: {e}"));
         }
         Ok(())
     }
 
-    async fn discard(&self, docker: &Docker, id: &str) -> Result<(), String> {
-        let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
-        match docker.remove_container(id, Some(options)).await {
-            // 409: it is on its way already.
-            Ok(()) | Err(Error::DockerResponseServerError { status_code: 404 | 409, .. }) => Ok(()),
-            Err(e) => Err(format!("container {id} cannot be removed: {}", why(&e))),
+    async fn discard(&self, api: &Api, id: &str) -> Result<(), String> {
+        match api.remove(id).await {
+            Ok(()) => Ok(()),
+            Err(e) if e.is_missing() || e.is_conflict() => Ok(()), // it is gone, or on its way
+            Err(e) => Err(format!("container {id} cannot be removed: {e}")),
         }
     }
 
     /// SIGTERM, grace, SIGKILL; noted in its name first.
-    async fn end(&self, docker: &Docker, found: &Found, grace: Duration) -> Result<(), String> {
+    async fn end(&self, api: &Api, found: &Found, grace: Duration) -> Result<(), String> {
         if !found.name.ends_with(STOPPED) {
-            let options = RenameContainerOptionsBuilder::new().name(&format!("{}{STOPPED}", found.name)).build();
-            docker.rename_container(&found.id, options).await.map_err(|e| why(&e))?;
+            api.rename(&found.id, &format!("{}{STOPPED}", found.name)).await.map_err(|e| e.to_string())?;
         }
         for (signal, patience) in [("SIGTERM", grace), ("SIGKILL", KILL_TIMEOUT)] {
-            let options = KillContainerOptionsBuilder::new().signal(signal).build();
-            match docker.kill_container(&found.id, Some(options)).await {
+            match api.kill(&found.id, signal).await {
                 Ok(()) => {}
-                // It ended meanwhile.
-                Err(Error::DockerResponseServerError { status_code: 404 | 409, .. }) => {}
-                Err(e) => return Err(why(&e)),
+                Err(e) if e.is_missing() || e.is_conflict() => {} // it ended meanwhile
+                Err(e) => return Err(e.to_string()),
             }
-            if timeout(patience, self.over(docker, &found.id)).await.is_ok() {
+            if timeout(patience, self.over(api, &found.id)).await.is_ok() {
                 return Ok(());
             }
         }
@@ -215,27 +204,25 @@ impl ContainerDriver {
     }
 
     /// Until a container has ended. Cancel safe.
-    async fn over(&self, docker: &Docker, id: &str) {
-        let every = if engine::is_docker(docker).await { LOOK_DOCKER } else { LOOK_OTHERS };
+    async fn over(&self, api: &Api, id: &str) {
+        let every = if api.is_docker() { LOOK_DOCKER } else { LOOK_OTHERS };
         loop {
-            let options = WaitContainerOptionsBuilder::new().condition("not-running").build();
-            let mut waiting = std::pin::pin!(docker.wait_container(id, Some(options)));
             // Both arms are cancel safe: the engine is asked anew.
             let ended = tokio::select! {
                 biased;
-                ended = waiting.next() => ended,
+                ended = api.wait(id) => ended,
                 () = sleep(every) => {
-                    match look::runs(docker, id).await {
+                    match look::runs(api, id).await {
                         Ok(true) | Err(_) => continue,
                         Ok(false) => return,
                     }
                 }
             };
             match ended {
-                Some(Ok(_) | Err(Error::DockerContainerWaitError { .. })) => return,
-                Some(Err(e)) if is_missing(&e) => return,
+                Ok(()) => return,
+                Err(e) if e.is_missing() => return,
                 // The engine is restarted: what was running is not, unless it keeps containers alive.
-                Some(Err(_)) | None => sleep(ASK_AGAIN).await,
+                Err(_) => sleep(ASK_AGAIN).await,
             }
         }
     }
@@ -245,7 +232,7 @@ impl ContainerDriver {
         let mut unclear = 0;
         loop {
             let looked = self.newest(app).await;
-            let (docker, found) = match looked.and_then(|newest| newest.ok_or_else(nothing)) {
+            let (api, found) = match looked.and_then(|newest| newest.ok_or_else(nothing)) {
                 Ok(newest) if newest.1.instance.is_some() => newest,
                 // Between two states Podman calls one by a name that the API does not have, for a moment.
                 other if unclear < UNCLEAR_LOOKS => {
@@ -261,11 +248,11 @@ impl ContainerDriver {
                 None => return Err(nothing()),
                 Some(Instance { exit: Some(mut exit), .. }) => {
                     if exit.code != Some(0) && exit.message != super::STOPPED_ON_REQUEST {
-                        output::add_last_line(&docker, &found.id, &mut exit).await;
+                        output::add_last_line(&api, &found.id, &mut exit).await;
                     }
                     return Ok(exit);
                 }
-                Some(_) => self.over(&docker, &found.id).await,
+                Some(_) => self.over(&api, &found.id).await,
             }
         }
     }
@@ -274,9 +261,9 @@ impl ContainerDriver {
         if !self.may_have(app) {
             return Ok(());
         }
-        let docker = self.engine.get().await?;
-        for found in self.found(&docker, app).await?.iter().filter(|found| found.running) {
-            self.end(&docker, found, grace).await?;
+        let api = self.engine.get().await?;
+        for found in self.found(&api, app).await?.iter().filter(|found| found.running) {
+            self.end(&api, found, grace).await?;
         }
         Ok(())
     }
@@ -285,11 +272,11 @@ impl ContainerDriver {
         if !self.may_have(app) {
             return Ok(());
         }
-        let docker = self.engine.get().await?;
-        for found in self.found(&docker, app).await? {
-            self.discard(&docker, &found.id).await?;
+        let api = self.engine.get().await?;
+        for found in self.found(&api, app).await? {
+            self.discard(&api, &found.id).await?;
         }
-        image::collect(&docker, app, &BTreeSet::new()).await.map_err(|e| why(&e))?;
+        image::collect(&api, app, &BTreeSet::new()).await.map_err(|e| e.to_string())?;
         let mark = self.marks.join(app.as_str());
         self.env.blocking.run(move || std::fs::remove_file(mark)).await.map_err(|e| format!("its mark stays: {e}"))
     }
@@ -317,10 +304,10 @@ impl Driver for ContainerDriver {
         Box::pin(async move {
             let Some(container) = &spec.workload.container else { return Ok(()) };
             let no_engine = |message| NotReady { reason: "NoContainerEngine", message };
-            let docker = self.engine.get().await.map_err(no_engine)?;
+            let api = self.engine.get().await.map_err(no_engine)?;
             self.mark(&spec.key()).await.map_err(|message| NotReady { reason: "StateNotWritable", message })?;
-            let loaded = self.load(&docker, spec, container).await;
-            loaded.map_err(|e| NotReady { reason: "ImageNotLoaded", message: e.to_string() })?;
+            let loaded = self.load(&api, spec, container).await;
+            loaded.map_err(|e| NotReady { reason: e.reason(), message: e.to_string() })?;
             for uses in &container.uses {
                 files_of(&spec.data, &uses.app).map_err(|message| NotReady { reason: "FilesMissing", message })?;
             }
@@ -360,8 +347,8 @@ impl Driver for ContainerDriver {
                 return Ok(vec![]);
             }
             // Without the engine nobody can tell: nothing is removed then.
-            let Ok(docker) = self.engine.get().await else { return Ok(vec![]) };
-            let found = look::ours(&docker, &self.agent, None).await.unwrap_or_default();
+            let Ok(api) = self.engine.get().await else { return Ok(vec![]) };
+            let found = look::ours(&api, &self.agent, None).await.unwrap_or_default();
             let names: BTreeSet<Name> = found.into_iter().map(|(app, _)| app).collect();
             for app in &names {
                 self.mark(app).await.map_err(failed("note", app))?;
@@ -372,36 +359,33 @@ impl Driver for ContainerDriver {
 
     fn probe<'a>(&'a self, spec: &'a InstanceSpec, probe: &'a Probe) -> BoxFuture<'a, ProbeOutcome> {
         Box::pin(async move {
-            let (docker, found) = match self.newest(&spec.key()).await {
+            let (api, found) = match self.newest(&spec.key()).await {
                 Ok(Some(newest)) => newest,
                 Ok(None) => return ProbeOutcome::Failure("the workload was never started".into()),
                 Err(problem) => return ProbeOutcome::Failure(problem),
             };
             let at = found.address.unwrap_or(std::net::Ipv4Addr::LOCALHOST.into());
-            probe::attempt(at, probe, |exec| output::run(&docker, &found.id, &exec.command)).await
+            probe::attempt(at, probe, |exec| output::run(&api, &found.id, &exec.command)).await
         })
     }
 
     fn exec<'a>(&'a self, spec: &'a InstanceSpec, start: &'a Start) -> BoxFuture<'a, Result<Attached, String>> {
         Box::pin(async move {
             let newest = self.newest(&spec.key()).await?.filter(|(_, found)| found.running);
-            let (docker, found) = newest.ok_or("the workload does not run")?;
-            attach::run(docker, &found.id, start).await
+            let (api, found) = newest.ok_or("the workload does not run")?;
+            attach::run(api, &found.id, start).await
         })
     }
 
     fn usage<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Option<InstanceUsage>> {
         Box::pin(async move {
-            let (docker, found) = self.newest(app).await.ok()??;
-            let options = StatsOptionsBuilder::new().stream(false).one_shot(true).build();
-            let stats = docker.stats(&found.id, Some(options)).next().await?.ok().filter(|_| found.running)?;
-            let cpu = stats.cpu_stats.and_then(|cpu| cpu.cpu_usage).and_then(|usage| usage.total_usage);
-            let memory_bytes = stats.memory_stats.and_then(|memory| {
-                // Less what the kernel gives back when somebody needs it, as `docker stats` shows it.
-                let details = memory.stats.unwrap_or_default();
-                let cache = details.get("inactive_file").or_else(|| details.get("total_inactive_file"));
-                Some(memory.usage?.saturating_sub(cache.copied().unwrap_or(0)))
-            });
+            let (api, found) = self.newest(app).await.ok()?.filter(|(_, found)| found.running)?;
+            let stats = api.stats(&found.id).await.ok()?;
+            let (cpu, memory) = (stats.cpu_stats.cpu_usage.total_usage, stats.memory_stats);
+            // Less what the kernel gives back when somebody needs it, as `docker stats` shows it.
+            let details = memory.stats.unwrap_or_default();
+            let cache = details.inactive_file.or(details.total_inactive_file).unwrap_or(0);
+            let memory_bytes = memory.usage.map(|usage| usage.saturating_sub(cache));
             Some(InstanceUsage { cpu: cpu.map(Duration::from_nanos), memory_bytes })
         })
     }
@@ -411,8 +395,8 @@ impl Driver for ContainerDriver {
             if !self.may_have(app) {
                 return Ok(());
             }
-            let docker = self.engine.get().await.map_err(failed("clean up after", app))?;
-            image::collect(&docker, app, keep).await.map_err(|e| failed("clean up after", app)(why(&e)))
+            let api = self.engine.get().await.map_err(failed("clean up after", app))?;
+            image::collect(&api, app, keep).await.map_err(|e| failed("clean up after", app)(e.to_string()))
         })
     }
 
@@ -426,10 +410,10 @@ impl Driver for ContainerDriver {
             if !self.may_have(app) {
                 return None;
             }
-            let docker = self.engine.get().await.ok()?;
-            let found = self.found(&docker, app).await.ok()?;
+            let api = self.engine.get().await.ok()?;
+            let found = self.found(&api, app).await.ok()?;
             let ids: Vec<String> = found.into_iter().rev().map(|found| found.id).collect();
-            (!ids.is_empty()).then(|| output::stream(docker, ids, tail, follow))
+            (!ids.is_empty()).then(|| output::stream(api, ids, tail, follow))
         })
     }
 }
