@@ -117,8 +117,7 @@ impl FromStr for Ratio {
             format!("{text:?} is no ratio: write a number from 0.1 to 100, such as 1.5")
         };
         let number: f64 = text.trim().parse().map_err(|_| wrong())?;
-        let thousandths = (number * 1000.0).round();
-        if (100.0..=100_000.0).contains(&thousandths) { Ok(Ratio(thousandths as u32)) } else { Err(wrong()) }
+        if (0.1..=100.0).contains(&number) { Ok(Ratio((number * 1000.0).round() as u32)) } else { Err(wrong()) }
     }
 }
 
