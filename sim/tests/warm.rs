@@ -198,7 +198,7 @@ async fn an_update_leaves_no_moment_without_an_answer() -> anyhow::Result<()> {
     ensure!(seen.missed.is_empty() && seen.versions == ["2.0.0", "4.0.0"], "{seen:?}");
 
     // 4. One that the box has no memory for, beside the other: it takes its place, and says why.
-    write_release(&stage, "5.0.0", true, "limits: { memory: 900Gi }")?;
+    write_release(&stage, "5.0.0", true, "limits: { memory: 900Gi }\n  requests: { memory: 64Mi }")?;
     roll_out(&stage, "5.0.0", false).await?;
     let said = |n: &Node| {
         let why = "the one before was stopped first: beside the running one it needs 921600 MiB of memory (its limit)";

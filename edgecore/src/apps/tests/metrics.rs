@@ -3,7 +3,10 @@
 use proto::object::MetricsOrder;
 
 use super::{APP, LONG, world::World};
-use crate::metrics::{Metrics, Told};
+use crate::{
+    driver::Side,
+    metrics::{Metrics, Told},
+};
 
 fn tell(world: &World, version: &str, frames: f64, samples: usize) {
     for _ in 0..samples {
@@ -66,4 +69,30 @@ async fn a_release_that_failed_leaves_nothing_to_compare_with() {
     world.settle().await;
     assert!(world.slot().failure(world.digest("3")).is_some());
     assert_eq!(world.slot().before, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn over_an_update_without_a_gap_the_live_one_alone_is_heard() {
+    let mut world = World::warm();
+    world.want("1");
+    world.settle().await;
+    tell(&world, "1", 25.0, 50);
+    let heard = |world: &World, version: &str| {
+        let told = Told { app: APP.parse().unwrap(), digest: world.digest(version), values: [].into() };
+        world.metrics.take(told).is_ok()
+    };
+    world.want("2");
+    world.ask(|ask| {
+        ask.order.metrics = Some(MetricsOrder { samples: [("fps".parse().unwrap(), 10)].into(), for_s: 60 })
+    });
+    world.turn_until(|world| world.driver.specs().len() == 2).await;
+    assert!(heard(&world, "1") && !heard(&world, "2"), "it warms up");
+    tell(&world, "1", 25.0, 1);
+    world.turn_until(|world| world.slot().side == Side::B).await;
+    assert!(heard(&world, "2") && !heard(&world, "1"), "it is live");
+    world.settle().await;
+    tell(&world, "2", 8.0, 12);
+    world.settle().await;
+    let told = world.status().metrics.unwrap();
+    assert_eq!((told.now["fps"].samples, told.before.unwrap().metrics["fps"].samples), (12, 51));
 }
