@@ -4,11 +4,40 @@
 //! they write out until the disk is full. No tool that makes images needs either. Symbolic links and devices are left
 //! alone: a container follows them within its own root, and its control group keeps devices from it.
 
-use std::io::{Read, Seek};
+use std::{
+    cell::Cell,
+    io::{self, Read, Seek, SeekFrom},
+};
 
 use tar::{Archive, EntryType};
 
 use crate::fetch::space::people;
+
+/// Most that is read for one entry: its header, and the records before it, such as a long name. They are held in memory.
+const MAX_HEADER_BYTES: u64 = 1 << 20;
+
+/// Reads no more than is left.
+struct Bounded<'a, R> {
+    inner: R,
+    left: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Bounded<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        let left = self.left.get().checked_sub(read as u64);
+        self.left.set(left.ok_or_else(|| {
+            io::Error::other(format!("what stands before one of its files is over {MAX_HEADER_BYTES} bytes"))
+        })?);
+        Ok(read)
+    }
+}
+
+impl<R: Seek> Seek for Bounded<'_, R> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.inner.seek(to)
+    }
+}
 
 /// Looks through the headers of a layer.
 ///
@@ -16,9 +45,11 @@ use crate::fetch::space::people;
 /// What is wrong with it, as the end of a sentence about the layer.
 pub fn check(layer: impl Read + Seek) -> Result<(), String> {
     let broken = |e: std::io::Error| format!("is no tar archive: {e}");
-    let mut archive = Archive::new(layer);
+    let left = Cell::new(MAX_HEADER_BYTES);
+    let mut archive = Archive::new(Bounded { inner: layer, left: &left });
     for entry in archive.entries_with_seek().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;
+        left.set(MAX_HEADER_BYTES);
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         let kind = entry.header().entry_type();
         let mut sparse =
@@ -111,6 +142,26 @@ mod tests {
         gnu.sparse[0].numbytes = *b"00000000000\0";
         old.set_cksum();
         assert!(checked(&[old]).unwrap_err().contains("1.0 KiB"));
+    }
+
+    #[test]
+    fn records_before_a_file_are_bounded_and_files_are_not() {
+        let with_record = |bytes: usize| {
+            let mut archive = Builder::new(vec![]);
+            archive.append_pax_extensions([("comment", &vec![b'x'; bytes][..])]).unwrap();
+            archive.append(&header(EntryType::Regular, "a", ""), &b""[..]).unwrap();
+            check(Cursor::new(archive.into_inner().unwrap()))
+        };
+        assert_eq!(with_record(1 << 16), Ok(()));
+        assert!(with_record(2 << 20).unwrap_err().contains("over 1048576 bytes"));
+        let mut archive = Builder::new(vec![]);
+        for number in 0..5000 {
+            let mut header = header(EntryType::Regular, &format!("file-{number}"), "");
+            header.set_size(700);
+            header.set_cksum();
+            archive.append(&header, &[7; 700][..]).unwrap();
+        }
+        assert_eq!(check(Cursor::new(archive.into_inner().unwrap())), Ok(()));
     }
 
     #[test]
