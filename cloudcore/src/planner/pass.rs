@@ -213,8 +213,8 @@ impl<'a> Pass<'_, 'a> {
                         }
                         // Nobody can wait for what it has not told.
                         (Some(deferral), None) if unproven && is_silent && in_soak => deferral,
-                        // What it proved while it was there stays proven.
-                        (Some(_), None) if decided && said.phase == entry.phase => said,
+                        // What it proved while it was there stays proven. Whoever is heard tells more, cordoned or not.
+                        (Some(_), None) if decided && said.phase == entry.phase && (is_silent || !in_soak) => said,
                         (Some(deferral), None) if NOT_HEARD.contains(&&*deferral.reason) => deferral,
                         _ if in_soak && !is_silent && said.phase == UpdatePhase::Succeeded => self.measured(node, said),
                         _ => said,
@@ -508,7 +508,7 @@ impl<'a> Pass<'_, 'a> {
                 continue;
             }
             self.tell(name, Telling::App(None));
-            let leaving = Leaving { generation: node.metadata.generation };
+            let leaving = Leaving { generation: node.metadata.generation, uid: node.metadata.uid.clone() };
             let sites = &mut self.draft.status.to_mut().placement;
             sites.entry(node.spec.site.clone()).or_default().leaving.insert(name.clone(), leaving);
         }

@@ -133,9 +133,8 @@ impl<'a> Others<'a> {
 
     /// What the node was told to let go of and has not said that it did.
     fn leaving(&self, name: &Name, node: &Node) -> bool {
-        let of = |other: &&&Rollout| other.status.placement.get(&node.spec.site)?.leaving.get(name).copied();
-        let has = |leaving: Leaving| node.status.observed_generation <= leaving.generation;
-        self.all.iter().filter_map(|other| of(&other)).any(has)
+        let of = |other: &&'a Rollout| other.status.placement.get(&node.spec.site)?.leaving.get(name);
+        self.all.iter().filter_map(of).any(|leaving| is_leaving(node, leaving))
     }
 }
 
@@ -247,10 +246,9 @@ impl<'a> Site<'_, 'a> {
     fn still_leaving(&self, before: Option<&SitePlacement>) -> BTreeMap<Name, Leaving> {
         let before = before.into_iter().flat_map(|before| &before.leaving);
         let is_so = |(name, leaving): &(&Name, &Leaving)| {
-            let node = self.snapshot.nodes.get(*name);
-            node.is_some_and(|node| node.status.observed_generation <= leaving.generation)
+            self.snapshot.nodes.get(*name).is_some_and(|node| is_leaving(node, leaving))
         };
-        before.filter(is_so).map(|(name, leaving)| (name.clone(), *leaving)).collect()
+        before.filter(is_so).map(|(name, leaving)| (name.clone(), leaving.clone())).collect()
     }
 
     fn known(&self, name: &Name) -> Option<&'a Name> {
@@ -332,6 +330,12 @@ impl<'a> Site<'_, 'a> {
             why.insert(*name, text);
         }
     }
+}
+
+/// Whether a node was told to let go and has not said that it did. One that was deleted, and joined again, has.
+fn is_leaving(node: &Node, leaving: &Leaving) -> bool {
+    let is_another = !leaving.uid.is_empty() && leaving.uid != node.metadata.uid;
+    !is_another && node.status.observed_generation <= leaving.generation
 }
 
 /// The releases that may run on a node.

@@ -30,7 +30,8 @@ impl Fleet {
     /// Nodes of 8 GiB, and of apps `app` and `twin`, which are better apart, versions that ask for as many GiB.
     fn new(nodes: usize, per_site: usize) -> Fleet {
         let mut world = World::new(nodes, per_site);
-        for node in world.now.nodes.values_mut() {
+        for (name, node) in &mut world.now.nodes {
+            node.metadata.uid = format!("{name} at first");
             node.status.info.as_mut().unwrap().memory_bytes = 8 * GIB;
         }
         let mut releases = BTreeMap::new();
@@ -309,8 +310,9 @@ fn happen(fleet: &mut Fleet, happening: &Happening) {
             fleet.drained.remove(&node_name(*n));
         }
         Happening::Join(n) => {
-            let fresh = || Fleet::new(NODES, 3).world.now.nodes.remove(&node_name(*n)).unwrap();
-            nodes.entry(node_name(*n)).or_insert_with(fresh);
+            let mut fresh = Fleet::new(NODES, 3).world.now.nodes.remove(&node_name(*n)).unwrap();
+            fresh.metadata.uid = format!("{n} at {}", fleet.world.second);
+            nodes.entry(node_name(*n)).or_insert(fresh);
         }
         Happening::Start(twin, version) => {
             let (app, per_site) = if *twin { ("twin", 2) } else { ("app", 1) };
@@ -365,7 +367,8 @@ fn check_steps(fleet: &Fleet, steps: &[Step]) {
         // It keeps it, also where it was told to let go and has not said that it did.
         let leaving = fleet.world.now.rollouts.values().filter(|rollout| rollout.spec.app == *app);
         let mut leaving = leaving.filter_map(|r| r.status.placement.get(&node.spec.site)?.leaving.get(name));
-        let is_leaving = leaving.any(|leaving| node.status.observed_generation <= leaving.generation);
+        let is_leaving = leaving
+            .any(|leaving| leaving.uid == node.metadata.uid && node.status.observed_generation <= leaving.generation);
         if node.spec.apps.contains_key(app) || node.status.workloads.contains_key(app) || is_leaving {
             continue;
         }
@@ -469,4 +472,19 @@ proptest! {
             }
         }
     }
+}
+
+/// The name of a node that an app was taken from goes to another box before the node said that it took note.
+#[test]
+fn a_box_that_takes_over_a_name_has_nothing_of_the_one_before() {
+    let mut fleet = Fleet::new(NODES, 3);
+    let mut planner = Planner::new(fleet.world.now.clone());
+    let start = Happening::Start(false, 1);
+    for happening in [&start, &Happening::Drain(0, true), &start, &Happening::Delete(0), &Happening::Join(0), &start] {
+        happen(&mut fleet, happening);
+        fleet.world.second += 1;
+        rest(&mut fleet, &mut planner);
+    }
+    fleet.run(2);
+    assert_eq!(fleet.on("app"), ["n1", "n3"]);
 }

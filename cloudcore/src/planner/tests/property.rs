@@ -500,6 +500,19 @@ fn a_place_that_one_plan_keeps_for_somebody_is_given_in_the_next() {
 }
 
 #[test]
+fn who_has_told_too_little_and_is_cordoned_proves_nothing() {
+    let shape =
+        Shape { version: 2, selector: 2, waves: 3, budget: 0, on_failure: 0, jitter: true, lax: false, metrics: 1 };
+    play(&[
+        Happening::Start(shape),
+        Happening::Work(3),
+        Happening::Work(4),
+        Happening::Cordon(5, true),
+        Happening::Work(2),
+    ]);
+}
+
+#[test]
 fn who_comes_back_while_a_restart_ends_has_its_turn_all_the_same() {
     let shape = |version, selector, waves, budget| Shape {
         version,

@@ -65,10 +65,13 @@ data! {
     }
 
     /// An app was taken from a node.
-    #[derive(Eq, Copy)]
+    #[derive(Eq)]
     pub struct Leaving {
         /// Generation of the node's assignment that still had it: the node took note when it observed a later one.
         pub generation: u64,
+        /// The node's uid: a later one of the same name never had it. Empty when a hub before this field wrote it.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        pub uid: String,
     }
 
     /// A wave and its evidence.
