@@ -115,6 +115,7 @@ mod cut_mid_download;
 mod events;
 mod hostile_peer;
 mod metrics;
+mod placement;
 mod reboot;
 mod renewal_forgotten;
 mod streams;
@@ -248,6 +249,16 @@ const SCENARIOS: &[Scenario] = &[
         name: "camera_lost",
         about: "the plug of a camera is pulled, and another one is loose: one condition, one event, and it clears",
         play: |world| Box::pin(metrics::camera_lost(world)),
+    },
+    Scenario {
+        name: "one_box_of_each_site",
+        about: "two heavy apps, one box of each site each: drained behind a cut line, the hub killed in the move",
+        play: |world| Box::pin(placement::one_of_each_site(world)),
+    },
+    Scenario {
+        name: "what_does_not_fit_waits",
+        about: "an app asks for more memory than is left: it waits with the arithmetic, and begins once it fits",
+        play: |world| Box::pin(placement::what_does_not_fit(world)),
     },
     Scenario {
         name: "hostile_peer",

@@ -14,7 +14,7 @@ use proto::{
     env::WallClock as _,
     name::{Name, ObjectName, ReleaseName, Version},
     object::{Rollout, RolloutPhase, RolloutSpec, rollout::WavePhase},
-    release::{Gpus, Manifest},
+    release::Manifest,
     selector::Selector,
     tuf::SecretKey,
 };
@@ -56,7 +56,16 @@ impl World {
         file_bytes: usize,
         args: &[&str],
     ) -> anyhow::Result<()> {
-        self.stage(app, version, (files, file_bytes), args, None)?;
+        self.stage(app, version, (files, file_bytes), args, "")?;
+        self.publish_staged().await
+    }
+
+    /// Publishes a small release whose workload says more of itself: lines of a `release.yaml` below `workload`.
+    ///
+    /// # Errors
+    /// When they are wrong, or the hub refuses.
+    pub async fn publish_saying(&self, app: &str, version: &str, workload: &str) -> anyhow::Result<()> {
+        self.stage(app, version, (2, 10_000), &[], workload)?;
         self.publish_staged().await
     }
 
@@ -65,7 +74,7 @@ impl World {
     /// # Errors
     /// When the hub refuses.
     pub async fn publish_signed(&self, app: &str, version: &str, targets: &SecretKey) -> anyhow::Result<()> {
-        self.stage_signed(app, version, (2, 10_000), (&[], None), targets)?;
+        self.stage_signed(app, version, (2, 10_000), (&[], ""), targets)?;
         self.publish_staged().await
     }
 
@@ -82,15 +91,8 @@ impl World {
     }
 
     /// Builds and signs a release on the engineer's machine.
-    fn stage(
-        &self,
-        app: &str,
-        version: &str,
-        size: (usize, usize),
-        args: &[&str],
-        gpus: Option<&Gpus>,
-    ) -> anyhow::Result<()> {
-        self.stage_signed(app, version, size, (args, gpus), &self.key("targets"))
+    fn stage(&self, app: &str, version: &str, size: (usize, usize), args: &[&str], more: &str) -> anyhow::Result<()> {
+        self.stage_signed(app, version, size, (args, more), &self.key("targets"))
     }
 
     fn stage_signed(
@@ -98,7 +100,7 @@ impl World {
         app: &str,
         version: &str,
         (files, file_bytes): (usize, usize),
-        (args, gpus): (&[&str], Option<&Gpus>),
+        (args, more): (&[&str], &str),
         targets: &SecretKey,
     ) -> anyhow::Result<()> {
         let folder = self.folder.path().join(format!("{app}-{version}"));
@@ -117,11 +119,10 @@ impl World {
             ""
         };
         let update = if warm { "  update: { strategy: warm }\n" } else { "" };
-        let gpus = gpus.map(|gpus| Ok::<_, serde_json::Error>(format!("  gpus: {}\n", serde_json::to_string(gpus)?)));
-        let gpus = gpus.transpose()?.unwrap_or_default();
+        let more: String = more.lines().map(|line| format!("  {line}\n")).collect();
         let yaml = format!(
             "apiVersion: crossdock.io/v1\napp: {app}\nversion: {version}\nartifacts:\n  - source: files\n\
-             workload:\n  command: /bin/true\n  args: {}\n  soak: 3s\n  deadline: 60s\n{gpus}{update}{probes}",
+             workload:\n  command: /bin/true\n  args: {}\n  soak: 3s\n  deadline: 60s\n{more}{update}{probes}",
             serde_json::to_string(args)?
         );
         std::fs::write(folder.join("release.yaml"), yaml)?;
@@ -202,7 +203,9 @@ impl World {
         let files = usize::try_from(release.files.max(1))?;
         let each = usize::try_from(release.bytes)?.div_ceil(files);
         let args: Vec<&str> = release.args.iter().map(String::as_str).collect();
-        self.stage(key.0.as_ref(), key.1.as_ref(), (files, each), &args, release.gpus.as_ref())?;
+        let gpus = release.gpus.as_ref().map(serde_json::to_string).transpose()?;
+        let gpus = gpus.map(|gpus| format!("gpus: {gpus}")).unwrap_or_default();
+        self.stage(key.0.as_ref(), key.1.as_ref(), (files, each), &args, &gpus)?;
         self.wanted.releases.push(key);
         self.wanted.unpublished = true;
         self.settle_wanted().await;
