@@ -300,6 +300,7 @@ impl Trust {
             hardware: vec![],
             issued_at: None,
             requests: Some(asks(&manifest)),
+            gpus: manifest.workload.as_ref().and_then(|w| w.gpus.clone()),
             anti_affinity: manifest.workload.as_ref().map(|w| w.anti_affinity.clone()).unwrap_or_default(),
             files: manifest.files.len() as u64,
             total_bytes: manifest.total_bytes(),

@@ -20,6 +20,7 @@
 //! | `budget` | whether one more node may be unavailable |
 //! | `window` | whether it is the time of the week, and when it will be |
 //! | [`room`] | whether a box has room for an app, and for whom it is kept |
+//! | `gpus` | whether a box has GPUs that would do for an app that is to be placed |
 //! | `place` | which nodes of a site get an app that not all of them get |
 //! | `draft` | which nodes a rollout has, and whether there is anything to do about it |
 //! | `advance` | which wave is on |
@@ -46,6 +47,7 @@ mod draft;
 pub mod drive;
 pub mod forecast;
 mod gate;
+mod gpus;
 mod metrics;
 mod node;
 mod pass;

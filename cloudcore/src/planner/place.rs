@@ -29,7 +29,7 @@ use proto::{
 };
 
 use super::{
-    Snapshot, age,
+    Snapshot, age, gpus,
     room::{self, Releases},
 };
 
@@ -280,6 +280,7 @@ impl<'a> Site<'_, 'a> {
         let asks = |(app, release): (&'a Name, &Release)| (app, release.spec.requests.unwrap_or_default());
         let picked: BTreeMap<&Name, Resources> = self.picks.on(name).map(asks).collect();
         let left = room::fit(node, self.release, releases, &picked).map_err(|(_, text)| text.to_string())?;
+        gpus::fit(node, self.release, releases, self.picks.on(name))?;
         let there = releases_on(node, releases).chain(self.picks.on(name));
         let beside = there.filter(|(_, other)| are_better_apart(self.release, other)).map(|(app, _)| app);
         let beside: BTreeSet<&Name> = beside.collect();

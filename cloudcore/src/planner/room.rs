@@ -112,7 +112,9 @@ pub(super) fn is_same(before: &Node, now: &Node) -> bool {
         let running = |said: &proto::object::WorkloadStatus| said.running.as_ref().map(|r| r.release.version.clone());
         node.status.workloads.iter().map(|(app, said)| (app.clone(), running(said))).collect()
     };
+    let gpus = |node: &Node| node.status.info.as_ref().and_then(|info| info.nvidia.clone());
     told(before) == told(now)
         && runs(before) == runs(now)
+        && gpus(before) == gpus(now)
         && before.status.observed_generation == now.status.observed_generation
 }

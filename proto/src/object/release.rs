@@ -8,6 +8,7 @@ use super::Resources;
 use crate::{
     digest::Digest,
     name::{Name, Version},
+    release::Gpus,
 };
 
 kind!(Release, ReleaseSpec, ReleaseStatus, "releases");
@@ -34,6 +35,10 @@ data! {
         /// that did not look.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub requests: Option<Resources>,
+        /// GPUs that it needs. Absent where it needs none, and in what a hub stored that did not look.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
+        pub gpus: Option<Gpus>,
         /// It is better apart from apps of these names, and from those that share one of these words.
         #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
         pub anti_affinity: BTreeSet<Name>,

@@ -157,6 +157,7 @@ fn fleet(args: &PlanArgs, start: Timestamp) -> anyhow::Result<Snapshot> {
             hardware: vec![],
             issued_at: None,
             requests: None,
+            gpus: None,
             anti_affinity: Default::default(),
             files: 1,
             total_bytes: BYTES,

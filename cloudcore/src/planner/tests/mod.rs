@@ -51,6 +51,7 @@ fn release(version: u8) -> (ReleaseName, Release) {
         hardware: vec![],
         issued_at: None,
         requests: None,
+        gpus: None,
         anti_affinity: Default::default(),
         files: 1,
         total_bytes: 1,

@@ -249,6 +249,78 @@ fn where_nobody_would_do_it_waits_and_says_why() {
     assert_eq!(fleet.on("app"), ["n1"]);
 }
 
+/// The GPUs of a node: each with what is wrong with it, and who has it.
+fn gpus(fleet: &mut Fleet, node: &str, gpus: &[(&str, &[&str])]) {
+    let device = |(index, (problem, apps)): (usize, &(&str, &[&str]))| proto::object::GpuInfo {
+        uuid: format!("GPU-{index}"),
+        memory_bytes: 24 * GIB,
+        problem: (*problem).into(),
+        apps: apps.iter().map(|app| name(app)).collect(),
+        ..Default::default()
+    };
+    let devices = gpus.iter().enumerate().map(device).collect();
+    let inventory = proto::object::GpuInventory { driver_version: "550.54".into(), devices, ..Default::default() };
+    fleet.node(node).status.info.as_mut().unwrap().nvidia = Some(inventory);
+}
+
+/// Has a release of an app need GPUs.
+fn needs(fleet: &mut Fleet, app: &str, needs: serde_json::Value) {
+    let needs: proto::release::Gpus = serde_json::from_value(needs).unwrap();
+    for release in fleet.world.now.releases.values_mut().filter(|release| release.spec.app == name(app)) {
+        release.spec.gpus = Some(needs.clone());
+    }
+}
+
+#[test]
+fn who_needs_a_gpu_goes_where_one_would_do() {
+    let mut fleet = Fleet::new(4, 4);
+    needs(&mut fleet, "app", serde_json::json!({"count": 1, "memory": "16Gi", "driver": ">=535"}));
+    gpus(&mut fleet, "n1", &[("Lost", &[])]);
+    gpus(&mut fleet, "n2", &[("", &["twin"]), ("", &[])]);
+    gpus(&mut fleet, "n3", &[("", &[])]);
+    fleet.node("n3").status.info.as_mut().unwrap().nvidia.as_mut().unwrap().driver_version = "470.1".into();
+    // n2 has the least room of memory, and the only GPU that would do.
+    fleet.node("n2").spec.allocation.system_reserved = memory(5);
+    fleet.start("r", "app@1", 1);
+    fleet.run(3);
+    assert_eq!(fleet.on("app"), ["n2"]);
+    assert_eq!(fleet.why("r", "n0"), "not chosen: it needs a GPU with 16Gi, and n0 has no NVIDIA GPU");
+    assert_eq!(fleet.why("r", "n1"), "not chosen: it needs a GPU with 16Gi, and of the 1 of n1 0 would do");
+    assert_eq!(fleet.why("r", "n3"), "not chosen: it needs an NVIDIA driver >=535, and n3 has 470.1");
+}
+
+#[test]
+fn a_gpu_that_somebody_has_or_is_about_to_have_is_not_free() {
+    let mut fleet = Fleet::new(3, 3);
+    needs(&mut fleet, "app", serde_json::json!({"count": 1}));
+    needs(&mut fleet, "twin", serde_json::json!({"count": 1}));
+    for node in ["n0", "n1"] {
+        gpus(&mut fleet, node, &[("", &[])]);
+    }
+    // Better apart no more: one node would take both, but for its GPU.
+    fleet.world.now.releases.values_mut().for_each(|release| release.spec.anti_affinity.clear());
+    fleet.node("n1").spec.allocation.system_reserved = memory(5);
+    fleet.start("r", "app@1", 1);
+    fleet.start("s", "twin@1", 1);
+    fleet.run(3);
+    assert_eq!((fleet.on("app"), fleet.on("twin")), (vec!["n0"], vec!["n1"]));
+    // When the node has said who has it, likewise.
+    gpus(&mut fleet, "n0", &[("", &["app"])]);
+    gpus(&mut fleet, "n1", &[("Lost", &["twin"])]);
+    fleet.node("n1").spec.drained = true;
+    fleet.run(3);
+    let stays = |fleet: &Fleet| fleet.world.now.nodes[&name("n1")].spec.apps.contains_key(&name("twin"));
+    assert!(stays(&fleet), "no other node would do");
+    // Shares of one GPU.
+    needs(&mut fleet, "app", serde_json::json!({"count": 1, "memory": "10Gi", "exclusive": false}));
+    needs(&mut fleet, "twin", serde_json::json!({"count": 1, "memory": "15Gi", "exclusive": false}));
+    fleet.run(3);
+    assert!(stays(&fleet), "10 and 15 GiB are more than 24");
+    needs(&mut fleet, "twin", serde_json::json!({"count": 1, "memory": "14Gi", "exclusive": false}));
+    fleet.run(4);
+    assert_eq!(fleet.on("twin"), ["n0"]);
+}
+
 /// Something that happens between two plans.
 #[derive(Debug, Clone)]
 enum Happening {
