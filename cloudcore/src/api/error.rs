@@ -45,9 +45,10 @@ impl ApiError {
         ApiError::new(StatusCode::NOT_FOUND, "NotFound", message)
     }
 
-    /// 409: understood, and against what is.
+    /// 409: understood, and against what is. Asking again does not help, other than with `Conflict`, which is a change
+    /// for an older version.
     pub(crate) fn conflict(message: impl Into<String>) -> ApiError {
-        ApiError::new(StatusCode::CONFLICT, "Conflict", message)
+        ApiError::new(StatusCode::CONFLICT, "Refused", message)
     }
 
     /// 413.

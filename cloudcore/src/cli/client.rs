@@ -96,8 +96,10 @@ impl Client {
         }
         let status = response.status();
         let body: Value = response.json().await.unwrap_or_default();
-        let message = body.get("message").and_then(Value::as_str).unwrap_or("the hub gave no reason").to_owned();
-        Err(refusal(attempt, status, &message).into())
+        let text = |key: &str| body.get(key).and_then(Value::as_str);
+        let message = text("message").unwrap_or("the hub gave no reason");
+        let is_stale = status == StatusCode::CONFLICT && text("reason") == Some("Conflict");
+        Err(CliError { is_stale, ..refusal(attempt, status, message) }.into())
     }
 
     fn unreachable(&self, attempt: &str, error: &reqwest::Error) -> CliError {

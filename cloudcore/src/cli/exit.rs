@@ -54,13 +54,15 @@ pub struct CliError {
     pub exit: Exit,
     /// What was attempted, what is wrong, how to mend it.
     pub message: String,
+    /// Somebody else was faster: read again, and change that, may help.
+    pub is_stale: bool,
 }
 
 impl CliError {
     /// An error with a code.
     #[must_use]
     pub fn new(exit: Exit, message: impl Into<String>) -> CliError {
-        CliError { exit, message: message.into() }
+        CliError { exit, message: message.into(), is_stale: false }
     }
 }
 

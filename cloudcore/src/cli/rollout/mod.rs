@@ -292,7 +292,7 @@ async fn steer(
 }
 
 pub(super) fn is_stale(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<CliError>().is_some_and(|e| e.exit == Exit::Refused && e.message.contains("resourceVersion"))
+    error.downcast_ref::<CliError>().is_some_and(|error| error.is_stale)
 }
 
 fn resume(rollout: &Rollout, control: &mut Control) -> anyhow::Result<()> {
