@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use proto::{
     env::Env,
@@ -38,6 +39,8 @@ use crate::{
 const MAX_COMMANDS: usize = 4;
 /// How long handshake and first frame may take: a person may have to say yes to their agent of keys.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// While a command writes nothing, so often its line is written to.
+const STILL_THERE: Duration = Duration::from_secs(5);
 /// Events that wait to be taken.
 const QUEUE: usize = 32;
 /// Most of a command line that is told.
@@ -220,7 +223,13 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut told = false;
-    while let Some(packet) = output.recv().await {
+    loop {
+        // Cancel safe. Nothing to show is written now and then: a person who is gone is found by that alone.
+        let packet = match timeout(STILL_THERE, output.recv()).await {
+            Ok(Some(packet)) => packet,
+            Ok(None) => break,
+            Err(_) => Output::Out(Bytes::new()),
+        };
         told = matches!(packet, Output::Ended(_));
         packet.write(&mut writer).await?;
     }

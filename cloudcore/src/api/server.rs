@@ -36,6 +36,8 @@ const MAX_CONNECTIONS_SOURCE: usize = 256;
 const MAX_HEAD_BYTES: usize = 64 << 10;
 /// Requests at the same time over one connection of HTTP/2.
 const MAX_STREAMS: u32 = 256;
+/// How long what is sent may stay unacknowledged, in milliseconds.
+const USER_TIMEOUT_MS: u32 = 60_000;
 /// How long requests in work may take when the hub drains.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How often the certificate's age is looked at, and the end of the audit log told.
@@ -73,6 +75,8 @@ pub async fn serve(
     listener.set_nonblocking(true)?;
     let handle = Handle::new();
     let door = Door::new(RustlsAcceptor::new(tls.clone()), MAX_CONNECTIONS, MAX_CONNECTIONS_SOURCE, HEAD_TIMEOUT);
+    // What is accepted inherits it: who vanished is found within this, once something is sent to them.
+    rustix::net::sockopt::set_tcp_user_timeout(&listener, USER_TIMEOUT_MS).map_err(io::Error::from)?;
     let mut server = axum_server::from_tcp(listener)?.acceptor(door).handle(handle.clone());
     let mut http1 = server.http_builder().http1();
     http1.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD_BYTES);

@@ -51,8 +51,9 @@ impl Kinds {
             return Ok((&self.processes, process));
         }
         let container = self.containers.inspect(app).await?;
-        let started = |instance: &Option<Instance>| instance.as_ref().map(|instance| instance.started_at);
-        match started(&container) > started(&process) {
+        // What runs, whatever the clock said when it began.
+        let begun = |it: &Option<Instance>| it.as_ref().map(|instance| (instance.exit.is_none(), instance.started_at));
+        match begun(&container) > begun(&process) {
             true => Ok((&self.containers, container)),
             false => Ok((&self.processes, process)),
         }

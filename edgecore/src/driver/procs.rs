@@ -49,6 +49,12 @@ pub fn kill_session(leader: i32) {
     }
 }
 
+/// Whether a process is in the control group of a container, by the container's ID in its name.
+#[must_use]
+pub fn is_in_group_of(pid: i32, container: &str) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|groups| groups.contains(container))
+}
+
 /// Processes whose environment names an instance. Where there is no control group to ask, this is best
 /// effort: a process that cleared its environment is missed, and so is one in the middle of execve, whose
 /// environment reads empty for a moment.
@@ -112,6 +118,7 @@ mod tests {
         assert!(descendants(own).contains(&pid));
         assert!(!descendants(own).contains(&own));
         assert!(descendants(pid).is_empty());
+        assert!(!is_in_group_of(pid, "cafe4711") && is_in_group_of(pid, ":"));
         assert_eq!(marked("test-7"), BTreeSet::from([pid]));
         assert!(marked("test-8").is_empty());
         let (cpu, memory) = usage(&BTreeSet::from([own]));

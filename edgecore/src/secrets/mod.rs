@@ -36,7 +36,7 @@ use proto::{
 };
 use zeroize::Zeroizing;
 
-pub(crate) use self::files::owner_in_container;
+pub(crate) use self::files::{Owner, owner_in_container};
 use self::room::Room;
 use crate::{config::Paths, driver::InstanceSpec};
 

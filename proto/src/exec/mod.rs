@@ -5,8 +5,9 @@
 //!         `------------------ TLS 1.3, both ends known by key ------------------'
 //! ```
 //!
-//! The hub joins the two ends and can neither read nor make what goes between them: were its word enough, who steals a
-//! hub would run what they like on every box, and all signatures of releases were for nothing. So the release says
+//! The hub joins the two ends and cannot make what goes between them: were its word enough, who steals a hub would run
+//! what they like on every box, and all signatures of releases were for nothing. (As the nodes' CA a stolen hub can answer
+//! in a box's place, and read what the person types to it; nothing of that runs on a box.) So the release says
 //! who may ([`crate::release::Exec`]), signed like all of it, and a person proves to the agent that they hold such a
 //! key. Ends and their keys are in [`tls`].
 //!

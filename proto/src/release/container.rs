@@ -104,7 +104,7 @@ pub struct Publish {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Volume {
-    /// A folder below the app's data, which stays from release to release.
+    /// A folder of the app's, which stays from release to release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Name>,
     /// A folder or file of the box.

@@ -91,6 +91,7 @@ async fn overhead(engine: &Engine, folder: &Path, args: &ContainersArgs, figures
     let api = Api::at(&engine.socket()).await?;
     let container = spec.workload.container.clone().context("it is a container")?;
     let around = create::Surroundings {
+        number: 1,
         image: spec
             .workload
             .container

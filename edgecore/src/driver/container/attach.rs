@@ -16,20 +16,42 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Variable that names the kind of a terminal.
 const TERM: &str = "TERM";
 
-/// Kills a command that nobody wants any more: an engine lets it run on.
-struct KillCommand {
+/// Kills a command that nobody wants any more, when it is dropped: an engine lets it run on.
+pub(super) struct KillCommand {
     api: Api,
+    /// The container's.
+    container: String,
+    /// The command's.
     id: Option<String>,
+}
+
+impl KillCommand {
+    /// A command in the container `container`.
+    pub fn new(api: &Api, container: &str, id: &str) -> KillCommand {
+        KillCommand { api: api.clone(), container: container.to_owned(), id: Some(id.to_owned()) }
+    }
+
+    /// It has ended.
+    pub fn disarm(mut self) {
+        self.id = None;
+    }
 }
 
 impl Drop for KillCommand {
     fn drop(&mut self) {
-        let (api, Some(id)) = (self.api.clone(), self.id.take()) else { return };
+        let (api, container) = (self.api.clone(), std::mem::take(&mut self.container));
+        let Some(id) = self.id.take() else { return };
         tokio::spawn(async move {
             let Ok(exec) = api.exec_details(&id).await else { return };
-            // The engine makes it the leader of a session of its own.
-            if let Some(pid) = exec.pid.filter(|pid| *pid > 1 && exec.running) {
-                procs::kill_session(pid);
+            // The engine makes it the leader of a session of its own. Where the agent is in a container, too, the number
+            // may be somebody else's here.
+            let leader = exec.pid.filter(|pid| *pid > 1 && exec.running);
+            match leader.filter(|pid| procs::is_in_group_of(*pid, &container)) {
+                Some(pid) => procs::kill_session(pid),
+                None if exec.running => {
+                    tracing::warn!(container, "a command runs on: the agent does not see the processes of the engine");
+                }
+                None => {}
             }
         });
     }
@@ -50,19 +72,19 @@ pub(super) async fn run(api: Api, id: &str, start: &Start) -> Result<Attached, S
         let _ = api.resize_exec(&exec, terminal.size.rows, terminal.size.columns).await; // it may have ended
     }
     let ((input, typed), (shown, output)) = (mpsc::channel(QUEUE), mpsc::channel(QUEUE));
-    tokio::spawn(attend(api, exec, ends, start.stdin, typed, shown));
+    let kill = KillCommand::new(&api, id, &exec);
+    tokio::spawn(attend(api, exec, kill, ends, start.stdin, (typed, shown)));
     Ok(Attached { input, output })
 }
 
 async fn attend(
     api: Api,
     exec: String,
+    kill: KillCommand,
     ends: api::Attached,
     stdin: bool,
-    typed: mpsc::Receiver<Input>,
-    shown: mpsc::Sender<Output>,
+    (typed, shown): (mpsc::Receiver<Input>, mpsc::Sender<Output>),
 ) {
-    let mut kill = KillCommand { api: api.clone(), id: Some(exec.clone()) };
     let (plain, typing) = mpsc::channel(QUEUE);
     let mut output = ends.output;
     let mut feed = std::pin::pin!(feed_pipe(stdin.then_some(ends.input), typing));
@@ -87,7 +109,7 @@ async fn attend(
         }
     }
     let ended = how(&api, &exec).await;
-    kill.id = None;
+    kill.disarm();
     let _ = shown.send(Output::Ended(ended)).await; // gone already is as good
 }
 

@@ -11,6 +11,7 @@ use std::{
 use proto::release::container::{Container, Network};
 
 use super::api::model::{Create, DeviceMapping, DeviceRequest, Empty, HostConfig, LogConfig, Mount, PortBinding};
+use super::folders;
 use crate::{apps::live, driver::InstanceSpec, secrets};
 
 /// Label of whose container it is: the agent.
@@ -23,6 +24,8 @@ pub const VERSION: &str = "io.crossdock.version";
 pub const DIGEST: &str = "io.crossdock.digest";
 /// Label of the boot in which it was made.
 pub const BOOT: &str = "io.crossdock.boot";
+/// Label of how many of the app were made before it: clocks go back, this does not.
+pub const NUMBER: &str = "io.crossdock.number";
 
 /// Where the app's data is in every container.
 pub const DATA: &str = "/crossdock/data";
@@ -58,6 +61,8 @@ pub struct Surroundings {
     pub agent: String,
     /// See [`BOOT`].
     pub boot_id: String,
+    /// See [`NUMBER`].
+    pub number: u64,
     /// Folders with other apps' files, in the order of [`Container::uses`].
     pub uses: Vec<PathBuf>,
     /// The agent's socket for records, in a folder of its own.
@@ -123,6 +128,7 @@ fn labels(spec: &InstanceSpec, around: &Surroundings) -> BTreeMap<String, String
         (VERSION, spec.release.version.to_string()),
         (DIGEST, spec.release.digest.to_string()),
         (BOOT, around.boot_id.clone()),
+        (NUMBER, around.number.to_string()),
     ];
     labels.map(|(key, value)| (key.to_owned(), value)).into()
 }
@@ -201,7 +207,7 @@ fn mounts(spec: &InstanceSpec, container: &Container, around: &Surroundings) -> 
     let mut mounts = vec![bind(&spec.data, DATA, false), bind(&spec.tree, TREE, true)];
     for volume in &container.volumes {
         let from = match (&volume.name, &volume.host_path) {
-            (Some(name), _) => spec.data.join(name.as_str()),
+            (Some(name), _) => folders::volume(&spec.data, name),
             (None, path) => path.as_deref().unwrap_or_default().into(),
         };
         mounts.push(bind(&from, &volume.mount_path, volume.read_only));
@@ -248,6 +254,7 @@ mod tests {
             image: "crossdock.local/vision:1".into(),
             agent: "a".into(),
             boot_id: "b".into(),
+            number: 3,
             uses: vec!["/state/apps/model/releases/y/tree".into()],
             socket: Some("/state/doors/streams.sock".into()),
             cdi: false,
@@ -329,7 +336,7 @@ mod tests {
         let expected = [
             ("/state/apps/vision/data", DATA, false),
             ("/state/apps/vision/releases/x/tree", TREE, true),
-            ("/state/apps/vision/data/cache", "/cache", false),
+            ("/state/apps/vision/volumes/cache", "/cache", false),
             ("/mnt", "/m", true),
             ("/state/apps/model/releases/y/tree", "/model", true),
             ("/run/s/vision", SECRETS, true),

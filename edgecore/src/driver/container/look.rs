@@ -15,7 +15,7 @@ use super::{
         Api, ApiError,
         model::{Details, State},
     },
-    create::{AGENT, APP, BOOT, DIGEST, VERSION},
+    create::{AGENT, APP, BOOT, DIGEST, NUMBER, VERSION},
 };
 use crate::driver::{Instance, STOPPED_ON_REQUEST};
 
@@ -36,6 +36,9 @@ pub struct Found {
     pub instance: Option<Instance>,
     /// Whether it runs.
     pub running: bool,
+    /// Rises with each that is made of the app; 0 of one that an older agent made.
+    pub number: u64,
+    created: Option<String>,
     /// Its address in the engine's network.
     pub address: Option<std::net::IpAddr>,
 }
@@ -71,17 +74,24 @@ pub async fn runs(api: &Api, id: &str) -> Result<bool, ApiError> {
 
 /// An app's containers, the newest first.
 pub async fn of(api: &Api, agent: &str, app: &Name, boot_id: &str) -> Result<Vec<Found>, ApiError> {
-    let mut containers: Vec<(Option<String>, Found)> = vec![];
+    let mut containers: Vec<Found> = vec![];
     for (_, id) in ours(api, agent, Some(app)).await? {
         match details(api, &id).await {
-            Ok(details) => containers.push((details.created.clone(), found(id, &details, boot_id))),
+            Ok(details) => containers.push(found(id, &details, boot_id)),
             Err(e) if e.is_missing() => {} // gone meanwhile
             Err(e) => return Err(e),
         }
     }
-    // The list counts in seconds.
-    containers.sort_by(|one, other| other.0.cmp(&one.0));
-    Ok(containers.into_iter().map(|(_, found)| found).collect())
+    newest_first(&mut containers);
+    Ok(containers)
+}
+
+/// What runs is what counts, whatever clocks said when it was made; of those that ended, the one that was made last.
+fn newest_first(containers: &mut [Found]) {
+    containers.sort_by(|one, other| {
+        let key = |found: &Found| (found.running, found.number);
+        key(other).cmp(&key(one)).then_with(|| other.created.cmp(&one.created))
+    });
 }
 
 fn found(id: String, details: &Details, boot_id: &str) -> Found {
@@ -95,7 +105,8 @@ fn found(id: String, details: &Details, boot_id: &str) -> Found {
     let instance = of_this_boot.then(|| instance(&labels, state, name.ends_with(STOPPED), &limits)).flatten();
     let networks = details.network_settings.as_ref().and_then(|settings| settings.networks.clone()).unwrap_or_default();
     let address = networks.values().find_map(|network| network.ip_address.as_deref()?.parse().ok());
-    Found { id, name, instance, running, address }
+    let number = labels.get(NUMBER).and_then(|number| number.parse().ok()).unwrap_or(0);
+    Found { id, name, instance, running, number, created: details.created.clone(), address }
 }
 
 /// What a container says of an instance.
@@ -138,6 +149,33 @@ mod tests {
             finished_at: Some(if running { "0001-01-01T00:00:00Z".into() } else { "2026-05-01T10:00:09Z".into() }),
             ..State::default()
         }
+    }
+
+    #[test]
+    fn what_runs_comes_first_though_its_clock_said_less() {
+        let made = |number, running, created: &str| Found {
+            id: created.into(),
+            name: String::new(),
+            instance: None,
+            running,
+            number,
+            created: Some(created.into()),
+            address: None,
+        };
+        let order = |mut found: Vec<Found>| -> Vec<String> {
+            newest_first(&mut found);
+            found.into_iter().map(|found| found.id).collect()
+        };
+        // The clock was a day ahead when the first one was made.
+        let [ahead, right] = ["2026-05-02T10:00:00Z", "2026-05-01T10:00:00Z"];
+        assert_eq!(order(vec![made(1, false, ahead), made(2, true, right)]), [right, ahead]);
+        assert_eq!(order(vec![made(1, false, ahead), made(2, false, right)]), [right, ahead], "both ended");
+        assert_eq!(
+            order(vec![made(0, false, ahead), made(0, true, right)]),
+            [right, ahead],
+            "an older agent made both"
+        );
+        assert_eq!(order(vec![made(0, false, right), made(0, false, ahead)]), [ahead, right]);
     }
 
     #[test]

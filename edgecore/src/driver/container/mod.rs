@@ -13,6 +13,7 @@ pub mod api;
 mod attach;
 pub mod create;
 mod engine;
+mod folders;
 mod image;
 mod layer;
 mod look;
@@ -136,6 +137,7 @@ impl ContainerDriver {
         for found in before.iter().filter(|found| found.running) {
             self.end(&api, found, spec.workload.stop_grace.get()).await?;
         }
+        let number = before.iter().map(|found| found.number).max().unwrap_or(0).saturating_add(1);
         // The newest that ran stays, for its output.
         let kept = before.iter().position(|found| found.instance.is_some());
         kept.into_iter().for_each(|at| drop(before.remove(at)));
@@ -145,18 +147,17 @@ impl ContainerDriver {
         self.mark(&spec.key()).await?;
         let uses = container.uses.iter().map(|uses| files_of(&spec.data, &uses.app)).collect::<Result<_, _>>()?;
         let (data, volumes) = (spec.data.clone(), container.volumes.clone());
-        let made = self.env.blocking.run(move || {
-            durable::create_dir_all(&data)?;
-            volumes
-                .iter()
-                .filter_map(|v| v.name.as_ref())
-                .try_for_each(|name| durable::create_dir_all(&data.join(name.as_str())))
-        });
+        let owner = crate::secrets::owner_in_container(spec.workload.user.as_deref()).ok().flatten(); // numbers alone say whom
+        let made = self
+            .env
+            .blocking
+            .run(move || folders::make(&data, volumes.iter().filter_map(|volume| volume.name.as_ref()), owner));
         made.await.map_err(|e| format!("its folders cannot be made: {e}"))?;
         let around = Surroundings {
             image: image::reference(&spec.app, spec.release.digest),
             agent: self.agent.clone(),
             boot_id: procs::boot_id(),
+            number,
             uses,
             cdi: !spec.gpus.is_empty() && engine::has_cdi(&api).await,
             socket: spec.workload.env.get(STREAMS_SOCKET).map(PathBuf::from).filter(|socket| is_alone(socket)),

@@ -6,7 +6,10 @@ use bytes::Bytes;
 use proto::object::LastExit;
 use tokio::{sync::mpsc, time::timeout};
 
-use super::api::{Api, ApiError, Output, model::Exec};
+use super::{
+    api::{Api, ApiError, Output, model::Exec},
+    attach::KillCommand,
+};
 
 /// Most of a last line that is shown.
 const SHOWN_CHARS: usize = 300;
@@ -102,11 +105,13 @@ pub async fn add_last_line(api: &Api, id: &str, exit: &mut LastExit) {
     }
 }
 
-/// Runs a command in a container; what it says when it fails.
+/// Runs a command in a container; what it says when it fails. Cancelled, the command ends.
 pub async fn run(api: &Api, id: &str, command: &[String]) -> Result<(), String> {
     let problem = |e: ApiError| format!("its command cannot be run: {e}");
     let exec = api.exec(id, &Exec::of(command)).await.map_err(problem)?;
+    let kill = KillCommand::new(api, id, &exec);
     let last = last_line(api.start_exec(&exec).await.map_err(problem)?).await;
+    kill.disarm();
     match api.exec_details(&exec).await.map_err(problem)?.exit_code {
         Some(0) => Ok(()),
         Some(code) if last.is_empty() => Err(format!("its command ended with exit code {code}")),
