@@ -6,6 +6,7 @@ mod full_disk;
 mod hostile;
 mod lifecycle;
 mod limits;
+mod registry;
 
 use tokio::sync::Mutex;
 
