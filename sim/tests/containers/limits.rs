@@ -21,7 +21,7 @@ exec httpd -f -p 8080 -h /tmp\n";
 const PROBES: &str = "  probes: { readiness: { http: { path: /index.html, port: 8080 }, period: 200ms } }";
 
 /// Processes of the box with this argument.
-fn processes(argument: &str) -> anyhow::Result<usize> {
+pub fn processes(argument: &str) -> anyhow::Result<usize> {
     let lines = fs::read_dir("/proc")?.flatten().filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
     Ok(lines.filter(|line| line.split(|byte| *byte == 0).any(|word| word == argument.as_bytes())).count())
 }

@@ -7,6 +7,7 @@ mod hostile;
 mod lifecycle;
 mod limits;
 mod registry;
+mod warm;
 
 use tokio::sync::Mutex;
 
