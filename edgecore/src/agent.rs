@@ -151,6 +151,7 @@ impl Agent {
         let board = watch::channel(Report { observed_generation: assignments.generation(), ..Report::default() }).0;
         let trust = Arc::new(Trust::open(paths.trust(), env.clone(), clock, assignments.directed())?);
         let secrets = Arc::new(Secrets::open(&paths, &config.node, &env)?);
+        driver.lend(&secrets);
         let sealing_key = secrets.public();
         let (desk, commands) = Desk::new();
         let shared = Arc::new(Shared {

@@ -1,7 +1,7 @@
 //! One driver of all kinds: a release says whether it is a process or a container, and an app may be the one today
 //! and the other tomorrow. The agent's driver; everything is passed on.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use proto::{
@@ -18,6 +18,7 @@ use super::{
     Attached, Driver, DriverError, HookOutcome, Instance, InstanceSpec, InstanceUsage, NotReady, ProbeOutcome,
     container::ContainerDriver, process::ProcessDriver,
 };
+use crate::secrets::Secrets;
 
 /// Grace for what an app ran as before it became of another kind.
 const OTHER_GRACE: Duration = Duration::from_secs(10);
@@ -61,6 +62,10 @@ impl Kinds {
 }
 
 impl Driver for Kinds {
+    fn lend(&self, secrets: &Arc<Secrets>) {
+        self.containers.lend(secrets);
+    }
+
     fn prepare<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), NotReady>> {
         self.of(spec).prepare(spec)
     }

@@ -20,7 +20,7 @@ pub mod records;
 pub mod shim;
 pub mod side;
 
-use std::{collections::BTreeSet, fmt, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -35,6 +35,7 @@ use proto::{
 use tokio::sync::mpsc;
 
 pub use self::side::Side;
+use crate::secrets::Secrets;
 
 /// [`LastExit::message`] of an instance that ended because [`Driver::stop`] asked.
 pub const STOPPED_ON_REQUEST: &str = "stopped on request";
@@ -145,6 +146,12 @@ pub struct NotReady {
 /// What is called an app below is a [`Side::key`] of one, but in [`Driver::hook`], of which an app has one, and in
 /// [`Driver::collect`].
 pub trait Driver: Send + Sync + fmt::Debug {
+    /// Hands over the box's secrets, for those that the driver needs itself, such as credentials for a registry. Called
+    /// once, before all else. By default it needs none.
+    fn lend(&self, secrets: &Arc<Secrets>) {
+        let _ = secrets;
+    }
+
     /// Does what can be done for a start beforehand, while whatever runs of the app goes on, such as loading an image.
     /// May be dropped at any moment and called again. By default there is nothing to do.
     fn prepare<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), NotReady>> {

@@ -13,7 +13,8 @@
 //! [`Secrets`] is the one owner of all of it. The fetch asks [`Secrets::check`], so that a secret that cannot be
 //! opened is found while the release before still runs; [`crate::apps::guard`] calls [`Secrets::place`] before each
 //! start and each hook, the app's task [`Secrets::remove`] after each stop. What runs already is left alone: a
-//! workload that outlives its agent keeps its files.
+//! workload that outlives its agent keeps its files. Credentials for an image's registry are put nowhere: the driver
+//! asks [`Secrets::open_pull_secret`] when it pulls.
 
 mod files;
 pub mod key;
@@ -162,7 +163,7 @@ impl Secrets {
     /// # Errors
     /// What is in the way, and the mend.
     pub fn place(&self, spec: &InstanceSpec) -> Result<(), SecretsError> {
-        let secrets = &spec.workload.secrets;
+        let secrets: Vec<&Secret> = spec.workload.given_secrets().collect();
         if secrets.is_empty() {
             return Ok(());
         }
@@ -179,6 +180,16 @@ impl Secrets {
                 write(&secret.name, &plaintext)
             })
         })
+    }
+
+    /// Opens the secret with the credentials for the registry of a release's image, for the engine alone: it is put
+    /// nowhere. `None`: the release names none.
+    ///
+    /// # Errors
+    /// Why it cannot be opened, and the mend.
+    pub fn open_pull_secret(&self, spec: &InstanceSpec) -> Result<Option<Zeroizing<Vec<u8>>>, SecretsError> {
+        let secret = spec.workload.pull_secret();
+        secret.map(|secret| self.open_one(&spec.app, &spec.tree, secret)).transpose()
     }
 
     /// Removes the secrets of all releases of an app but one.

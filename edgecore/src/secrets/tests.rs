@@ -8,7 +8,7 @@ use std::{
 use proto::{
     env::Env,
     object::ReleaseRef,
-    release::Workload,
+    release::{Container, Workload},
     secret::{SealedTo, seal},
 };
 use tempfile::TempDir;
@@ -131,6 +131,22 @@ fn files_are_whole_closed_and_gone_with_their_release() {
     // Without secrets nothing is made at all.
     of.secrets.place(&of.spec("3", vec![])).unwrap();
     assert!(!folder.parent().unwrap().exists());
+}
+
+#[test]
+fn credentials_for_a_registry_are_opened_and_put_nowhere() {
+    let of = Box_::new();
+    let mut spec = of.spec("1", vec![of.seal("registry", &[of.mine()]), of.seal("db", &[of.mine()])]);
+    assert_eq!(of.secrets.open_pull_secret(&spec).unwrap(), None, "the release names none");
+    spec.workload.container = Some(Container { pull_secret: Some("registry".into()), ..Container::default() });
+    let found = of.secrets.open_pull_secret(&spec).unwrap().unwrap();
+    assert_eq!((found.as_slice(), of.placed().len()), (PLAINTEXT, 0));
+    of.secrets.place(&spec).unwrap();
+    let placed = of.placed();
+    assert!(placed.len() == 1 && placed[0].ends_with("/db"), "{placed:?}");
+    of.seal("registry", &[other()]);
+    assert_eq!(of.secrets.open_pull_secret(&spec).unwrap_err().reason(), "SecretNotForThisNode");
+    of.secrets.remove(&app()).unwrap();
 }
 
 #[test]

@@ -29,9 +29,15 @@ pub struct Container {
     /// The image in the tree.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Image>,
-    /// An image of a registry that the box reaches, pinned: `registry.example/app@sha256:...`.
+    /// An image of a registry that the box reaches, pinned: `registry.example/app@sha256:...`. The engine pulls it, by
+    /// its own settings of mirrors, proxies and registries without TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registry: Option<String>,
+    /// Which of the workload's secrets opens to credentials for that registry: a Docker `config.json`
+    /// (`{"auths": {"registry.example": {"auth": "..."}}}`), as of Kubernetes' `kubernetes.io/dockerconfigjson`. It is the
+    /// engine's alone: the workload is not given it. Agents that do not know it pull without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_secret: Option<String>,
     /// What network it sees.
     #[serde(default, skip_serializing_if = "Network::is_bridge")]
     pub network: Network,
@@ -153,6 +159,9 @@ impl Container {
             (None, None, Some(reference)) => check_reference(reference)?,
             (Some(_), ..) => return wrong("container.archive is for release.yaml; `release build` replaces it".into()),
             _ => return wrong("container needs exactly one of image (release.yaml: archive) and registry".into()),
+        }
+        if self.pull_secret.is_some() && self.registry.is_none() {
+            return wrong("pullSecret is for container.registry; an image in the release needs none".into());
         }
         let clean = |path: &str| {
             path.starts_with('/') && !path.contains(['\0', ':']) && path.split('/').all(|part| part != "..")
@@ -282,6 +291,7 @@ mod tests {
             serde_json::json!({ "registry": "a@sha256:12" }),
             serde_json::json!({ "registry": format!("a b@{}", Digest::of(b"x")) }),
             serde_json::json!({ "archive": "image.tar" }),
+            serde_json::json!({ "pullSecret": "registry" }),
             serde_json::json!({ "volumes": [{ "name": "a", "hostPath": "/b", "mountPath": "/c" }] }),
             serde_json::json!({ "volumes": [{ "hostPath": "b", "mountPath": "/c" }] }),
             serde_json::json!({ "volumes": [{ "hostPath": "/b/../etc", "mountPath": "/c" }] }),

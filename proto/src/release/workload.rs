@@ -286,7 +286,8 @@ impl Workload {
             Some(container) => {
                 container.check(files)?;
                 let number = |user: &str| user.split(':').take(3).all(|part| part.parse::<u32>().is_ok());
-                if let Some(user) = self.user.as_deref().filter(|user| !self.secrets.is_empty() && !number(user)) {
+                let given = self.given_secrets().next().is_some();
+                if let Some(user) = self.user.as_deref().filter(|user| given && !number(user)) {
                     return wrong(format!(
                         "user {user:?} of a container with secrets must be a number, such as 1000:1000"
                     ));
@@ -371,6 +372,19 @@ impl Workload {
         Resources { memory: memory.or(self.limits.memory), cpu_millis: cpu_millis.or(self.limits.cpu_millis) }
     }
 
+    /// The secret with the credentials for its image's registry.
+    #[must_use]
+    pub fn pull_secret(&self) -> Option<&Secret> {
+        let name = self.container.as_ref()?.pull_secret.as_ref()?;
+        self.secrets.iter().find(|secret| secret.name == *name)
+    }
+
+    /// Secrets that it is given: all but the one for its image's registry.
+    pub fn given_secrets(&self) -> impl Iterator<Item = &Secret> {
+        let for_engine = self.container.as_ref().and_then(|container| container.pull_secret.as_ref());
+        self.secrets.iter().filter(move |secret| Some(&secret.name) != for_engine)
+    }
+
     /// Those of a process that lead into the tree.
     fn check_paths(&self) -> Result<(), ManifestError> {
         if !self.command.starts_with('/') {
@@ -406,7 +420,12 @@ impl Workload {
                 return wrong(format!("secret {name:?} names more than {MAX_RECIPIENTS} keys, or what is none"));
             }
         }
-        Ok(())
+        match self.container.as_ref().and_then(|container| container.pull_secret.as_ref()) {
+            Some(name) if self.pull_secret().is_none() => wrong(format!(
+                "container.pullSecret {name:?} is none of its secrets; add it: secrets: [{{ name: {name}, file: {name}.age }}]"
+            )),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -436,5 +455,32 @@ mod tests {
             let workload: Workload = serde_json::from_str(bad).unwrap();
             assert!(workload.check(&[]).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn credentials_for_a_registry_are_not_the_workloads() {
+        let digest = crate::digest::Digest::of(b"x");
+        let workload = |more: &str| {
+            let secrets = r#"[{"name": "registry", "file": "r.age"}, {"name": "db", "file": "db.age"}]"#;
+            let container = format!(r#"{{"registry": "registry.example/a@{digest}" {more}}}"#);
+            let text = format!(r#"{{"container": {container}, "secrets": {secrets}}}"#);
+            serde_json::from_str::<Workload>(&text).unwrap()
+        };
+        let given = |workload: &Workload| workload.given_secrets().map(|s| s.name.clone()).collect::<Vec<_>>();
+        let none = workload("");
+        assert_eq!((given(&none), none.pull_secret()), (vec!["registry".to_owned(), "db".to_owned()], None));
+        let mut named = workload(r#", "pullSecret": "registry""#);
+        named.check(&[]).unwrap();
+        assert_eq!((given(&named), &*named.pull_secret().unwrap().file), (vec!["db".to_owned()], "r.age"));
+        let text = serde_json::to_string(&named).unwrap();
+        assert!(text.contains(r#""pullSecret":"registry""#), "{text}");
+        assert_eq!(serde_json::from_str::<Workload>(&text).unwrap(), named);
+        // A name counts where secrets are given alone.
+        named.user = Some("www-data".into());
+        assert!(named.check(&[]).is_err());
+        named.secrets.pop();
+        named.check(&[]).unwrap();
+        let missing = workload(r#", "pullSecret": "regsitry""#).check(&[]).unwrap_err().to_string();
+        assert!(missing.contains("regsitry") && missing.contains("none of its secrets"), "{missing}");
     }
 }

@@ -76,6 +76,10 @@ impl Engine {
                 let settings = at("containers.conf");
                 std::fs::write(&settings, "[containers]\ndefault_ulimits = []\n")?;
                 command.env("CONTAINERS_CONF", settings);
+                // Loopback without TLS, as Docker takes it by itself.
+                let registries = at("registries.conf");
+                std::fs::write(&registries, "[[registry]]\nlocation = \"127.0.0.1\"\ninsecure = true\n")?;
+                command.env("CONTAINERS_REGISTRIES_CONF", registries);
                 command
             }
         };

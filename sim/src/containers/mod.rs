@@ -2,4 +2,5 @@
 
 pub mod engine;
 pub mod image;
+pub mod registry;
 pub mod yard;

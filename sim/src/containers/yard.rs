@@ -117,6 +117,14 @@ async fn sign(stage: &Stage) -> anyhow::Result<()> {
 pub async fn publish(stage: &Stage, program: &Program<'_>) -> anyhow::Result<()> {
     let folder = format!("{}-{}", program.app, program.version);
     write_release(&stage.path(&folder), program)?;
+    publish_folder(stage, &folder).await
+}
+
+/// Builds, signs and publishes the `release.yaml` in a folder of the stage.
+///
+/// # Errors
+/// When a command fails.
+pub async fn publish_folder(stage: &Stage, folder: &str) -> anyhow::Result<()> {
     stage.crossdock(&["release", "build", &format!("{folder}/release.yaml"), "--repo", "repo"]).await?;
     sign(stage).await
 }

@@ -1,29 +1,44 @@
 //! A container is released, upgraded, reverted, found again and taken away.
 
-use std::{fs, time::Duration};
+use std::{fs, process::Stdio, time::Duration};
 
 use anyhow::ensure;
-use cloudcore::stage;
+use cloudcore::stage::{self, Stage};
 use proto::object::UpdatePhase;
 use sim::containers::{
     engine::{Engine, Kind, in_own_network},
     yard::{NODE, PROBES, Program, SERVES, open, release, running, runs, try_release, write_release},
 };
-use tokio::time::{Instant, sleep};
+use tokio::{
+    io::AsyncWriteExt as _,
+    time::{Instant, sleep},
+};
 
-use super::ONE_ENGINE;
+use super::{ONE_ENGINE, limits::processes, warm};
 
-/// Waits until this is so of what runs in a container.
-async fn until_top(engine: &Engine, id: &str, so: impl Fn(&str) -> bool) -> anyhow::Result<()> {
-    let deadline = Instant::now() + stage::PATIENCE;
-    loop {
-        let processes = engine.docker(&["top", id]).await?;
-        if so(&processes) {
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "{processes}");
-        sleep(Duration::from_millis(100)).await; // one look to the next
-    }
+/// A key of ann's, and what lists it below `workload`.
+async fn with_key(stage: &Stage) -> anyhow::Result<String> {
+    stage.crossdock(&["keys", "new", "ann", "--no-passphrase"]).await?;
+    let shown = stage.crossdock(&["keys", "show", "ann.pem"]).await?;
+    let line = shown.lines().find_map(|line| line.strip_prefix("openssh")).unwrap_or_default().trim().to_owned();
+    Ok(format!("  exec: {{ authorizedKeys: ['{line}'] }}"))
+}
+
+/// Ann looks into the app, types something, and goes in the middle of something.
+async fn somebody_looks_in(stage: &mut Stage, version: &str) -> anyhow::Result<()> {
+    let look = ["exec", "box-1/vision", "--key", "ann.pem", "--", "/bin/sh", "-c"];
+    let script = "echo $CROSSDOCK_VERSION; echo oops >&2; exit 4";
+    let (code, text) = stage.try_run("crossdock", &[&look[..], &[script]].concat()).await?;
+    ensure!(code == 4 && text == format!("{version}\noops\n"), "{code}: {text}");
+    let typing = ["exec", "-i", "box-1/vision", "--key", "ann.pem", "--", "/bin/cat"];
+    let mut child = stage.command("crossdock", &typing).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    child.stdin.take().unwrap().write_all(b"by hand\n").await?; // and its end
+    let said = child.wait_with_output().await?;
+    ensure!(said.status.success() && said.stdout == b"by hand\n", "{said:?}");
+    let mut child = stage.command("crossdock", &[&look[..], &["sleep 86463"]].concat()).spawn()?;
+    stage.wait_until("it sleeps", || processes("86463").is_ok_and(|count| count > 0)).await?;
+    child.kill().await?;
+    stage.wait_until("nothing of it is left", || processes("86463").is_ok_and(|count| count == 0)).await
 }
 
 #[tokio::test]
@@ -42,10 +57,7 @@ async fn a_container_is_released_upgraded_reverted_and_left_alone() -> anyhow::R
     let image = engine.docker(&["images", "-q", "--no-trunc"]).await?;
     let foreign = engine.docker(&["run", "-d", "--name", "crossdock-vision-1", "--init", &image]).await?;
 
-    stage.crossdock(&["keys", "new", "ann", "--no-passphrase"]).await?;
-    let shown = stage.crossdock(&["keys", "show", "ann.pem"]).await?;
-    let line = shown.lines().find_map(|line| line.strip_prefix("openssh")).unwrap_or_default().trim().to_owned();
-    let with_key = format!("{PROBES}\n  exec: {{ authorizedKeys: ['{line}'] }}");
+    let with_key = format!("{PROBES}\n{}", with_key(&stage).await?);
     let serves = Program::serves;
     release(&stage, &Program { workload: &with_key, ..serves("1.0.0") }).await?;
     let first = running(&engine).await?;
@@ -55,15 +67,7 @@ async fn a_container_is_released_upgraded_reverted_and_left_alone() -> anyhow::R
     let logs = stage.crossdock(&["logs", "box-1/vision"]).await?;
     ensure!(logs.contains("counting 1.0.0 on line 3"), "{logs}");
 
-    // Somebody looks in, and goes in the middle of something.
-    let look = ["exec", "box-1/vision", "--key", "ann.pem", "--", "/bin/sh", "-c"];
-    let script = "echo $CROSSDOCK_VERSION; echo oops >&2; exit 4";
-    let (code, text) = stage.try_run("crossdock", &[&look[..], &[script]].concat()).await?;
-    ensure!(code == 4 && text == "1.0.0\noops\n", "{code}: {text}");
-    let mut child = stage.command("crossdock", &[&look[..], &["sleep 86463"]].concat()).spawn()?;
-    until_top(&engine, &first, |processes| processes.contains("sleep 86463")).await?;
-    child.kill().await?;
-    until_top(&engine, &first, |processes| !processes.contains("sleep 86463")).await?;
+    somebody_looks_in(&mut stage, "1.0.0").await?;
 
     // The agent restarts: the container is the same before and after.
     stage.kill_agent(NODE).await?;
@@ -118,6 +122,8 @@ async fn a_container_is_released_upgraded_reverted_and_left_alone() -> anyhow::R
     ensure!(left == foreign, "{left}");
     let images = engine.docker(&["images", "--format", "{{.Repository}}"]).await?;
     ensure!(!images.contains("crossdock.local"), "{images}");
+
+    warm::is_updated_without_a_gap(&stage, &engine).await?;
     engine.close().await?;
     stage.close().await
 }
@@ -139,7 +145,9 @@ async fn podman_runs_the_same_release() -> anyhow::Result<()> {
     let probes = format!(
         "  probes:
     readiness: {{ http: {{ path: /index.html, port: {port} }}, period: 200ms }}
-    liveness:  {{ exec: {{ command: [/bin/ls, /tmp/index.html] }}, period: 1s, timeout: 5s }}"
+    liveness:  {{ exec: {{ command: [/bin/ls, /tmp/index.html] }}, period: 1s, timeout: 5s }}
+{}",
+        with_key(&stage).await?
     );
     let serves = |version| Program {
         script: &script,
@@ -150,6 +158,7 @@ async fn podman_runs_the_same_release() -> anyhow::Result<()> {
     for version in ["1.0.0", "2.0.0"] {
         release(&stage, &serves(version)).await?;
     }
+    somebody_looks_in(&mut stage, "2.0.0").await?;
     let ends = Program { script: "echo no camera; exit 3\n", ..serves("3.0.0") };
     let (code, text) = try_release(&stage, &ends).await?;
     // Whether its end or a probe of what has ended is told first depends on when Podman tells of the end.

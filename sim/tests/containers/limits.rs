@@ -42,7 +42,8 @@ fn pids(argument: &str) -> anyhow::Result<BTreeSet<String>> {
     Ok(found.collect())
 }
 
-fn processes(argument: &str) -> anyhow::Result<usize> {
+/// How many there are.
+pub fn processes(argument: &str) -> anyhow::Result<usize> {
     Ok(pids(argument)?.len())
 }
 

@@ -6,6 +6,8 @@ mod full_disk;
 mod hostile;
 mod lifecycle;
 mod limits;
+mod registry;
+mod warm;
 
 use tokio::sync::Mutex;
 

@@ -130,7 +130,7 @@ impl Context {
         workload.env.extend(self.streams_environment());
         let apps = at.parent().unwrap_or(at).display().to_string();
         workload.env.insert("CROSSDOCK_APPS".into(), apps);
-        if !workload.secrets.is_empty()
+        if workload.given_secrets().next().is_some()
             && let Some(folder) = self.secrets.folder(app, release.digest)
         {
             workload.env.insert(secrets::VARIABLE.into(), folder.display().to_string());

@@ -24,12 +24,17 @@ use proto::{
 use tokio::sync::mpsc;
 
 use super::{
-    api::{Api, ApiError, model::ImageDetails},
+    api::{
+        Api, ApiError,
+        model::{ImageDetails, Listed},
+    },
+    create::AGENT,
     layer,
 };
 use crate::{
     disk_space,
     fetch::space::{MARGIN_BYTES, people},
+    secrets::SecretsError,
 };
 
 /// Names of our images begin with this; nobody else's do.
@@ -40,6 +45,8 @@ const CHUNK_BYTES: usize = 256 << 10;
 const HEADER_BYTES: usize = 8 << 10;
 /// Chunks on their way to the engine.
 const CHUNKS: usize = 8;
+/// What Docker says in place of a name.
+const UNNAMED: &str = "<none>:<none>";
 /// How engines say that their disk is full: `ENOSPC`.
 const NO_ROOM: &str = "no space left on device";
 
@@ -58,6 +65,17 @@ pub enum ImageError {
     /// The engine would not have it.
     #[error("{0}")]
     Engine(String),
+    /// Its registry did not hand it out.
+    #[error("{message}")]
+    Pull {
+        /// One word for programs.
+        reason: &'static str,
+        /// For people, with what to do.
+        message: String,
+    },
+    /// The credentials for its registry cannot be opened.
+    #[error(transparent)]
+    Secret(#[from] SecretsError),
 }
 
 impl From<ApiError> for ImageError {
@@ -67,8 +85,8 @@ impl From<ApiError> for ImageError {
 }
 
 impl ImageError {
-    fn of_engine(message: String) -> ImageError {
-        match message.contains(NO_ROOM) {
+    pub(super) fn of_engine(message: String) -> ImageError {
+        match is_full(&message) {
             true => ImageError::DiskFull(message),
             false => ImageError::Engine(message),
         }
@@ -79,6 +97,8 @@ impl ImageError {
     pub fn reason(&self) -> &'static str {
         match self {
             ImageError::DiskFull(_) => "DiskFull",
+            ImageError::Pull { reason, .. } => reason,
+            ImageError::Secret(error) => error.reason(),
             _ => "ImageNotLoaded",
         }
     }
@@ -87,11 +107,21 @@ impl ImageError {
 /// Name of a release's image at the engine.
 #[must_use]
 pub fn reference(app: &Name, release: Digest) -> String {
-    format!("{PREFIX}{app}:{}", tag(release))
+    format!("{PREFIX}{app}:{}", tag_of(release))
 }
 
-fn tag(release: Digest) -> String {
+fn tag_of(release: Digest) -> String {
     release.hex().chars().take(32).collect()
+}
+
+/// Gives an image of the engine's the release's [`reference`].
+pub(super) async fn tag(api: &Api, image: &str, app: &Name, release: Digest) -> Result<(), ApiError> {
+    api.tag(image, &format!("{PREFIX}{app}"), &tag_of(release)).await
+}
+
+/// Whether an engine says that its disk is full.
+pub(super) fn is_full(said: &str) -> bool {
+    said.contains(NO_ROOM)
 }
 
 /// An image as files on disk.
@@ -303,7 +333,7 @@ pub async fn ensure(api: &Api, env: &Env, app: &Name, release: Digest, files: Fi
     // Under another name it may be there, too: of a release that changed nothing of it.
     for id in [files.image.config, Digest::of(files.manifest.as_bytes())] {
         if find(api, &id.to_string()).await?.is_some_and(|found| files.is(&found)) {
-            return Ok(api.tag(&id.to_string(), &format!("{PREFIX}{app}"), &tag(release)).await?);
+            return Ok(tag(api, &id.to_string(), app, release).await?);
         }
     }
     let held = held(api, &files.image).await?;
@@ -340,22 +370,8 @@ async fn has_room(api: &Api, bytes: u64) -> Result<(), ImageError> {
     Err(ImageError::DiskFull(format!("the engine needs {needed} at {folder} for the image, and {free} are free")))
 }
 
-/// Sees to it that an image of a registry is at the engine, under the release's [`reference`].
-///
-/// # Errors
-/// Why it is not.
-pub async fn pull(api: &Api, app: &Name, release: Digest, pinned: &str) -> Result<(), ImageError> {
-    if find(api, &reference(app, release)).await?.is_some() {
-        return Ok(());
-    }
-    if find(api, pinned).await?.is_none() {
-        let pulled = api.pull(pinned).await;
-        pulled.map_err(|e| ImageError::of_engine(format!("{pinned} could not be pulled: {e}")))?;
-    }
-    Ok(api.tag(pinned, &format!("{PREFIX}{app}"), &tag(release)).await?)
-}
-
-async fn find(api: &Api, name: &str) -> Result<Option<ImageDetails>, ImageError> {
+/// An image, by a name or its ID.
+pub(super) async fn find(api: &Api, name: &str) -> Result<Option<ImageDetails>, ImageError> {
     match api.image(name).await {
         Ok(found) => Ok(Some(found)),
         Err(e) if e.is_missing() => Ok(None),
@@ -410,16 +426,39 @@ async fn images(api: &Api, app: Option<&Name>) -> Result<BTreeMap<String, String
     Ok(named.filter(|(name, _)| name.starts_with(PREFIX)).collect())
 }
 
-/// Removes images of an app but those of the releases in `keep`.
+/// Whether an image has names besides those in `surplus`, and only such as a pull by digest leaves behind, which would
+/// keep it for ever. One that somebody else gave a name, or has a container of, is theirs.
+async fn is_pulled_for_us(
+    api: &Api,
+    agent: &str,
+    id: &str,
+    surplus: &BTreeMap<String, String>,
+) -> Result<bool, ApiError> {
+    let found = match api.image(id).await {
+        Err(e) if e.is_missing() => return Ok(false),
+        found => found?,
+    };
+    let of_nobody = |name: &String| name.contains('@') || name == UNNAMED || surplus.contains_key(name);
+    if found.repo_digests.is_none_or(|digests| digests.is_empty()) || !found.repo_tags.iter().flatten().all(of_nobody) {
+        return Ok(false);
+    }
+    let is_of = |of: &Listed| of.image_id.as_deref().is_some_and(|image| normal(image) == normal(id));
+    let is_ours = |of: &Listed| of.labels.as_ref().and_then(|labels| labels.get(AGENT)).is_some_and(|of| of == agent);
+    Ok(!api.containers(&[]).await?.iter().any(|container| is_of(container) && !is_ours(container)))
+}
+
+/// Removes images of an app but those of the releases in `keep`. `agent` is whose containers are ours.
 ///
 /// # Errors
 /// What the engine says; one that is in use stays, and is no error.
-pub async fn collect(api: &Api, app: &Name, keep: &BTreeSet<Digest>) -> Result<(), ApiError> {
+pub async fn collect(api: &Api, agent: &str, app: &Name, keep: &BTreeSet<Digest>) -> Result<(), ApiError> {
     let kept: BTreeSet<String> = keep.iter().map(|release| reference(app, *release)).collect();
-    let surplus = images(api, Some(app)).await?.into_keys().filter(|name| !kept.contains(name));
-    for name in surplus.collect::<Vec<_>>() {
+    let mut surplus = images(api, Some(app)).await?;
+    surplus.retain(|name, _| !kept.contains(name));
+    for (name, id) in &surplus {
+        let whole = is_pulled_for_us(api, agent, id, &surplus).await?;
         // By force: one that ended and is kept for its output needs its image no more.
-        match api.remove_image(&name).await {
+        match api.remove_image(if whole { id } else { name }).await {
             Ok(()) => tracing::info!(%app, name, "an image that nobody needs is gone"),
             // Gone meanwhile, or one of it still runs: the next sweep comes after that.
             Err(e) if e.is_missing() || e.is_conflict() => {}
@@ -429,6 +468,6 @@ pub async fn collect(api: &Api, app: &Name, keep: &BTreeSet<Digest>) -> Result<(
     Ok(())
 }
 
-fn normal(id: &str) -> String {
+pub(super) fn normal(id: &str) -> String {
     if id.contains(':') { id.to_owned() } else { format!("sha256:{id}") } // Podman leaves it out
 }

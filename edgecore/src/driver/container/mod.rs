@@ -7,22 +7,25 @@
 //! there is the newest container, and one before it for its output. That one was asked to stop is in its name.
 //!
 //! `create` says what is asked of the engine, `look` what it answers, `attach` runs a person's command, `image` how the
-//! release's image gets there, `engine` how it is found, `api` how it is asked.
+//! release's image gets there, `registry` how one that is not in the release does and `credentials` with which, `engine`
+//! how it is found, `api` how it is asked.
 
 pub mod api;
 mod attach;
 pub mod create;
+mod credentials;
 mod engine;
 mod folders;
 mod image;
 mod layer;
 mod look;
 mod output;
+mod registry;
 
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -47,13 +50,16 @@ pub use self::engine::SOCKETS;
 use self::{
     api::Api,
     create::{STREAMS_SOCKET, Surroundings},
+    credentials::Credentials,
     engine::Engine,
     image::{Files, ImageError},
     look::{Found, STOPPED},
+    registry::Pinned,
 };
 use super::{
     Attached, Driver, DriverError, Instance, InstanceSpec, InstanceUsage, NotReady, ProbeOutcome, probe, procs,
 };
+use crate::secrets::Secrets;
 
 /// Beyond the grace: how long SIGKILL may take.
 const KILL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -76,6 +82,8 @@ pub struct ContainerDriver {
     /// Whose containers are ours: agents with other folders have others.
     agent: String,
     names: Mutex<ChaCha12Rng>,
+    /// Where credentials for registries are.
+    secrets: OnceLock<Arc<Secrets>>,
 }
 
 impl ContainerDriver {
@@ -85,7 +93,8 @@ impl ContainerDriver {
     pub fn new(root: &Path, sockets: Vec<PathBuf>, env: Env) -> ContainerDriver {
         let agent: String = Digest::of(root.as_os_str().as_encoded_bytes()).hex().chars().take(16).collect();
         let names = Mutex::new(env.seed.stream("names of containers"));
-        ContainerDriver { engine: Engine::at(sockets), env, marks: root.to_owned(), agent, names }
+        let secrets = OnceLock::new();
+        ContainerDriver { engine: Engine::at(sockets), env, marks: root.to_owned(), agent, names, secrets }
     }
 
     /// Whether the app may have a container here: the engine is there, and it had one before.
@@ -124,9 +133,30 @@ impl ContainerDriver {
                 let files = self.env.blocking.run(move || Files::at(&tree, &image)).await?;
                 image::ensure(api, &self.env, &spec.app, digest, files).await
             }
-            (None, Some(pinned)) => image::pull(api, &spec.app, digest, pinned).await,
+            (None, Some(image)) => {
+                let secret = container.pull_secret.as_deref();
+                let wanted = Pinned { app: &spec.app, release: digest, image, secret };
+                registry::ensure(api, wanted, self.credentials(spec, image)).await
+            }
             (None, None) => Err(ImageError::Engine("the release names no image".into())), // manifests are checked
         }
+    }
+
+    /// Those for the registry of the release's image, where it names some.
+    async fn credentials(&self, spec: &InstanceSpec, image: &str) -> Result<Option<Credentials>, ImageError> {
+        let Some(secrets) = self.secrets.get().filter(|_| spec.workload.pull_secret().is_some()).cloned() else {
+            return Ok(None);
+        };
+        let (spec, image) = (spec.clone(), image.to_owned());
+        let found = self.env.blocking.run(move || {
+            let Some(config) = secrets.open_pull_secret(&spec)? else { return Ok(None) };
+            let name = spec.workload.pull_secret().map(|secret| secret.name.clone()).unwrap_or_default();
+            Credentials::find(&config, &image).map(Some).map_err(|problem| ImageError::Pull {
+                reason: "PullSecretInvalid",
+                message: format!("{image} cannot be pulled: secret {name:?} {problem}"),
+            })
+        });
+        found.await
     }
 
     async fn try_start(&self, spec: &InstanceSpec) -> Result<(), String> {
@@ -277,7 +307,7 @@ impl ContainerDriver {
         for found in self.found(&api, app).await? {
             self.discard(&api, &found.id).await?;
         }
-        image::collect(&api, app, &BTreeSet::new()).await.map_err(|e| e.to_string())?;
+        image::collect(&api, &self.agent, app, &BTreeSet::new()).await.map_err(|e| e.to_string())?;
         let mark = self.marks.join(app.as_str());
         self.env.blocking.run(move || std::fs::remove_file(mark)).await.map_err(|e| format!("its mark stays: {e}"))
     }
@@ -301,6 +331,10 @@ fn failed<'a>(attempt: &'static str, app: &'a Name) -> impl FnOnce(String) -> Dr
 }
 
 impl Driver for ContainerDriver {
+    fn lend(&self, secrets: &Arc<Secrets>) {
+        let _ = self.secrets.set(secrets.clone()); // once; another time it would be the same
+    }
+
     fn prepare<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), NotReady>> {
         Box::pin(async move {
             let Some(container) = &spec.workload.container else { return Ok(()) };
@@ -397,7 +431,7 @@ impl Driver for ContainerDriver {
                 return Ok(());
             }
             let api = self.engine.get().await.map_err(failed("clean up after", app))?;
-            image::collect(&api, app, keep).await.map_err(|e| failed("clean up after", app)(e.to_string()))
+            image::collect(&api, &self.agent, app, keep).await.map_err(|e| failed("clean up after", app)(e.to_string()))
         })
     }
 

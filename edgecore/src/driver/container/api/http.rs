@@ -9,7 +9,7 @@ use hyper::{
     Method, Request, Response,
     body::{Body as _, Frame, Incoming},
     client::conn::http1,
-    header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE},
+    header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue, UPGRADE},
     http::request::Builder,
     upgrade::Upgraded,
 };
@@ -111,6 +111,21 @@ impl Http {
     /// What the engine says.
     pub async fn begin(&self, method: Method, target: &str, body: Body) -> Result<Response<Incoming>, ApiError> {
         self.ask(Request::builder().method(method), target, body).await
+    }
+
+    /// The same with a header whose content nobody shows.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub async fn begin_with_secret(
+        &self,
+        target: &str,
+        (name, secret): (&'static str, &str),
+    ) -> Result<Response<Incoming>, ApiError> {
+        let unusable = |_| ApiError::Broken(format!("{name} cannot be a header: it is too long, or no text"));
+        let mut value = HeaderValue::from_str(secret).map_err(unusable)?;
+        value.set_sensitive(true);
+        self.ask(Request::builder().method(Method::POST).header(name, value), target, nothing()).await
     }
 
     /// Asks for the connection itself: what comes after the answer goes both ways as it is.

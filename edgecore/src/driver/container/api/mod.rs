@@ -28,6 +28,8 @@ use self::{
 const NEWEST: (u32, u32) = (1, 44);
 /// Longest line of a progress that is looked at.
 const MAX_LINE_BYTES: usize = 64 << 10;
+/// Header with credentials for a registry.
+const REGISTRY_AUTH: &str = "x-registry-auth";
 
 /// What was asked for, or why not.
 type Answer<T> = Result<T, ApiError>;
@@ -159,10 +161,15 @@ impl Api {
         progress(self.http.begin(Method::POST, &asked, http::chunks(archive)).await?.into_body()).await
     }
 
-    /// Fetches an image from its registry, however long that takes.
-    pub async fn pull(&self, image: &str) -> Answer<()> {
+    /// Fetches an image from its registry, however long that takes, with these credentials: an `AuthConfig` of the API
+    /// as JSON in Base64 (RFC 4648, section 5).
+    pub async fn pull(&self, image: &str, credentials: Option<&str>) -> Answer<()> {
         let asked = target("/images/create", &[("fromImage", image)]);
-        progress(self.http.begin(Method::POST, &asked, nothing()).await?.into_body()).await
+        let answer = match credentials {
+            Some(secret) => self.http.begin_with_secret(&asked, (REGISTRY_AUTH, secret)).await?,
+            None => self.http.begin(Method::POST, &asked, nothing()).await?,
+        };
+        progress(answer.into_body()).await
     }
 
     /// An image, by a name or its ID.
@@ -257,4 +264,4 @@ impl Lines {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -47,6 +47,9 @@ pub struct Listed {
     pub created: i64,
     /// Labels.
     pub labels: Option<HashMap<String, String>>,
+    /// ID of its image, with or without `sha256:`.
+    #[serde(rename = "ImageID")]
+    pub image_id: Option<String>,
 }
 
 /// A container.
@@ -173,6 +176,10 @@ pub struct MemoryDetails {
 pub struct ImageDetails {
     /// ID, with or without `sha256:`.
     pub id: String,
+    /// Its names.
+    pub repo_tags: Option<Vec<String>>,
+    /// Names with the digests by which registries know it.
+    pub repo_digests: Option<Vec<String>>,
     /// What it is made of.
     #[serde(rename = "RootFS")]
     pub root_fs: Option<RootFs>,

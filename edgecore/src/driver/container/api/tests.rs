@@ -11,12 +11,12 @@ use super::*;
 const VERSION: &str = r#"{"ApiVersion": "1.51", "MinAPIVersion": "1.24", "Components": [{"Name": "Engine"}]}"#;
 
 /// An engine that answers with what `answer` makes of the first line of a request; `None`: it goes without a word.
-struct Fake {
+pub(in crate::driver::container) struct Fake {
     folder: tempfile::TempDir,
 }
 
 impl Fake {
-    fn new<F>(answer: impl Fn(String, UnixStream) -> F + Send + 'static) -> Fake
+    pub(in crate::driver::container) fn new<F>(answer: impl Fn(String, UnixStream) -> F + Send + 'static) -> Fake
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -42,12 +42,12 @@ impl Fake {
         self.folder.path().join("engine.sock")
     }
 
-    async fn api(&self) -> Api {
+    pub(in crate::driver::container) async fn api(&self) -> Api {
         Api::at(&self.socket()).await.unwrap()
     }
 }
 
-async fn say(stream: &mut UnixStream, status: &str, body: &str) {
+pub(in crate::driver::container) async fn say(stream: &mut UnixStream, status: &str, body: &str) {
     let text = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     let _ = stream.write_all(text.as_bytes()).await; // who asked may have gone
 }
@@ -116,7 +116,7 @@ async fn what_takes_long_may_and_what_does_not_must_not() {
     let (sender, receiver) = mpsc::channel(1);
     drop(sender);
     api.load(receiver).await.unwrap();
-    api.pull("x").await.unwrap();
+    api.pull("x", None).await.unwrap();
     assert!(begin.elapsed().as_secs() >= 3 * 3600, "{:?}", begin.elapsed());
     let begin = Instant::now();
     assert!(matches!(api.info().await, Err(ApiError::Silent)));
