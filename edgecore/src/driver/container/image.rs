@@ -416,14 +416,16 @@ async fn load(api: &Api, env: &Env, name: &str, files: &Files, held: usize) -> R
     written.map_err(|e| ImageError::Engine(format!("the image could not be handed to the engine: {e}")))
 }
 
-/// Names and IDs of our images, of one app or of all.
+/// Names and IDs of our images, of one app or of all. Podman tells of an image that is found all names that it has, also
+/// those for other apps.
 async fn images(api: &Api, app: Option<&Name>) -> Result<BTreeMap<String, String>, ApiError> {
     let pattern = app.map_or_else(|| format!("{PREFIX}*"), |app| format!("{PREFIX}{app}"));
+    let begins = app.map_or_else(|| PREFIX.to_owned(), |app| format!("{PREFIX}{app}:"));
     let found = api.images(&pattern).await?;
     let named = found
         .into_iter()
         .flat_map(|image| image.repo_tags.unwrap_or_default().into_iter().map(move |name| (name, image.id.clone())));
-    Ok(named.filter(|(name, _)| name.starts_with(PREFIX)).collect())
+    Ok(named.filter(|(name, _)| name.starts_with(&begins)).collect())
 }
 
 /// Whether an image has names besides those in `surplus`, and only such as a pull by digest leaves behind, which would
@@ -442,9 +444,15 @@ async fn is_pulled_for_us(
     if found.repo_digests.is_none_or(|digests| digests.is_empty()) || !found.repo_tags.iter().flatten().all(of_nobody) {
         return Ok(false);
     }
-    let is_of = |of: &Listed| of.image_id.as_deref().is_some_and(|image| normal(image) == normal(id));
     let is_ours = |of: &Listed| of.labels.as_ref().and_then(|labels| labels.get(AGENT)).is_some_and(|of| of == agent);
-    Ok(!api.containers(&[]).await?.iter().any(|container| is_of(container) && !is_ours(container)))
+    Ok(containers_of(api, id).await?.iter().all(is_ours))
+}
+
+/// The containers of an image, whoever's they are.
+async fn containers_of(api: &Api, id: &str) -> Result<Vec<Listed>, ApiError> {
+    let mut all = api.containers(&[]).await?;
+    all.retain(|of| of.image_id.as_deref().is_some_and(|image| normal(image) == normal(id)));
+    Ok(all)
 }
 
 /// Removes images of an app but those of the releases in `keep`. `agent` is whose containers are ours.
@@ -457,8 +465,10 @@ pub async fn collect(api: &Api, agent: &str, app: &Name, keep: &BTreeSet<Digest>
     surplus.retain(|name, _| !kept.contains(name));
     for (name, id) in &surplus {
         let whole = is_pulled_for_us(api, agent, id, &surplus).await?;
-        // By force: one that ended and is kept for its output needs its image no more.
-        match api.remove_image(if whole { id } else { name }).await {
+        // By force: one that ended and is kept for its output needs its image no more. Docker lets go of no image of which
+        // a container runs, also then; Podman ends the container.
+        let by_force = api.is_docker() || containers_of(api, id).await?.is_empty();
+        match api.remove_image(if whole { id } else { name }, by_force).await {
             Ok(()) => tracing::info!(%app, name, "an image that nobody needs is gone"),
             // Gone meanwhile, or one of it still runs: the next sweep comes after that.
             Err(e) if e.is_missing() || e.is_conflict() => {}

@@ -7,13 +7,13 @@ mod http;
 pub mod model;
 mod output;
 
-use std::{collections::BTreeMap, io, path::Path};
+use std::{collections::BTreeMap, io, path::Path, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::{Method, body::Incoming};
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
 pub use self::{
     http::ApiError,
@@ -28,6 +28,8 @@ use self::{
 const NEWEST: (u32, u32) = (1, 44);
 /// Longest line of a progress that is looked at.
 const MAX_LINE_BYTES: usize = 64 << 10;
+/// An engine that says nothing of an image for so long is stuck: whoever waits for it, such as to stop the app, goes on.
+const STUCK: Duration = Duration::from_secs(1800);
 /// Header with credentials for a registry.
 const REGISTRY_AUTH: &str = "x-registry-auth";
 
@@ -155,14 +157,16 @@ impl Api {
         self.http.get(&format!("/exec/{id}/json")).await
     }
 
-    /// Loads an archive of images, however long that takes.
+    /// Loads an archive of images, which may take [`STUCK`].
     pub async fn load(&self, archive: mpsc::Receiver<io::Result<Bytes>>) -> Answer<()> {
         let asked = target("/images/load", &[("quiet", "true")]);
-        progress(self.http.begin(Method::POST, &asked, http::chunks(archive)).await?.into_body()).await
+        let loaded =
+            async { progress(self.http.begin(Method::POST, &asked, http::chunks(archive)).await?.into_body()).await };
+        timeout(STUCK, loaded).await.unwrap_or(Err(ApiError::Silent))
     }
 
-    /// Fetches an image from its registry, however long that takes, with these credentials: an `AuthConfig` of the API
-    /// as JSON in Base64 (RFC 4648, section 5).
+    /// Fetches an image from its registry, however long that takes while there is news of it within [`STUCK`],
+    /// with these credentials: an `AuthConfig` of the API as JSON in Base64 (RFC 4648, section 5).
     pub async fn pull(&self, image: &str, credentials: Option<&str>) -> Answer<()> {
         let asked = target("/images/create", &[("fromImage", image)]);
         let answer = match credentials {
@@ -189,9 +193,10 @@ impl Api {
         self.tell(Method::POST, &asked).await
     }
 
-    /// Removes an image by force.
-    pub async fn remove_image(&self, name: &str) -> Answer<()> {
-        self.tell(Method::DELETE, &target(&format!("/images/{name}"), &[("force", "true")])).await
+    /// Removes an image, or one of its names.
+    pub async fn remove_image(&self, name: &str, by_force: bool) -> Answer<()> {
+        let force = if by_force { "true" } else { "false" };
+        self.tell(Method::DELETE, &target(&format!("/images/{name}"), &[("force", force)])).await
     }
 
     async fn post<T: serde::de::DeserializeOwned>(&self, target: &str, document: &impl Serialize) -> Answer<T> {
@@ -228,7 +233,9 @@ fn filters(key: &str, values: &[String]) -> Answer<String> {
 /// Reads a progress, a document a line, to its end: the engine tells there, too, what went wrong.
 async fn progress(mut body: Incoming) -> Answer<()> {
     let mut lines = Lines::default();
-    while let Some(frame) = body.frame().await {
+    loop {
+        let frame = timeout(STUCK, body.frame()).await.map_err(|_| ApiError::Silent)?;
+        let Some(frame) = frame else { break };
         let frame = frame.map_err(|e| ApiError::Broken(format!("the engine broke off: {e}")))?;
         if let Ok(data) = frame.into_data() {
             lines.feed(&data)?;
