@@ -8,7 +8,7 @@
 //! Each release's image has a name of its own at the engine, [`reference`], by which it is found and later collected.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -24,11 +24,7 @@ use proto::{
 use tokio::sync::mpsc;
 
 use super::{
-    api::{
-        Api, ApiError,
-        model::{ImageDetails, Listed},
-    },
-    create::AGENT,
+    api::{Api, ApiError, model::ImageDetails},
     layer,
 };
 use crate::{
@@ -46,7 +42,7 @@ const HEADER_BYTES: usize = 8 << 10;
 /// Chunks on their way to the engine.
 const CHUNKS: usize = 8;
 /// What Docker says in place of a name.
-const UNNAMED: &str = "<none>:<none>";
+pub(super) const UNNAMED: &str = "<none>:<none>";
 /// How engines say that their disk is full: `ENOSPC`.
 const NO_ROOM: &str = "no space left on device";
 
@@ -418,7 +414,7 @@ async fn load(api: &Api, env: &Env, name: &str, files: &Files, held: usize) -> R
 
 /// Names and IDs of our images, of one app or of all. Podman tells of an image that is found all names that it has, also
 /// those for other apps.
-async fn images(api: &Api, app: Option<&Name>) -> Result<BTreeMap<String, String>, ApiError> {
+pub(super) async fn images(api: &Api, app: Option<&Name>) -> Result<BTreeMap<String, String>, ApiError> {
     let pattern = app.map_or_else(|| format!("{PREFIX}*"), |app| format!("{PREFIX}{app}"));
     let begins = app.map_or_else(|| PREFIX.to_owned(), |app| format!("{PREFIX}{app}:"));
     let found = api.images(&pattern).await?;
@@ -426,56 +422,6 @@ async fn images(api: &Api, app: Option<&Name>) -> Result<BTreeMap<String, String
         .into_iter()
         .flat_map(|image| image.repo_tags.unwrap_or_default().into_iter().map(move |name| (name, image.id.clone())));
     Ok(named.filter(|(name, _)| name.starts_with(&begins)).collect())
-}
-
-/// Whether an image has names besides those in `surplus`, and only such as a pull by digest leaves behind, which would
-/// keep it for ever. One that somebody else gave a name, or has a container of, is theirs.
-async fn is_pulled_for_us(
-    api: &Api,
-    agent: &str,
-    id: &str,
-    surplus: &BTreeMap<String, String>,
-) -> Result<bool, ApiError> {
-    let found = match api.image(id).await {
-        Err(e) if e.is_missing() => return Ok(false),
-        found => found?,
-    };
-    let of_nobody = |name: &String| name.contains('@') || name == UNNAMED || surplus.contains_key(name);
-    if found.repo_digests.is_none_or(|digests| digests.is_empty()) || !found.repo_tags.iter().flatten().all(of_nobody) {
-        return Ok(false);
-    }
-    let is_ours = |of: &Listed| of.labels.as_ref().and_then(|labels| labels.get(AGENT)).is_some_and(|of| of == agent);
-    Ok(containers_of(api, id).await?.iter().all(is_ours))
-}
-
-/// The containers of an image, whoever's they are.
-async fn containers_of(api: &Api, id: &str) -> Result<Vec<Listed>, ApiError> {
-    let mut all = api.containers(&[]).await?;
-    all.retain(|of| of.image_id.as_deref().is_some_and(|image| normal(image) == normal(id)));
-    Ok(all)
-}
-
-/// Removes images of an app but those of the releases in `keep`. `agent` is whose containers are ours.
-///
-/// # Errors
-/// What the engine says; one that is in use stays, and is no error.
-pub async fn collect(api: &Api, agent: &str, app: &Name, keep: &BTreeSet<Digest>) -> Result<(), ApiError> {
-    let kept: BTreeSet<String> = keep.iter().map(|release| reference(app, *release)).collect();
-    let mut surplus = images(api, Some(app)).await?;
-    surplus.retain(|name, _| !kept.contains(name));
-    for (name, id) in &surplus {
-        let whole = is_pulled_for_us(api, agent, id, &surplus).await?;
-        // By force: one that ended and is kept for its output needs its image no more. Docker lets go of no image of which
-        // a container runs, also then; Podman ends the container.
-        let by_force = api.is_docker() || containers_of(api, id).await?.is_empty();
-        match api.remove_image(if whole { id } else { name }, by_force).await {
-            Ok(()) => tracing::info!(%app, name, "an image that nobody needs is gone"),
-            // Gone meanwhile, or one of it still runs: the next sweep comes after that.
-            Err(e) if e.is_missing() || e.is_conflict() => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
 }
 
 pub(super) fn normal(id: &str) -> String {

@@ -3,12 +3,12 @@
 //! The driver keeps nothing in memory: which container is whose is in its labels, so an agent that is started anew
 //! finds all that the one before it left running, and a container without our label is never touched. Which apps were
 //! ever containers here is in a folder on disk: about all others the engine is not asked, so that they do not depend on
-//! an engine that is sick. Of each app
-//! there is the newest container, and one before it for its output. That one was asked to stop is in its name.
+//! an engine that is sick. Of each app there is the newest container, and one before it for its output. That one was
+//! asked to stop is in its name.
 //!
-//! `create` says what is asked of the engine, `look` what it answers, `attach` runs a person's command, `image` how the
-//! release's image gets there, `registry` how one that is not in the release does and `credentials` with which, `engine`
-//! how it is found, `api` how it is asked.
+//! `create` says what is asked of the engine, `look` what it answers, `folders` where a container may write, `attach` runs
+//! a person's command, `image` how the release's image gets there, `registry` how one that is not in the release does and
+//! `credentials` with which, `sweep` how it goes, `engine` how it is found, `api` how it is asked.
 
 pub mod api;
 mod attach;
@@ -21,6 +21,7 @@ mod layer;
 mod look;
 mod output;
 mod registry;
+mod sweep;
 
 use std::{
     collections::BTreeSet,
@@ -307,7 +308,7 @@ impl ContainerDriver {
         for found in self.found(&api, app).await? {
             self.discard(&api, &found.id).await?;
         }
-        image::collect(&api, &self.agent, app, &BTreeSet::new()).await.map_err(|e| e.to_string())?;
+        sweep::collect(&api, &self.agent, app, &BTreeSet::new()).await.map_err(|e| e.to_string())?;
         let mark = self.marks.join(app.as_str());
         self.env.blocking.run(move || std::fs::remove_file(mark)).await.map_err(|e| format!("its mark stays: {e}"))
     }
@@ -431,7 +432,7 @@ impl Driver for ContainerDriver {
                 return Ok(());
             }
             let api = self.engine.get().await.map_err(failed("clean up after", app))?;
-            image::collect(&api, &self.agent, app, keep).await.map_err(|e| failed("clean up after", app)(e.to_string()))
+            sweep::collect(&api, &self.agent, app, keep).await.map_err(|e| failed("clean up after", app)(e.to_string()))
         })
     }
 
