@@ -169,11 +169,13 @@ impl Api {
     /// with these credentials: an `AuthConfig` of the API as JSON in Base64 (RFC 4648, section 5).
     pub async fn pull(&self, image: &str, credentials: Option<&str>) -> Answer<()> {
         let asked = target("/images/create", &[("fromImage", image)]);
-        let answer = match credentials {
-            Some(secret) => self.http.begin_with_secret(&asked, (REGISTRY_AUTH, secret)).await?,
-            None => self.http.begin(Method::POST, &asked, nothing()).await?,
+        let begun = async {
+            match credentials {
+                Some(secret) => self.http.begin_with_secret(&asked, (REGISTRY_AUTH, secret)).await,
+                None => self.http.begin(Method::POST, &asked, nothing()).await,
+            }
         };
-        progress(answer.into_body()).await
+        progress(timeout(STUCK, begun).await.unwrap_or(Err(ApiError::Silent))?.into_body()).await
     }
 
     /// An image, by a name or its ID.
