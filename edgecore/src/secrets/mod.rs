@@ -181,6 +181,12 @@ impl Secrets {
         })
     }
 
+    /// Whether the secrets of a release are in place, and so whole.
+    #[must_use]
+    pub fn are_placed(&self, spec: &InstanceSpec) -> bool {
+        self.folder(&spec.app, spec.release.digest).is_some_and(|folder| folder.exists())
+    }
+
     /// Removes the secrets of all releases of an app but one.
     ///
     /// # Errors
