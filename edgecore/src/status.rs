@@ -388,6 +388,9 @@ fn apps(status: &Status) -> Vec<String> {
             }
             None => text.push_str("; nothing runs"),
         }
+        if let Some(replicas) = &workload.replicas {
+            let _ = write!(text, "; {} replicas run: {}", replicas.current_replicas, replicas.message);
+        }
         if let Some(why) = &workload.restart_failed {
             let _ = write!(text, "; not healthy after its restart: {why}");
         }

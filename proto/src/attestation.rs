@@ -104,6 +104,7 @@ mod tests {
             restart_failed: None,
             retried: None,
             running: Some(running),
+            replicas: None,
             metrics: None,
         };
         let workloads = [("web".parse().unwrap(), status)].into();

@@ -15,7 +15,7 @@ use proto::{
     object::{
         AppOrder, Condition, ConditionStatus, DiskUsage, GpuInfo, GpuInventory, GpuProcess, GpuUsage, LastExit,
         MetricSummary, MetricsBefore, MetricsOrder, NodeAddress, NodeInfo, Progress, RebootStatus, ReleaseRef,
-        RunState, Running, UpdatePhase, Usage, WorkloadMetrics, WorkloadStatus,
+        ReplicaStatus, RunState, Running, UpdatePhase, Usage, WorkloadMetrics, WorkloadStatus,
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -80,6 +80,7 @@ fn report() -> Report {
             started_at: Some(time(-60)),
             last_exit: Some(LastExit { code: None, signal: Some(11), at: time(-61), message: "core dumped".into() }),
         }),
+        replicas: None,
         metrics: None,
     };
     Report {
@@ -179,6 +180,18 @@ fn agent_messages() {
         status.metrics = Some(told);
     }
     golden("agent-report-metrics.json", &AgentMessage::Report(Box::new(judged)));
+    let mut several = report();
+    for status in several.workloads.values_mut() {
+        status.replicas = Some(ReplicaStatus {
+            current_replicas: 2,
+            ready_replicas: 2,
+            desired_replicas: 3,
+            min_replicas: 1,
+            max_replicas: 4,
+            message: "3 of 1..4: backlog 250 / 100 per replica; replica 2 does not run: exit code 1".into(),
+        });
+    }
+    golden("agent-report-replicas.json", &AgentMessage::Report(Box::new(several)));
     let mut restarted = report();
     for status in restarted.workloads.values_mut() {
         status.restarted = Some("2026-03-01 by ana".into());

@@ -31,7 +31,7 @@ use std::{
 use bytes::Bytes;
 use edgecore::{
     apps::live,
-    driver::{Driver, DriverError, HookOutcome, Instance, InstanceSpec, InstanceUsage, ProbeOutcome, Side},
+    driver::{Driver, DriverError, HookOutcome, Instance, InstanceSpec, InstanceUsage, ProbeOutcome, Side, side},
     metrics::{Metrics, Told},
 };
 use jiff::Timestamp;
@@ -40,7 +40,7 @@ use proto::{
     env::{BoxFuture, WallClock},
     name::{MetricName, Name, Version},
     object::{LastExit, ReleaseRef, metrics::CAMERAS_LOST},
-    release::{Gpus, Hook, Manifest, Probe},
+    release::{Gpus, Hook, Manifest, Probe, replicas},
     units::{self, Span},
     watch,
 };
@@ -267,7 +267,7 @@ impl SimDriver {
             if let (true, Ok(lost)) = (values.contains_key("cameras"), CAMERAS_LOST.parse()) {
                 values.insert(lost, state.cameras_lost.into());
             }
-            Told { app: app.clone(), digest: process.instance.release.digest, values }
+            Told { app: app.clone(), digest: process.instance.release.digest, replica: None, values }
         };
         state.apps.iter().filter(|(_, process)| tells(process)).map(told).collect()
     }
@@ -297,7 +297,7 @@ impl SimDriver {
     pub fn all_running(&self) -> Vec<(Name, ReleaseRef, u64)> {
         let state = self.lock();
         let running = state.apps.iter().filter(|(_, process)| process.instance.exit.is_none() && process.is_live());
-        running.map(|(key, process)| (Side::of(key).0, process.instance.release.clone(), process.number)).collect()
+        running.map(|(key, process)| (side::app_of(key), process.instance.release.clone(), process.number)).collect()
     }
 
     /// What was started although it was not what its release says. Empty, or the agent is broken.
@@ -315,7 +315,14 @@ impl SimDriver {
             return Err(format!("its digest is that of {}@{}", manifest.app, manifest.version));
         }
         let mut workload = spec.workload.clone();
-        for own in ["CROSSDOCK_APPS", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", live::OWN, live::LIVE] {
+        for own in [
+            "CROSSDOCK_APPS",
+            "CUDA_VISIBLE_DEVICES",
+            "NVIDIA_VISIBLE_DEVICES",
+            live::OWN,
+            live::LIVE,
+            replicas::VARIABLE,
+        ] {
             workload.env.remove(own); // the agent's to say
         }
         if manifest.workload.as_ref() != Some(&workload) {

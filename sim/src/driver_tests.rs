@@ -8,6 +8,7 @@ fn spec(args: &[&str]) -> InstanceSpec {
     InstanceSpec {
         app: "app".parse().unwrap(),
         side: Side::A,
+        replica: 0,
         run: None,
         release: ReleaseRef { version: "1".parse().unwrap(), digest: Digest::of(b"m") },
         tree: "/nonexistent".into(),

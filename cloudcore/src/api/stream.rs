@@ -14,6 +14,7 @@ use proto::{
     link::message::LogsRequest,
     name::Name,
     object::{NodeSpec, Object},
+    release::replicas,
     watch,
 };
 use serde::{Deserialize, Serialize};
@@ -204,7 +205,8 @@ async fn logs(
     let Some(object) = api.hub.store().get::<NodeSpec>(node.as_str()).await? else {
         return Err(ApiError::not_found(format!("Node {node} does not exist; `crossdock get nodes` lists what does")));
     };
-    let places = Places { sites: Reach::one(object.spec.site), apps: Reach::one(app.clone()) };
+    // A replica's output is its app's.
+    let places = Places { sites: Reach::one(object.spec.site), apps: Reach::one(replicas::of(&app).0) };
     user.may(Verb::Get, access::Resource::Logs, &places)?;
     let permit = permit(&api)?;
     let output = api.hub.node_logs(&node, LogsRequest { app, tail: asked.tail, follow: asked.follow }).await?;
@@ -228,7 +230,7 @@ async fn next_output(
 
 /// Adds the logs; watches are part of the kinds.
 pub(crate) fn add(book: Book) -> Book {
-    let page = Page::new("Output of an app on a node")
+    let page = Page::new("Output of an app on a node; of a replica but the first as APP--r1, APP--r2 and so on")
         .query("tail", "integer", "Only so many lines from the end")
         .query("follow", "boolean", "Go on with new lines")
         .answer(200, "The output as it comes", "text/plain", json!({"type": "string"}));

@@ -11,7 +11,7 @@ use axum::{
 };
 use proto::{
     name::{MetricName, Name},
-    object::{ConditionStatus, GpuInfo, GpuUsage, Node, NodePhase, NodeSpec, WorkloadStatus},
+    object::{ConditionStatus, GpuInfo, GpuUsage, Node, NodePhase, NodeSpec, ReplicaStatus, WorkloadStatus},
     selector::Selector,
 };
 use serde::Deserialize;
@@ -147,6 +147,7 @@ fn app_rows(node: &Node) -> Vec<Value> {
             "state": running.map(|running| running.state),
             "ready": running.map(|running| running.ready),
             "restarts": running.map(|running| running.restarts),
+            "replicas": said.replicas,
             "metrics": app_metrics(node).and_then(|metrics| metrics.get(app)),
         })
     };
@@ -197,7 +198,34 @@ fn exposition(nodes: &[Node]) -> String {
         }
     }
     told(&mut out, &heard);
+    replicas(&mut out, &heard);
     out
+}
+
+/// One figure of an app with replicas: its name, what it is, and its value.
+type Count = (&'static str, &'static str, fn(&ReplicaStatus) -> u32);
+
+/// Named as kube-state-metrics names those of a HorizontalPodAutoscaler.
+const REPLICAS: [Count; 5] = [
+    ("current", "Instances of a workload that run", |r| r.current_replicas),
+    ("ready", "Instances of a workload that are ready", |r| r.ready_replicas),
+    ("desired", "Instances of a workload that are to run", |r| r.desired_replicas),
+    ("min", "Instances of a workload that run at least", |r| r.min_replicas),
+    ("max", "Instances of a workload that run at most", |r| r.max_replicas),
+];
+
+/// How many instances run, of workloads that have more than one.
+fn replicas(out: &mut String, heard: &[&Node]) {
+    for (which, help, count) in REPLICAS {
+        let name = format!("crossdock_workload_replicas_{which}");
+        let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n");
+        for (node, (app, said)) in heard.iter().flat_map(|node| node.status.workloads.iter().map(move |w| (node, w))) {
+            let Some(replicas) = &said.replicas else { continue };
+            let labels = [("node", node.name()), ("site", node.spec.site.as_str()), ("app", app.as_str())]
+                .map(|(label, value)| format!("{label}=\"{}\"", escaped(value)));
+            let _ = writeln!(out, "{name}{{{}}} {}", labels.join(","), count(replicas));
+        }
+    }
 }
 
 /// What workloads tell of themselves. Their names are a label: they are the workloads' own, and a metric has one type.
@@ -259,6 +287,7 @@ fn escaped(value: &str) -> String {
 /// Adds them.
 pub(super) fn add(mut book: Book) -> Book {
     let (info, usage, figures) = (book.schema::<GpuInfo>(), book.schema::<GpuUsage>(), reference("Usage"));
+    let replicas = book.schema::<ReplicaStatus>();
     let list = |item: Value| {
         json!({"type": "object", "properties": {
             "apiVersion": {"type": "string"},
@@ -279,7 +308,10 @@ pub(super) fn add(mut book: Book) -> Book {
         200,
         "The workloads",
         JSON,
-        list(json!({"app": {"type": "string"}, "metrics": {"type": "object", "additionalProperties": {"type": "number"}}})),
+        list(
+            json!({"app": {"type": "string"}, "metrics": {"type": "object", "additionalProperties": {"type": "number"}},
+            "replicas": replicas}),
+        ),
     );
     let may = Rule::May(Verb::List, Resource::Nodes);
     let text = json!({"type": "string"});

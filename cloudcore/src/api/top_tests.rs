@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use proto::{
     link::message::{AgentMessage, Heartbeat, Report},
-    object::{GpuInventory, GpuProcess, UpdatePhase, Usage},
+    object::{GpuInventory, GpuProcess, ReplicaStatus, UpdatePhase, Usage},
 };
 use reqwest::StatusCode;
 
@@ -50,6 +50,15 @@ async fn served() -> (Served, impl Sized) {
     let hub = fixture.hub.clone();
     let (with, without) = (fixture.member("with").await, fixture.member("without").await);
     let watch = WorkloadStatus::new(None, UpdatePhase::Succeeded, jiff::Timestamp::UNIX_EPOCH);
+    let replicas = ReplicaStatus {
+        current_replicas: 2,
+        ready_replicas: 1,
+        desired_replicas: 3,
+        min_replicas: 1,
+        max_replicas: 4,
+        message: "3 of 1..4: backlog 250 / 100 per replica".into(),
+    };
+    let watch = WorkloadStatus { replicas: Some(replicas), ..watch };
     let report = Report { workloads: [("line-watch".parse().unwrap(), watch)].into(), ..Report::default() };
     let mut session = with.session(&hub, report).await;
     let other = without.session(&hub, Report::default()).await;
@@ -90,6 +99,7 @@ async fn gpus_that_change_while_a_node_is_up_are_shown_with_their_figures() {
     let apps = get(&served, "top/apps").await;
     assert_eq!(apps["items"].as_array().unwrap().len(), 1);
     assert_eq!(apps["items"][0]["metrics"]["frames_per_second"], json!(24.5));
+    assert_eq!(apps["items"][0]["replicas"]["desiredReplicas"], json!(3));
     for (query, found) in
         [("?labelSelector=name%3Dwith", 1), ("?site=nowhere", 0), ("?labelSelector=name%3Dwithout", 1)]
     {
@@ -119,6 +129,8 @@ async fn prometheus_reads_them_and_who_is_bound_elsewhere_sees_none() {
         format!("{}}} 61.2\n", labels(0)),
         "condition=\"Ready\",reason=\"Connected\"} 1\n".into(),
         "app=\"line-watch\",name=\"frames_per_second\"} 24.5\n".into(),
+        "# TYPE crossdock_workload_replicas_current gauge\ncrossdock_workload_replicas_current{node=\"with\"".into(),
+        "app=\"line-watch\"} 2\n".into(),
     ] {
         assert!(text.contains(&line), "{line} is not in {text}");
     }

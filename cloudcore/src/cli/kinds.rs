@@ -172,7 +172,8 @@ fn ready_apps(node: &Node) -> String {
     format!("{ready}/{}", node.spec.apps.len())
 }
 
-/// The workloads of a node, one word each: `app@version:state`, and where an update stands.
+/// The workloads of a node, one word each: `app@version:state`, how many replicas are ready of how many, and where an
+/// update stands.
 #[must_use]
 pub fn summary(node: &Node) -> Vec<String> {
     let word = |(app, w): (_, &proto::object::WorkloadStatus)| {
@@ -180,12 +181,14 @@ pub fn summary(node: &Node) -> Vec<String> {
             || "-".to_owned(),
             |r| format!("{}:{}", r.release.version, if r.ready { "ready".into() } else { r.state.to_string() }),
         );
+        let replicas = w.replicas.as_ref().map(|r| format!("[{}/{}]", r.ready_replicas, r.desired_replicas));
+        let replicas = replicas.unwrap_or_default();
         let update = match (&w.target, w.phase) {
             (_, UpdatePhase::Succeeded) => String::new(),
             (Some(target), phase) => format!("({phase} {})", target.version),
             (None, phase) => format!("({phase})"),
         };
-        format!("{app}@{running}{update}")
+        format!("{app}@{running}{replicas}{update}")
     };
     node.status.workloads.iter().map(word).collect()
 }
@@ -288,6 +291,12 @@ mod tests {
         assert_eq!(cells("Node", node("BackOff", false))[4], "1/2");
         assert_eq!(cells("Node", node("Running", true))[4], "2/2");
         assert_eq!(cells("Node", json!({"spec": {"site": "s"}}))[4], "0/0");
+        let mut several = workload("Running", true);
+        several["replicas"] = json!({"currentReplicas": 3, "readyReplicas": 2, "desiredReplicas": 3, "minReplicas": 1,
+            "maxReplicas": 4});
+        let node = json!({"apiVersion": proto::API_VERSION, "kind": "Node", "metadata": {"name": "x"},
+            "spec": {"site": "s"}, "status": {"phase": "Ready", "workloads": {"a": several, "b": workload("Running", true)}}});
+        assert_eq!(summary(&serde_json::from_value(node).unwrap()), ["a@1:ready[2/3]", "b@1:ready"]);
     }
 
     #[test]

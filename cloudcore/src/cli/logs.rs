@@ -11,7 +11,7 @@ use super::{
 /// `crossdock logs`.
 #[derive(Debug, clap::Args)]
 pub struct LogsArgs {
-    /// NODE/APP
+    /// NODE/APP; of a replica but the first NODE/APP--r1, NODE/APP--r2 and so on
     workload: String,
     /// Go on with new lines.
     #[arg(short, long)]

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use proto::{
     name::Name,
-    object::{GpuInfo, GpuUsage, Usage},
+    object::{GpuInfo, GpuUsage, ReplicaStatus, Usage},
     selector::Selector,
 };
 use reqwest::Method;
@@ -94,8 +94,8 @@ const GPUS: Table = Table {
 
 const APPS: Table = Table {
     what: "apps",
-    heads: &["NODE", "SITE", "APP", "VERSION", "STATE", "METRICS", "RESTARTS", "LAST SEEN"],
-    wide_from: 6,
+    heads: &["NODE", "SITE", "APP", "VERSION", "STATE", "REPLICAS", "METRICS", "RESTARTS", "LAST SEEN", "SCALING"],
+    wide_from: 7,
     name: "/node",
     cells: app,
 };
@@ -225,10 +225,18 @@ fn app(item: &Value, now: Timestamp) -> Vec<String> {
         text(item, "/app"),
         or_none(text(item, "/version")),
         state,
+        or_none(replicas(item)),
         or_none(told.collect::<Vec<_>>().join(" ")),
         or_none(text(item, "/restarts")),
         or_none(ago(item, "/lastSeen", now)),
+        or_none(text(item, "/replicas/message")),
     ]
+}
+
+/// How many instances are ready, of how many that are to run: `2/3`. Empty for an app with one.
+fn replicas(item: &Value) -> String {
+    let status: Option<ReplicaStatus> = item.get("replicas").and_then(|r| serde_json::from_value(r.clone()).ok());
+    status.map(|replicas| format!("{}/{}", replicas.ready_replicas, replicas.desired_replicas)).unwrap_or_default()
 }
 
 /// A number as people read it: `24.93`, `0.041`, `1200`.
@@ -293,11 +301,17 @@ mod tests {
         assert_eq!(rows(&NODES, &[node], false, now), expected);
         let vision = json!({"node": "box-1", "site": "hz-01", "app": "vision", "version": "1.2.0", "state": "Running",
             "ready": true, "restarts": 0, "metrics": {"frames_per_second": 24.93, "queue_length": 3.0}});
+        let several = json!({"node": "box-1", "site": "hz-01", "app": "sort", "version": "2.0.0", "state": "Running",
+            "ready": true, "replicas": {"currentReplicas": 3, "readyReplicas": 2, "desiredReplicas": 3, "minReplicas": 1,
+                "maxReplicas": 4, "message": "3 of 1..4: backlog 250 / 100 per replica"}});
         let silent = json!({"node": "box-1", "site": "hz-01", "app": "web", "version": null, "state": null});
-        let expected = "NODE    SITE    APP      VERSION   STATE     METRICS\n\
-                        box-1   hz-01   vision   1.2.0     Running   frames_per_second=24.93 queue_length=3\n\
-                        box-1   hz-01   web      -         -         -\n";
-        assert_eq!(rows(&APPS, &[vision, silent], false, now), expected);
+        let expected = "NODE    SITE    APP      VERSION   STATE     REPLICAS   METRICS\n\
+                        box-1   hz-01   vision   1.2.0     Running   -          frames_per_second=24.93 queue_length=3\n\
+                        box-1   hz-01   sort     2.0.0     Running   2/3        -\n\
+                        box-1   hz-01   web      -         -         -          -\n";
+        let items = [vision, several, silent];
+        assert_eq!(rows(&APPS, &items, false, now), expected);
+        assert!(rows(&APPS, &items, true, now).contains("3 of 1..4: backlog 250 / 100 per replica\n"));
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub(crate) fn bound(report: &mut Report) {
     for workload in report.workloads.values_mut() {
         cut(&mut workload.reason, MAX_REASON_CHARS);
         cut(&mut workload.message, MAX_MESSAGE_CHARS);
+        if let Some(replicas) = &mut workload.replicas {
+            cut(&mut replicas.message, MAX_MESSAGE_CHARS);
+        }
         if let Some(metrics) = &mut workload.metrics {
             metrics.bound();
         }

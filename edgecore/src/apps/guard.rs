@@ -85,7 +85,10 @@ impl Guard {
     async fn place(&self, spec: &InstanceSpec, alone: bool) -> Result<(), SecretsError> {
         let (secrets, spec) = (self.secrets.clone(), spec.clone());
         let placed = self.env.blocking.run(move || {
-            secrets.place(&spec)?;
+            // Replicas share them: what is in place is whole, and not taken away from those that run.
+            if spec.workload.replicas.is_none() || !secrets.are_placed(&spec) {
+                secrets.place(&spec)?;
+            }
             if alone { secrets.remove_others(&spec.app, spec.release.digest) } else { Ok(()) }
         });
         placed.await
@@ -127,7 +130,7 @@ impl Driver for Guard {
             let refused = |problem| DriverError { attempt: "start", app: spec.app.clone(), problem };
             self.verify(spec).await.map_err(refused)?;
             // Another instance of an app that is updated warm may need its own.
-            self.place(spec, spec.run.is_none()).await.map_err(|e| refused(e.to_string()))?;
+            self.place(spec, spec.run.is_none() && spec.replica == 0).await.map_err(|e| refused(e.to_string()))?;
             self.make_run_folder(spec).await.map_err(|e| refused(format!("its run folder cannot be made: {e}")))?;
             let started = self.inner.start(spec).await;
             if started.is_err() && spec.workload.container.is_some() {

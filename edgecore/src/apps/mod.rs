@@ -6,6 +6,7 @@
 //! | [`plan`] | the pure planner: what to do next |
 //! | [`stage`] | acceptance and fetch of a release |
 //! | [`current`] | the way to an app's files for other apps |
+//! | [`replicas`] | how many instances run, pure |
 //! | [`live`] | which of an app's two instances is live, for them and their clients |
 //! | [`guard`] | nothing damaged is started, restarts included |
 //! | [`task`] | carries the planned steps out |
@@ -19,6 +20,7 @@ pub mod current;
 pub mod guard;
 pub mod live;
 pub mod plan;
+pub mod replicas;
 pub mod report;
 pub mod room;
 pub mod slot;
@@ -47,7 +49,7 @@ use proto::{
 };
 use tokio::{sync::oneshot, task::JoinSet, time::timeout};
 
-use crate::driver::Side;
+use crate::driver::side;
 
 use self::{
     plan::{Ask, Wanted},
@@ -141,10 +143,10 @@ impl Apps {
             entries.filter_map(|e| e.file_name().to_str().and_then(|n| n.parse().ok())).collect::<BTreeSet<Name>>()
         });
         let mut found = on_disk.await;
-        // What an agent before took for an app of its own was the second instance of one.
-        found.retain(|name| Side::of(name).1 == Side::A);
+        // What an agent before took for an app of its own was another instance of one.
+        found.retain(|name| side::app_of(name) == *name);
         match self.shared.driver.list().await {
-            Ok(running) => found.extend(running.iter().map(|key| Side::of(key).0)),
+            Ok(running) => found.extend(running.iter().map(side::app_of)),
             Err(error) => tracing::warn!(%error, "could not ask what runs"),
         }
         found

@@ -56,6 +56,10 @@
 //! A release that is updated warm ([`Strategy::Warm`](proto::release::Strategy)) is tried beside the active one where the
 //! box has room for both; see `warm`.
 //!
+//! A release that runs several replicas ([`Replicas`](proto::release::Replicas)) has them besides the instance that is
+//! planned here, and only while it is settled: they are stopped before anything else stops, goes on trial or goes live. How
+//! many run while nothing is to be done is [`replicas`](super::replicas)'s to say.
+//!
 //! `view` holds what is looked at; `trial` plans while a release is on trial, `warm` while there are two instances of
 //! which one takes over from the other, `settled` while no release is on trial.
 
@@ -108,6 +112,8 @@ pub enum Step {
     Start(Installed),
     /// Stop what runs beside the live one.
     StopBeside,
+    /// Stop all replicas but the first.
+    StopReplicas,
     /// Run a release beside the live one, or adopt it where it runs.
     StartBeside(Installed),
     /// Record that the standby is live, and what was live runs beside it.
@@ -173,6 +179,7 @@ pub struct Plan {
 pub fn plan(view: &View<'_>) -> Plan {
     if *view.wanted == Wanted::Remove {
         let step = match view.slot.is_cleared() {
+            _ if view.replicas => Step::StopReplicas,
             _ if view.beside.is_alive() => Step::StopBeside,
             _ if view.is_alive() => Step::Stop,
             false => Step::Remove,
@@ -193,7 +200,19 @@ pub fn plan(view: &View<'_>) -> Plan {
         step @ (Step::PostApply | Step::Confirm(_)) => link(view).unwrap_or(step),
         step => step,
     };
+    let step = if view.replicas && ends_replicas(view, &step) { Step::StopReplicas } else { step };
     Plan { step, fetch }
+}
+
+/// Whether replicas are no longer to run, or are to end before this.
+fn ends_replicas(view: &View<'_>, step: &Step) -> bool {
+    let is_settled = view.slot.active.is_some() && view.slot.trial.as_ref().is_none_or(|trial| trial.standby);
+    let begins = match step {
+        Step::Stop | Step::GoLive => true,
+        Step::Switch(trial) => !trial.standby,
+        _ => false,
+    };
+    !is_settled || begins || view.wanted.is_drained()
 }
 
 /// The wanted release, unless it is running well or known to fail.

@@ -1,7 +1,7 @@
 //! What the agent says about one app: from the planner's view to [`WorkloadStatus`]. Pure.
 
 use jiff::Timestamp;
-use proto::object::{Progress, ReleaseRef, Running, UpdatePhase, WorkloadMetrics, WorkloadStatus};
+use proto::object::{Progress, ReleaseRef, ReplicaStatus, Running, UpdatePhase, WorkloadMetrics, WorkloadStatus};
 
 use super::{
     plan::{HookView, PutOff, View, Wanted},
@@ -40,6 +40,8 @@ pub struct Extra<'a> {
     pub running: Option<(&'a ReleaseRef, Health)>,
     /// What it told of itself, where an order asks for it.
     pub metrics: Option<WorkloadMetrics>,
+    /// How many replicas it has, where it has any number.
+    pub replicas: Option<ReplicaStatus>,
     /// What is wrong with what runs beside that, if anything does.
     pub standby: Option<String>,
     /// Why the last step could not be carried out.
@@ -113,6 +115,10 @@ pub fn report(
         restart_failed,
         retried,
         running,
+        replicas: extra.replicas.clone().map(|replicas| ReplicaStatus {
+            message: replicas.message.chars().take(MAX_MESSAGE_CHARS).collect(),
+            ..replicas
+        }),
         metrics: extra.metrics.clone(),
     })
 }

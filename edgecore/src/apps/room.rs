@@ -4,6 +4,9 @@
 //! An app asks the most of its releases that may run: what is active, on trial, or staged and about to be. What runs is
 //! never refused; only a staged release is, before anything stops for it. Nothing is on record: at the start of the
 //! agent [`Rooms::hold`] is told of what is installed before any app is looked at.
+//!
+//! Replicas that run besides those that always do are in nobody's way: they count against each other alone, and make way
+//! for whatever an app claims ([`Rooms::spare`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,6 +33,8 @@ struct Asked {
     /// As the hub said it; without it nobody is refused.
     allocation: Option<Allocation>,
     apps: BTreeMap<Name, BTreeMap<Digest, Resources>>,
+    /// Of replicas above what an app asks for.
+    spare: BTreeMap<Name, Resources>,
 }
 
 /// Tells when an answer may be another.
@@ -47,9 +52,9 @@ impl RoomNews {
 
 impl Asked {
     /// What each app asks for; of `but` without that release.
-    fn by_app(&self, but: (&Name, Digest)) -> BTreeMap<&Name, Resources> {
+    fn by_app(&self, but: Option<(&Name, Digest)>) -> BTreeMap<&Name, Resources> {
         let of = |(app, releases): (_, &BTreeMap<Digest, Resources>)| {
-            let counted = releases.iter().filter(|(digest, _)| (app, **digest) != but);
+            let counted = releases.iter().filter(|(digest, _)| Some((app, **digest)) != but);
             (app, counted.fold(Resources::default(), |most, (_, asks)| most.max(*asks)))
         };
         self.apps.iter().map(of).collect()
@@ -89,7 +94,7 @@ impl Rooms {
     pub fn claim(&self, app: &Name, release: Digest, asks: Resources) -> Result<(), Short> {
         let mut answer = Ok(());
         self.asked.send_if_modified(|asked| {
-            let mut others = asked.by_app((app, release));
+            let mut others = asked.by_app(Some((app, release)));
             let own = others.remove(app).unwrap_or_default();
             let others: Vec<(&Name, Resources)> = others.into_iter().collect();
             if let Some(allocation) = asked.allocation {
@@ -101,6 +106,35 @@ impl Rooms {
                 Ok(()) => releases.insert(release, asks) != Some(asks),
                 Err(_) => releases.remove(&release).is_some(),
             }
+        });
+        answer
+    }
+
+    /// How many more replicas of an app, each of which asks for this, run beside what all apps ask for: at most
+    /// `wanted`. They take that room until this is asked again. With fewer comes why.
+    pub fn spare(&self, app: &Name, each: Resources, wanted: u8) -> (u8, Option<Short>) {
+        let mut answer = (wanted, None);
+        self.asked.send_if_modified(|asked| {
+            if let Some(allocation) = asked.allocation {
+                let room = Room::new(&self.info, &allocation);
+                let mut holders = asked.by_app(None);
+                for (other, spare) in asked.spare.iter().filter(|(other, _)| *other != app) {
+                    let held = holders.entry(other).or_default();
+                    *held = held.plus(*spare);
+                }
+                for fits in 0..wanted {
+                    let others: Vec<(&Name, Resources)> = holders.iter().map(|(app, held)| (*app, *held)).collect();
+                    if let Err(short) = room.fit(HERE, each, Resources::default(), &others) {
+                        answer = (fits, Some(short));
+                        break;
+                    }
+                    let own = holders.entry(app).or_default();
+                    *own = own.plus(each);
+                }
+            }
+            let taken = each.times(answer.0);
+            let before = if answer.0 == 0 { asked.spare.remove(app) } else { asked.spare.insert(app.clone(), taken) };
+            before.unwrap_or_default() != if answer.0 == 0 { Resources::default() } else { taken }
         });
         answer
     }
@@ -156,5 +190,29 @@ mod tests {
         // A hub that says nothing of it refuses nobody.
         rooms.allot(None);
         rooms.claim(&b, release("b2"), memory(400)).unwrap();
+    }
+
+    #[test]
+    fn spare_replicas_share_what_is_left_and_make_way() {
+        let rooms = rooms("{}");
+        let (a, b): (Name, Name) = ("a".parse().unwrap(), "b".parse().unwrap());
+        rooms.hold(&a, Digest::of(b"a1"), memory(2));
+        rooms.hold(&b, Digest::of(b"b1"), memory(1));
+        assert_eq!(rooms.spare(&a, memory(2), 1), (1, None));
+        let (fits, short) = rooms.spare(&a, memory(2), 3);
+        let says = "it needs 2 GiB; this box has 8 GiB, of which a 6 GiB and b 1 GiB are asked: 1 GiB left";
+        assert!(fits == 2 && short.unwrap().message.starts_with(says));
+        let (fits, short) = rooms.spare(&b, memory(1), 4);
+        assert!(fits == 1 && short.unwrap().message.contains("0 bytes left"));
+        // An app that needs the room gets it, and the next look says how many are left.
+        rooms.claim(&b, Digest::of(b"b2"), memory(4)).unwrap();
+        assert_eq!(rooms.spare(&b, memory(1), 4).0, 0);
+        assert_eq!(rooms.spare(&a, memory(2), 2).0, 1);
+        rooms.keep_only(&b, &BTreeSet::new());
+        assert_eq!(rooms.spare(&a, memory(2), 3), (3, None));
+        assert_eq!(rooms.spare(&a, memory(2), 0), (0, None));
+        assert_eq!(rooms.spare(&b, memory(3), 2), (2, None));
+        rooms.allot(None);
+        assert_eq!(rooms.spare(&b, memory(300), 15), (15, None));
     }
 }

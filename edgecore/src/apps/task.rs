@@ -5,7 +5,8 @@
 //!
 //! Here are the rounds and the slot; `fetching` is about the fetch beside them, `folder` about what else lies in the
 //! app's folder, `gpus` about the GPUs it needs, `hooks` about a release's hooks, `measure` about what the workload tells
-//! of itself, `room` about memory and processors, `running` about the workload, `beside` about room for a second instance.
+//! of itself, `room` about memory and processors, `running` about the workload, `beside` about room for a second
+//! instance, `replicas` about further ones.
 
 mod beside;
 mod fetching;
@@ -13,6 +14,7 @@ mod folder;
 mod gpus;
 mod hooks;
 mod measure;
+mod replicas;
 mod room;
 mod running;
 
@@ -41,6 +43,7 @@ use self::{
     fetching::{Fetching, RETRY_BASE, RETRY_CAP, Staged, finished},
     gpus::Needs,
     hooks::Hooking,
+    replicas::Replicas,
     running::{Run, WorkloadEvent, workload_changed},
 };
 use super::{
@@ -151,6 +154,7 @@ pub struct App {
     /// What runs on the other side, and the same there.
     beside: Option<Run>,
     beside_leftover: bool,
+    replicas: Replicas,
     room: Room,
     /// See [`View::cold`].
     cold: Option<String>,
@@ -194,8 +198,9 @@ impl App {
             Ok::<_, StepError>((slot::load_and_mend(&read)?, current::linked(&made), live::linked(&made)))
         });
         let (slot, linked, live) = found.await?;
-        let leftover = runs(&*shared.driver, slot.side, &name).await;
-        let beside_leftover = runs(&*shared.driver, slot.side.other(), &name).await;
+        let leftover = runs_on(&*shared.driver, slot.side, &name).await;
+        let beside_leftover = runs_on(&*shared.driver, slot.side.other(), &name).await;
+        let replicas = Replicas::found(&shared, &name).await;
         let rng = shared.env.seed.stream(&format!("app {name}"));
         let (online, gpus) = (shared.online.clone(), Needs::new(&shared));
         Ok(App {
@@ -210,6 +215,7 @@ impl App {
             leftover,
             beside: None,
             beside_leftover,
+            replicas,
             room: Room::NotAsked,
             cold: None,
             live,
@@ -267,6 +273,7 @@ impl App {
             (self.damaged, self.staged) = (Some(run.release.digest), None);
             self.stop_beside().await?;
         }
+        self.look_at_replicas().await?;
         let applies = wanted.ask().is_some_and(|ask| !ask.order.hold && !ask.drained);
         if self.staged.is_none() || self.slot.trial.is_some() || !applies {
             self.pre_apply = Hooking::default(); // what it answered was about that moment
@@ -303,6 +310,7 @@ impl App {
             running: self.run.as_ref().map(Run::view),
             leftover: self.leftover,
             beside: Beside { running: self.beside.as_ref().map(Run::view), leftover: self.beside_leftover },
+            replicas: self.replicas.exist(),
             room: &self.room,
             cold: self.cold.as_deref(),
             serves: self.run.iter().chain(&self.beside).any(|run| run.spec.run.is_some()),
@@ -323,11 +331,13 @@ impl App {
         match step {
             Step::Wait(until) => {
                 self.sweep(wanted).await?;
-                return Ok(Turn::Wait(until));
+                let again = self.scale().await?;
+                return Ok(Turn::Wait(until.into_iter().chain(again).min()));
             }
             Step::Stop => self.stop().await?,
             Step::Start(installed) => self.start(&installed).await?,
             Step::StopBeside => self.stop_beside().await?,
+            Step::StopReplicas => self.stop_replicas().await?,
             Step::StartBeside(installed) => self.start_beside(&installed).await?,
             Step::GoLive => {
                 let restart = wanted.ask().and_then(|ask| ask.order.restart.clone());
@@ -373,6 +383,7 @@ impl App {
                 for key in Side::ALL.into_iter().filter_map(|side| side.key(&self.name)) {
                     self.shared.driver.remove(&key).await?;
                 }
+                self.remove_replicas().await?;
                 self.remove_secrets().await?;
                 self.make_none_live().await?;
                 self.link(None).await?;
@@ -446,6 +457,7 @@ impl App {
                     self.post_apply_ended(outcome);
                 }
             }
+            () = self.replicas.changed() => {}
             outcome = self.pre_apply.ended() => self.pre_apply_ended(outcome),
             result = finished(fetching) => self.fetched(result),
             () = self.gpus.changed(holds_gpus) => {}
@@ -472,7 +484,8 @@ impl App {
         let running = running.map(|run| (&run.release, run.health.borrow().clone()));
         let metrics = self.measured(&wanted);
         let standby = self.beside.as_ref().map(|run| run.health.borrow().message.clone());
-        let extra = Extra { fetch, running, metrics, standby, trouble: self.trouble.as_deref() };
+        let replicas = self.replica_status();
+        let extra = Extra { fetch, running, metrics, replicas, standby, trouble: self.trouble.as_deref() };
         let view = self.view(&wanted, Instant::now());
         let now = self.shared.env.wall.now();
         self.shared.board.send_if_modified(|board| {
@@ -491,9 +504,14 @@ impl App {
 }
 
 /// Whether an instance of the app runs on a side.
-async fn runs(driver: &dyn Driver, side: Side, app: &Name) -> bool {
+async fn runs_on(driver: &dyn Driver, side: Side, app: &Name) -> bool {
     let Some(key) = side.key(app) else { return false };
-    match driver.inspect(&key).await {
+    runs(driver, &key).await
+}
+
+/// Whether the instance of this name runs.
+async fn runs(driver: &dyn Driver, key: &Name) -> bool {
+    match driver.inspect(key).await {
         Ok(found) => found.is_some_and(|i| i.exit.is_none()),
         Err(error) => {
             tracing::warn!(app = %key, %error, "taken as running");

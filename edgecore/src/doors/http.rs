@@ -13,7 +13,8 @@
 //! `{"error","message"}`; 429 and 507 say when to come again.
 //!
 //! Metrics are `{"app","digest","values":{"frames_per_second":24.9}}` and are in memory alone. 404 and 409 mean that the
-//! agent does not run that release of that app, or not any more: there is nothing to repeat.
+//! agent does not run that release of that app, or not any more: there is nothing to repeat. With `"replica":2` they are
+//! that replica's own, not the app's as a whole.
 
 use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
 
@@ -125,6 +126,7 @@ impl From<Refused> for Problem {
         let (status, error) = match refused {
             Refused::UnknownApp(_) => (StatusCode::NOT_FOUND, "unknown-app"),
             Refused::OtherRelease { .. } => (StatusCode::CONFLICT, "other-release"),
+            Refused::NoReplica { .. } => (StatusCode::CONFLICT, "no-replica"),
             Refused::TooMany | Refused::NotFinite(_) => (StatusCode::BAD_REQUEST, "malformed"),
         };
         Problem::new(status, error, refused.to_string())

@@ -1,8 +1,8 @@
 //! How a workload runs. One [`Driver`] a kind of workload; the simulator brings its own.
 //!
 //! A driver starts, finds again, stops and probes instances; it decides nothing. At most one instance
-//! exists of a name at a time; an app has two names, one for each [`Side`]. What it started goes on when the agent
-//! ends, and is found again.
+//! exists of a name at a time; an app has two names, one for each [`Side`], and one for each further replica
+//! ([`replicas::key`]). What it started goes on when the agent ends, and is found again.
 
 mod attach;
 pub mod cgroup;
@@ -30,7 +30,7 @@ use proto::{
     exec::{Input, Output, Start},
     name::Name,
     object::{LastExit, ReleaseRef},
-    release::{Hook, Probe, Workload},
+    release::{Hook, Probe, Workload, replicas},
 };
 use tokio::sync::mpsc;
 
@@ -47,6 +47,8 @@ pub struct InstanceSpec {
     pub app: Name,
     /// Which of its two instances: the driver knows it by [`InstanceSpec::key`].
     pub side: Side,
+    /// Which of its replicas; 0 is the one on that side.
+    pub replica: u8,
     /// The release that it is an instance of.
     pub release: ReleaseRef,
     /// Folder with the verified tree.
@@ -66,7 +68,8 @@ impl InstanceSpec {
     /// The name by which a driver knows the instance.
     #[must_use]
     pub fn key(&self) -> Name {
-        self.side.key(&self.app).unwrap_or_else(|| self.app.clone()) // none but apps with short names have a second
+        let key = if self.replica == 0 { self.side.key(&self.app) } else { replicas::key(&self.app, self.replica) };
+        key.unwrap_or_else(|| self.app.clone()) // none but apps with short names have a second
     }
 }
 
@@ -143,7 +146,7 @@ pub struct NotReady {
 
 /// Runs instances of workloads. Every method may be called again after a crash of the agent.
 ///
-/// What is called an app below is a [`Side::key`] of one, but in [`Driver::hook`], of which an app has one, and in
+/// What is called an app below is an [`InstanceSpec::key`] of one, but in [`Driver::hook`], of which an app has one, and in
 /// [`Driver::collect`].
 pub trait Driver: Send + Sync + fmt::Debug {
     /// Hands over the box's secrets, for those that the driver needs itself, such as credentials for a registry. Called

@@ -121,7 +121,9 @@ impl ProcessDriver {
 
     async fn try_start(&self, spec: &InstanceSpec) -> Result<(), String> {
         let folder = self.folder(&spec.key());
-        self.end_hook(&self.folder(&spec.app)).await?;
+        if spec.replica == 0 {
+            self.end_hook(&self.folder(&spec.app)).await?; // a hook runs beside replicas
+        }
         self.try_stop(&folder, spec.workload.stop_grace.get()).await?;
         let (launch, data) = (self.launch_for(spec), spec.data.clone());
         let prepared = self.on(&folder, move |folder| {

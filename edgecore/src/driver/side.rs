@@ -9,7 +9,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use proto::{
     name::Name,
-    release::update::{self, SECOND_SUFFIX},
+    release::{
+        replicas,
+        update::{self, SECOND_SUFFIX},
+    },
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -72,10 +75,21 @@ impl Side {
     }
 }
 
-/// What all instances of an app use together; `None` when nothing runs or the driver cannot tell.
-pub async fn usage(driver: &dyn Driver, app: &Name) -> Option<InstanceUsage> {
+/// Whose instance has this name, whichever it is of the app's.
+#[must_use]
+pub fn app_of(key: &Name) -> Name {
+    match replicas::of(key) {
+        (_, 0) => Side::of(key).0,
+        (app, _) => app,
+    }
+}
+
+/// What all instances of an app use together, of which at most so many are replicas; `None` when nothing runs or the
+/// driver cannot tell.
+pub async fn usage(driver: &dyn Driver, app: &Name, replicas: u8) -> Option<InstanceUsage> {
     let mut sum: Option<InstanceUsage> = None;
-    for key in Side::ALL.into_iter().filter_map(|side| side.key(app)) {
+    let others = (1..replicas).filter_map(|replica| replicas::key(app, replica));
+    for key in Side::ALL.into_iter().filter_map(|side| side.key(app)).chain(others) {
         let Some(used) = driver.usage(&key).await else { continue };
         let before = sum.unwrap_or_default();
         let cpu = used.cpu.map(|cpu| before.cpu.unwrap_or(Duration::ZERO).saturating_add(cpu)).or(before.cpu);
@@ -120,5 +134,8 @@ mod tests {
         assert_eq!((Side::A.key(&long), Side::B.key(&long)), (Some(long.clone()), None));
         let alone: Name = "b--b".parse().unwrap();
         assert_eq!(Side::of(&alone).0.as_str(), "b");
+        for key in ["vision", "vision--b", "vision--r1", "vision--r15"] {
+            assert_eq!(app_of(&key.parse().unwrap()), app);
+        }
     }
 }

@@ -16,6 +16,11 @@
 //! A workload names its app and the digest of its release (`CROSSDOCK_APP`, `CROSSDOCK_DIGEST`). Who is on its way out
 //! has another digest than what runs and is refused, so its figures never count for its successor.
 //!
+//! Of an app with [`Replicas`](proto::release::Replicas) all replicas are heard. One that names itself (`"replica": 2`)
+//! tells of itself: of the metric that the app is scaled on each has its own value, the sum is the app's, and what
+//! replicas but the first tell besides is left out, for no gate compares with it. One that does not name itself tells of
+//! the app as a whole.
+//!
 //! All of it is in memory and bounded: [`MAX_METRICS`] metrics of each app that runs, some 600 bytes each. What an agent
 //! knew is gone with it, and is gathered again.
 
@@ -27,7 +32,7 @@ pub mod window;
 mod tests;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -40,11 +45,13 @@ use proto::{
         Condition, MetricSummary,
         metrics::{CAMERAS_LOST, MAX_METRICS, bound_live},
     },
+    release::replicas::VARIABLE,
 };
 use serde::Deserialize;
 use tokio::time::Instant;
 
 use self::{cameras::Cameras, window::Window};
+use crate::apps::replicas::Reading;
 
 /// A value that was told so long ago is not shown any more.
 pub const STALE: Duration = Duration::from_secs(60);
@@ -56,6 +63,9 @@ pub struct Told {
     pub app: Name,
     /// Digest of its release's manifest.
     pub digest: Digest,
+    /// Which replica tells it, of itself; absent when it is of the app as a whole.
+    #[serde(default)]
+    pub replica: Option<u8>,
     /// Its metrics, at most [`MAX_METRICS`]; finite numbers.
     pub values: BTreeMap<MetricName, f64>,
 }
@@ -78,6 +88,17 @@ pub enum Refused {
         runs: Digest,
         /// What it said that it was.
         told: Digest,
+    },
+    /// That replica does not run.
+    #[error(
+        "of app {app} no replica {replica} runs: replica is what the workload finds in {VARIABLE}, and one that is being \
+         stopped is not heard any more"
+    )]
+    NoReplica {
+        /// The app.
+        app: Name,
+        /// Which it said that it was.
+        replica: u8,
     },
     /// More than is kept of a workload.
     #[error(
@@ -105,6 +126,17 @@ struct Workload {
     release: Digest,
     healthy: bool,
     metrics: BTreeMap<MetricName, Metric>,
+    scaled: Option<Scaled>,
+}
+
+/// What replicas tell of the metric that their number depends on.
+#[derive(Debug)]
+struct Scaled {
+    metric: MetricName,
+    /// Those that run, the first among them.
+    runs: BTreeSet<u8>,
+    /// The last value of each that names itself.
+    each: BTreeMap<u8, (f64, Instant)>,
 }
 
 #[derive(Debug)]
@@ -122,7 +154,8 @@ impl Metrics {
 
     /// A workload of an app starts, or is taken over: from now on it is heard, and nobody else of that app.
     pub fn begin(&self, app: &Name, release: Digest) {
-        self.lock().apps.insert(app.clone(), Workload { release, healthy: false, metrics: BTreeMap::new() });
+        let workload = Workload { release, healthy: false, metrics: BTreeMap::new(), scaled: None };
+        self.lock().apps.insert(app.clone(), workload);
     }
 
     /// Whether a workload is healthy: samples of one that is not prove nothing.
@@ -130,6 +163,31 @@ impl Metrics {
         if let Some(workload) = self.lock().apps.get_mut(app) {
             workload.healthy = healthy;
         }
+    }
+
+    /// An app is scaled on a metric, and has these replicas now; no others are heard.
+    pub fn scale(&self, app: &Name, metric: &MetricName, runs: BTreeSet<u8>) {
+        let mut state = self.lock();
+        let Some(workload) = state.apps.get_mut(app) else { return };
+        let before = workload.scaled.take().filter(|before| before.metric == *metric);
+        let mut each = before.map(|before| before.each).unwrap_or_default();
+        each.retain(|replica, _| runs.contains(replica));
+        workload.scaled = Some(Scaled { metric: metric.clone(), runs, each });
+    }
+
+    /// What was told lately of the metric that an app is scaled on, if anything was.
+    #[must_use]
+    pub fn reading(&self, app: &Name) -> Option<Reading> {
+        let now = Instant::now();
+        let state = self.lock();
+        let workload = state.apps.get(app)?;
+        let scaled = workload.scaled.as_ref()?;
+        if let Some((value, told)) = scaled.sum(now) {
+            let silent = scaled.runs.iter().filter(|replica| !told.contains(replica)).copied().collect();
+            return Some(Reading { value, silent });
+        }
+        let metric = workload.metrics.get(&scaled.metric).filter(|metric| now.duration_since(metric.at) < STALE)?;
+        Some(Reading { value: metric.last, silent: vec![] })
     }
 
     /// What runs of an app is to stop: it is not heard any more. Returns its newest samples.
@@ -151,7 +209,7 @@ impl Metrics {
     pub fn take(&self, told: Told) -> Result<(), Refused> {
         let mut state = self.lock();
         let State { apps, cameras } = &mut *state;
-        let Told { app, digest, values } = told;
+        let Told { app, digest, replica, values } = told;
         let Some(workload) = apps.get_mut(&app) else { return Err(Refused::UnknownApp(app)) };
         if workload.release != digest {
             return Err(Refused::OtherRelease { app, runs: workload.release, told: digest });
@@ -159,11 +217,21 @@ impl Metrics {
         if let Some((name, _)) = values.iter().find(|(_, value)| !value.is_finite()) {
             return Err(Refused::NotFinite(name.clone()));
         }
+        let now = Instant::now();
+        if let Some(replica) = replica.filter(|replica| *replica > 0) {
+            let refused = || Refused::NoReplica { app: app.clone(), replica };
+            let scaled =
+                workload.scaled.as_mut().filter(|scaled| scaled.runs.contains(&replica)).ok_or_else(refused)?;
+            scaled.tell(&values, Some(replica), now);
+            return Ok(());
+        }
         let fresh = values.keys().filter(|name| !workload.metrics.contains_key(*name)).count();
         if workload.metrics.len() + fresh > MAX_METRICS {
             return Err(Refused::TooMany);
         }
-        let now = Instant::now();
+        if let Some(scaled) = &mut workload.scaled {
+            scaled.tell(&values, replica, now);
+        }
         if let Some(lost) = values.get(CAMERAS_LOST) {
             cameras.told(&app, *lost, now);
         }
@@ -185,7 +253,12 @@ impl Metrics {
         let state = self.lock();
         let of = |workload: &Workload| -> BTreeMap<MetricName, f64> {
             let fresh = workload.metrics.iter().filter(|(_, metric)| now.duration_since(metric.at) < STALE);
-            fresh.map(|(name, metric)| (name.clone(), metric.last)).collect()
+            let mut values: BTreeMap<_, _> = fresh.map(|(name, metric)| (name.clone(), metric.last)).collect();
+            let sum = workload.scaled.as_ref().and_then(|scaled| Some((scaled.metric.clone(), scaled.sum(now)?.0)));
+            values.extend(
+                sum.filter(|(name, sum)| sum.is_finite() && (values.len() < MAX_METRICS || values.contains_key(name))),
+            );
+            values
         };
         let mut live = state.apps.iter().map(|(app, workload)| (app.clone(), of(workload))).collect();
         bound_live(&mut live);
@@ -196,6 +269,24 @@ impl Metrics {
     pub(crate) fn cameras(&self, now: Timestamp) -> Option<Condition> {
         let State { apps, cameras } = &mut *self.lock();
         cameras.look(|app| apps.contains_key(app), Instant::now(), now)
+    }
+}
+
+impl Scaled {
+    /// A replica tells of itself, or somebody of all of them: either way of telling ends the other.
+    fn tell(&mut self, values: &BTreeMap<MetricName, f64>, replica: Option<u8>, now: Instant) {
+        let Some(value) = values.get(&self.metric) else { return };
+        match replica {
+            Some(replica) => drop(self.each.insert(replica, (*value, now))),
+            None => self.each.clear(),
+        }
+    }
+
+    /// What replicas told of themselves lately, together, and which they are; none when none did.
+    fn sum(&self, now: Instant) -> Option<(f64, BTreeSet<u8>)> {
+        let fresh = || self.each.iter().filter(|(_, (_, at))| now.duration_since(*at) < STALE);
+        let told: BTreeSet<u8> = fresh().map(|(replica, _)| *replica).collect();
+        (!told.is_empty()).then(|| (fresh().map(|(_, (value, _))| value).sum(), told))
     }
 }
 

@@ -2,7 +2,7 @@ use super::*;
 
 fn told(app: &str, digest: &[u8], values: &[(&str, f64)]) -> Told {
     let values = values.iter().map(|(name, value)| (name.parse().unwrap(), *value)).collect();
-    Told { app: app.parse().unwrap(), digest: Digest::of(digest), values }
+    Told { app: app.parse().unwrap(), digest: Digest::of(digest), replica: None, values }
 }
 
 fn vision() -> (Metrics, Name) {
@@ -68,4 +68,54 @@ fn it_is_bounded_whatever_workloads_do() {
     assert_eq!(metrics.live()[&app].len(), MAX_METRICS);
     let not = metrics.take(told("vision", b"1", &[("m0", f64::NAN)]));
     assert_eq!(not, Err(Refused::NotFinite("m0".parse().unwrap())));
+}
+
+/// Of an app that is scaled on its backlog, with replicas 0 to 2.
+fn scaled() -> (Metrics, Name) {
+    let (metrics, app) = vision();
+    metrics.set_healthy(&app, true);
+    metrics.scale(&app, &"backlog".parse().unwrap(), [0, 1, 2].into());
+    (metrics, app)
+}
+
+fn by(metrics: &Metrics, replica: Option<u8>, values: &[(&str, f64)]) -> Result<(), Refused> {
+    metrics.take(Told { replica, ..told("vision", b"1", values) })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_number_of_the_whole_is_the_newest_that_anybody_told() {
+    let (metrics, app) = scaled();
+    assert_eq!(metrics.reading(&app), None, "nobody told");
+    by(&metrics, None, &[("backlog", 250.0)]).unwrap();
+    by(&metrics, None, &[("backlog", 240.0)]).unwrap();
+    assert_eq!(metrics.reading(&app), Some(Reading { value: 240.0, silent: vec![] }));
+    tokio::time::advance(STALE).await;
+    assert_eq!(metrics.reading(&app), None, "it is old");
+    assert_eq!(Metrics::default().reading(&app), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn numbers_of_replicas_are_added_while_they_are_fresh_and_theirs() {
+    let (metrics, app) = scaled();
+    by(&metrics, Some(0), &[("backlog", 100.0), ("fps", 25.0)]).unwrap();
+    by(&metrics, Some(2), &[("backlog", 30.0), ("fps", 1.0)]).unwrap();
+    assert_eq!(metrics.reading(&app), Some(Reading { value: 130.0, silent: vec![1] }));
+    let live = metrics.live();
+    assert_eq!((live[&app]["backlog"], live[&app]["fps"]), (130.0, 25.0), "figures besides are the first one's");
+    assert_eq!(metrics.summaries(&app)["fps"].samples, 1);
+    assert!(by(&metrics, Some(3), &[("backlog", 9.0)]).unwrap_err().to_string().contains("CROSSDOCK_REPLICA"));
+    // One that is stopped counts no more, nor does one that fell silent.
+    metrics.scale(&app, &"backlog".parse().unwrap(), [0, 1].into());
+    assert_eq!(metrics.reading(&app), Some(Reading { value: 100.0, silent: vec![1] }));
+    tokio::time::advance(STALE / 2).await;
+    by(&metrics, Some(1), &[("backlog", 7.0)]).unwrap();
+    tokio::time::advance(STALE / 2).await;
+    assert_eq!(metrics.reading(&app), Some(Reading { value: 7.0, silent: vec![0] }));
+    // Somebody tells of all of them.
+    by(&metrics, None, &[("backlog", 500.0)]).unwrap();
+    assert_eq!(metrics.reading(&app), Some(Reading { value: 500.0, silent: vec![] }));
+    // Of an app that is not scaled only the first is known.
+    metrics.begin(&app, Digest::of(b"1"));
+    by(&metrics, Some(0), &[("backlog", 1.0)]).unwrap();
+    assert!(matches!(by(&metrics, Some(1), &[]), Err(Refused::NoReplica { replica: 1, .. })));
 }

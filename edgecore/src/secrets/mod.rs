@@ -192,6 +192,12 @@ impl Secrets {
         secret.map(|secret| self.open_one(&spec.app, &spec.tree, secret)).transpose()
     }
 
+    /// Whether the secrets of a release are in place, and so whole.
+    #[must_use]
+    pub fn are_placed(&self, spec: &InstanceSpec) -> bool {
+        self.folder(&spec.app, spec.release.digest).is_some_and(|folder| folder.exists())
+    }
+
     /// Removes the secrets of all releases of an app but one.
     ///
     /// # Errors

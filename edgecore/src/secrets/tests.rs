@@ -55,6 +55,7 @@ impl Box_ {
         InstanceSpec {
             app: app(),
             side: Side::A,
+            replica: 0,
             run: None,
             release: ReleaseRef { version: version.parse().unwrap(), digest: digest(version) },
             tree: self.tree(),

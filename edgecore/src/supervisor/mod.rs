@@ -92,7 +92,7 @@ impl Supervisor {
         let (publish, health) = watch::channel(Health::starting());
         let (stop, stops) = mpsc::channel(1);
         let spec = Arc::new(spec);
-        let jitter = env.seed.stream(&format!("restarts of {}", spec.app));
+        let jitter = env.seed.stream(&format!("restarts of {}", spec.key()));
         let machine = Machine::new(&spec.workload, jitter, Instant::now());
         let task = Task { env, driver: driver.clone(), spec: spec.clone(), machine, publish };
         Supervisor { driver, spec, health, stop, task: tokio::spawn(task.run(stops)) }

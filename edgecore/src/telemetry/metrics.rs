@@ -46,7 +46,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use proto::{
     name::{Name, Version},
-    object::{CarrierStatus, GpuUsage, RunState, Running, Usage},
+    object::{CarrierStatus, GpuUsage, RunState, Running, Usage, WorkloadStatus},
 };
 use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
@@ -215,15 +215,18 @@ pub(crate) async fn run(teller: Teller, stream: Name, every: Duration) {
 async fn measure(teller: &Teller, cpu: &mut CpuSample) -> Vec<Bytes> {
     let time = teller.env.wall.now();
     let usage = teller.facts.usage_since(cpu);
-    let (running, carriers): (Vec<(Name, Running)>, Vec<CarrierStatus>) = {
+    let (running, carriers): (Vec<(Name, Running, u8)>, Vec<CarrierStatus>) = {
         let board = teller.board.borrow();
-        let running = board.workloads.iter().filter_map(|(app, w)| Some((app.clone(), w.running.clone()?)));
+        let replicas =
+            |w: &WorkloadStatus| w.replicas.as_ref().map_or(1, |r| u8::try_from(r.max_replicas).unwrap_or(1));
+        let running =
+            board.workloads.iter().filter_map(|(app, w)| Some((app.clone(), w.running.clone()?, replicas(w))));
         (running.collect(), board.carriers.clone())
     };
     let mut records = vec![json(&NodeMetrics::new(time, &usage, teller.facts.memory_bytes(), &carriers))];
     records.extend(usage.gpus.iter().map(|gpu| json(&GpuMetrics::new(time, gpu))));
-    for (app, running) in &running {
-        let used = side::usage(&*teller.driver, app).await.unwrap_or_default();
+    for (app, running, replicas) in &running {
+        let used = side::usage(&*teller.driver, app, *replicas).await.unwrap_or_default();
         records.push(json(&WorkloadMetrics::new(time, app, running, used)));
     }
     records

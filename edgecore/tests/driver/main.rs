@@ -70,6 +70,7 @@ impl Box_ {
         InstanceSpec {
             app: app(),
             side: Side::A,
+            replica: 0,
             run: None,
             release: ReleaseRef { version: "1.0".parse().unwrap(), digest: Digest::of(b"1.0") },
             tree: self.path().join("tree"),

@@ -65,6 +65,21 @@ impl Resources {
         Resources { memory: self.memory.max(other.memory), cpu_millis: self.cpu_millis.max(other.cpu_millis) }
     }
 
+    /// So many times as much.
+    #[must_use]
+    pub fn times(self, times: u8) -> Resources {
+        let memory = self.memory.map(|memory| Bytes::new(memory.get().saturating_mul(times.into())));
+        Resources { memory, cpu_millis: self.cpu_millis.map(|cpu| cpu.saturating_mul(times.into())) }
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Resources) -> Resources {
+        let memory = Bytes::new(self.memory_bytes().saturating_add(other.memory_bytes()));
+        let cpu = u32::try_from(self.cpu().saturating_add(other.cpu())).unwrap_or(u32::MAX);
+        Resources { memory: Some(memory), cpu_millis: Some(cpu) }
+    }
+
     fn memory_bytes(&self) -> u64 {
         self.memory.map_or(0, Bytes::get)
     }

@@ -52,7 +52,7 @@ pub use self::{
     release::{Release, ReleaseSpec, ReleaseStatus},
     rollout::{Rollout, RolloutCounts, RolloutNode, RolloutPhase, RolloutSpec, RolloutStatus},
     site::{JoinToken, JoinTokenSpec, JoinTokenStatus, Site, SiteSpec, SiteStatus},
-    workload::{LastExit, Progress, ReleaseRef, RunState, Running, UpdatePhase, WorkloadStatus},
+    workload::{LastExit, Progress, ReleaseRef, ReplicaStatus, RunState, Running, UpdatePhase, WorkloadStatus},
 };
 
 /// What a kind of object is made of. Implemented by each `spec` type.

@@ -39,6 +39,9 @@ data! {
         /// What runs now, whatever the target is.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub running: Option<Running>,
+        /// How many instances of it run; absent where its release runs one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub replicas: Option<ReplicaStatus>,
         /// What it told of itself, while [`AppOrder::metrics`](super::AppOrder::metrics) asks for it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub metrics: Option<WorkloadMetrics>,
@@ -79,6 +82,24 @@ data! {
         /// How the last one ended.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub last_exit: Option<LastExit>,
+    }
+
+    /// How many instances of a workload run, and why so many. The names are those of HorizontalPodAutoscaler.
+    #[derive(Eq)]
+    pub struct ReplicaStatus {
+        /// How many run, the app's ordinary instance among them.
+        pub current_replicas: u32,
+        /// How many of them are ready.
+        pub ready_replicas: u32,
+        /// How many are to run.
+        pub desired_replicas: u32,
+        /// At least so many are to run.
+        pub min_replicas: u32,
+        /// At most so many are to run.
+        pub max_replicas: u32,
+        /// The arithmetic, as of the last change, and what keeps replicas from running; for people.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        pub message: String,
     }
 
     /// How the last process of a workload ended.
@@ -155,6 +176,7 @@ impl WorkloadStatus {
             restart_failed: None,
             retried: None,
             running: None,
+            replicas: None,
             metrics: None,
         }
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Hooks, MAX_ATTACHMENT_BYTES, MAX_FILES, MAX_PATH_BYTES, Secret, Workload};
+use super::{Hooks, MAX_ATTACHMENT_BYTES, MAX_FILES, MAX_PATH_BYTES, Secret, Workload, replicas};
 use crate::{
     digest::Digest,
     name::{Name, ReleaseName, Version},
@@ -234,6 +234,10 @@ impl Manifest {
             Some(workload) => {
                 workload.check(&self.files)?;
                 workload.update.check(&self.app, workload)?;
+                replicas::check_name(&self.app)?;
+                if let Some(replicas) = &workload.replicas {
+                    replicas.check(&self.app, workload)?;
+                }
                 self.check_secrets(workload)
             }
             None if self.files.is_empty() => Err(ManifestError::Nothing),

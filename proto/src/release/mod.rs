@@ -9,13 +9,15 @@
 //!
 //! `manifest` holds the manifest, its paths and its rules, `workload` the process with its limits and probes,
 //! [`container`] what is different for a container, `gpus` the GPUs it needs, `exec` who may run commands in it, `hooks`
-//! the commands around an update, [`update`] how one release follows another; all of it is re-exported here.
+//! the commands around an update, [`replicas`] how many instances run, [`update`] how one release follows another; all
+//! of it is re-exported here.
 
 pub mod container;
 mod exec;
 mod gpus;
 mod hooks;
 mod manifest;
+pub mod replicas;
 pub mod update;
 mod workload;
 
@@ -31,6 +33,7 @@ pub use self::{
     gpus::{DriverVersions, Gpus},
     hooks::{Hook, Hooks, MAX_HOOK_TIMEOUT, PUT_OFF},
     manifest::{Attachment, FileEntry, Manifest, ManifestError, TreePath},
+    replicas::{Quantity, Replicas},
     update::{Strategy, Update},
     workload::{ExecProbe, HttpProbe, Limits, Port, Probe, Probes, RestartPolicy, Secret, TcpProbe, Workload},
 };

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Container, Exec, FileEntry, Gpus, ManifestError, TreePath, Update};
+use super::{Container, Exec, FileEntry, Gpus, ManifestError, Replicas, TreePath, Update};
 use crate::{
     name::Name,
     object::Resources,
@@ -32,8 +32,8 @@ pub struct Workload {
     /// Its environment, besides `PATH` and `CROSSDOCK_APP`, `CROSSDOCK_VERSION`, `CROSSDOCK_DIGEST`,
     /// `CROSSDOCK_TREE` (its files), `CROSSDOCK_DATA` (a folder that stays from release to release) and
     /// `CROSSDOCK_APPS` (`$CROSSDOCK_APPS/<app>/current` leads to the files of another app's release), with
-    /// secrets `CROSSDOCK_SECRETS`, and `CROSSDOCK_RUN` and `CROSSDOCK_LIVE` with [`Strategy::Warm`](super::Strategy).
-    /// Nothing else is inherited.
+    /// secrets `CROSSDOCK_SECRETS`, `CROSSDOCK_RUN` and `CROSSDOCK_LIVE` with [`Strategy::Warm`](super::Strategy), and
+    /// `CROSSDOCK_REPLICA` with replicas. Nothing else is inherited.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     /// Run this image instead of a process of the box. Agents that know only processes refuse it: no command.
@@ -63,6 +63,9 @@ pub struct Workload {
     /// chooses nodes keeps apps that share a word on different ones while another one of the site would do.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub anti_affinity: BTreeSet<Name>,
+    /// How many instances of it run. Default: one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<Replicas>,
     /// GPUs it needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpus: Option<Gpus>,
@@ -264,6 +267,7 @@ impl Workload {
             limits: Limits::default(),
             requests: Resources::default(),
             anti_affinity: BTreeSet::new(),
+            replicas: None,
             gpus: None,
             exec: None,
             probes: Probes::default(),
@@ -365,9 +369,15 @@ impl Workload {
         Ok(())
     }
 
-    /// What it asks of its box: its requests, and its limits where those do not say.
+    /// What it asks of its box: what one instance does, times the replicas that run at least.
     #[must_use]
     pub fn asks(&self) -> Resources {
+        self.each_asks().times(self.replicas.as_ref().map_or(1, |replicas| replicas.min.max(1)))
+    }
+
+    /// What one instance asks of its box: its requests, and its limits where those do not say.
+    #[must_use]
+    pub fn each_asks(&self) -> Resources {
         let Resources { memory, cpu_millis } = self.requests;
         Resources { memory: memory.or(self.limits.memory), cpu_millis: cpu_millis.or(self.limits.cpu_millis) }
     }

@@ -148,6 +148,7 @@ fn spec(folder: &Path, args: &ContainersArgs) -> anyhow::Result<InstanceSpec> {
     Ok(InstanceSpec {
         app: "bench".parse()?,
         side: Side::A,
+        replica: 0,
         run: None,
         release: ReleaseRef { version: "1".parse()?, digest: Digest::of(b"bench") },
         tree,

@@ -203,6 +203,8 @@ pub struct View<'a> {
     pub leftover: bool,
     /// What there is beside that, on the other side.
     pub beside: Beside,
+    /// Whether replicas but the first run, or may.
+    pub replicas: bool,
     /// Whether the release that would be started next can run beside what is live.
     pub room: &'a Room,
     /// Why what was stopped last was stopped before the next one started, although both are updated warm.

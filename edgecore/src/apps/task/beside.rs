@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Memory of the box that is left to everything else, in bytes.
-const RESERVE_BYTES: u64 = 128 << 20;
+pub(super) const RESERVE_BYTES: u64 = 128 << 20;
 
 impl Room {
     /// The arithmetic, when it is short.
@@ -73,7 +73,7 @@ impl App {
 }
 
 /// Whether so much memory is there. What is needed is the limit of the new instance, or what the old one uses.
-fn memory(available: Option<u64>, needed: Option<u64>, is_limit: bool) -> Room {
+pub(super) fn memory(available: Option<u64>, needed: Option<u64>, is_limit: bool) -> Room {
     let (Some(available), Some(needed)) = (available, needed) else {
         return Room::Short("nobody knows how much memory it needs, or is there; set limits.memory".into());
     };

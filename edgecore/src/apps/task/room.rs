@@ -30,7 +30,12 @@ impl App {
             return; // it runs, and has what it asked for
         }
         if let Err(short) = rooms.claim(&self.name, digest, asks) {
-            let refusal = Refusal { reason: short.reason, message: short.message };
+            let least = workload.as_ref().and_then(|workload| workload.replicas.as_ref()).map_or(1, |r| r.min);
+            let message = match least {
+                0 | 1 => short.message,
+                _ => format!("{least} replicas of it are to run, and count together: {}", short.message),
+            };
+            let refusal = Refusal { reason: short.reason, message };
             self.gpus.refused.entry(digest).or_insert(refusal);
         }
     }

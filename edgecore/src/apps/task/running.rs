@@ -11,7 +11,7 @@ use proto::{
     durable,
     name::{Name, ReleaseName},
     object::{ReleaseRef, RunState},
-    release::{Hooks, Manifest, Probe, Probes, Workload},
+    release::{Hooks, Manifest, Probe, Probes, Workload, replicas},
     watch,
 };
 use tokio::time::Instant;
@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// Grace for an instance whose manifest nobody read.
-const LEFTOVER_GRACE: Duration = Duration::from_secs(10);
+pub(super) const LEFTOVER_GRACE: Duration = Duration::from_secs(10);
 
 /// A workload that just starts is not unhealthy, whatever its probes.
 const RED_AT_LEAST: Duration = Duration::from_secs(1);
@@ -130,6 +130,9 @@ impl Context {
         workload.env.extend(self.streams_environment());
         let apps = at.parent().unwrap_or(at).display().to_string();
         workload.env.insert("CROSSDOCK_APPS".into(), apps);
+        if workload.replicas.is_some() {
+            workload.env.insert(replicas::VARIABLE.into(), "0".into());
+        }
         if workload.given_secrets().next().is_some()
             && let Some(folder) = self.secrets.folder(app, release.digest)
         {
@@ -151,7 +154,7 @@ impl Context {
         };
         let folder = tree::release_folder(&at.join("releases"), release.digest);
         let (tree, data) = (tree::tree_folder(&folder), at.join("data"));
-        InstanceSpec { app: app.clone(), side, release: release.clone(), tree, data, run, workload, gpus }
+        InstanceSpec { app: app.clone(), side, replica: 0, release: release.clone(), tree, data, run, workload, gpus }
     }
 }
 
@@ -171,7 +174,9 @@ impl App {
         }
         let release = run.as_ref().map(|run| run.release.digest);
         self.stop_at(self.slot.side, run).await?;
-        self.remove_secrets_of(release, self.has_beside()).await?;
+        if !self.replicas.exist() {
+            self.remove_secrets_of(release, self.has_beside()).await?; // else they go when it is stopped again
+        }
         self.leftover = false;
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! A driver that runs nothing and a stage without signatures, and the versions that they know.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -82,8 +82,12 @@ pub(super) struct FakeDriver {
     pub(super) warms_up: Mutex<Duration>,
     /// See [`Driver::memory_available`].
     pub(super) memory: Mutex<Option<u64>>,
+    /// Instances take of it, all but the first.
+    pub(super) is_taken: AtomicBool,
     pub(super) started: Mutex<Vec<Digest>>,
     pub(super) violations: Mutex<Vec<String>>,
+    /// It cannot tell of these.
+    pub(super) hidden: Mutex<BTreeSet<Name>>,
     /// It has a bug.
     pub(super) broken: AtomicBool,
     /// What hooks answer; success when nothing is left.
@@ -125,6 +129,16 @@ impl FakeDriver {
     pub(super) fn specs(&self) -> Vec<InstanceSpec> {
         let processes = self.processes.lock().unwrap();
         processes.values().filter(|p| p.exit.is_none()).map(|p| p.spec.clone()).collect()
+    }
+
+    /// An instance ends of its own accord.
+    pub(super) fn end(&self, key: &Name) {
+        let mut processes = self.processes.lock().unwrap();
+        let process = processes.get_mut(key).unwrap();
+        process.exit = Some(ended());
+        for waiting in process.waiting.drain(..) {
+            waiting.send(()).ok(); // nobody may wait any more
+        }
     }
 
     /// Whether the instance on a side would serve its clients.
@@ -169,6 +183,9 @@ impl Driver for FakeDriver {
     fn inspect<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<Option<Instance>, DriverError>> {
         Box::pin(async move {
             assert!(!self.broken.load(Ordering::Relaxed), "a bug");
+            if self.hidden.lock().unwrap().contains(app) {
+                return Err(DriverError { attempt: "inspect", app: app.clone(), problem: "no answer".into() });
+            }
             Ok(self.processes.lock().unwrap().get(app).map(|p| Instance {
                 release: p.spec.release.clone(),
                 started_at: env().wall.now(),
@@ -219,11 +236,15 @@ impl Driver for FakeDriver {
             }
         })
     }
-    fn usage<'a>(&'a self, _: &'a Name) -> BoxFuture<'a, Option<InstanceUsage>> {
-        Box::pin(async { Some(InstanceUsage { cpu: None, memory_bytes: Some(MEMORY_BYTES) }) })
+    fn usage<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Option<InstanceUsage>> {
+        let runs = self.specs().iter().any(|spec| spec.key() == *app);
+        let used = InstanceUsage { cpu: None, memory_bytes: Some(MEMORY_BYTES) };
+        Box::pin(async move { runs.then_some(used) })
     }
     fn memory_available(&self) -> BoxFuture<'_, Option<u64>> {
-        Box::pin(async { *self.memory.lock().unwrap() })
+        let others = u64::try_from(self.specs().len()).unwrap().saturating_sub(1);
+        let taken = if self.is_taken.load(Ordering::Relaxed) { others * MEMORY_BYTES } else { 0 };
+        Box::pin(async move { self.memory.lock().unwrap().map(|memory| memory.saturating_sub(taken)) })
     }
     fn logs<'a>(&'a self, _: &'a Name, _: Option<u32>, _: bool) -> BoxFuture<'a, Option<mpsc::Receiver<Bytes>>> {
         Box::pin(async { None })

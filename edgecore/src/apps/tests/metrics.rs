@@ -11,7 +11,7 @@ use crate::{
 fn tell(world: &World, version: &str, frames: f64, samples: usize) {
     for _ in 0..samples {
         let values = [("fps".parse().unwrap(), frames), ("unasked".parse().unwrap(), 1.0)].into();
-        let told = Told { app: APP.parse().unwrap(), digest: world.digest(version), values };
+        let told = Told { app: APP.parse().unwrap(), digest: world.digest(version), replica: None, values };
         world.metrics.take(told).unwrap();
     }
 }
@@ -78,7 +78,7 @@ async fn over_an_update_without_a_gap_the_live_one_alone_is_heard() {
     world.settle().await;
     tell(&world, "1", 25.0, 50);
     let heard = |world: &World, version: &str| {
-        let told = Told { app: APP.parse().unwrap(), digest: world.digest(version), values: [].into() };
+        let told = Told { app: APP.parse().unwrap(), digest: world.digest(version), replica: None, values: [].into() };
         world.metrics.take(told).is_ok()
     };
     world.want("2");

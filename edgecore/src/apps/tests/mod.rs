@@ -17,6 +17,7 @@
 //! | [`gpus`] | releases that need GPUs |
 //! | [`rooms`] | releases that ask for memory and processors |
 //! | [`metrics`] | what a workload tells of itself, and what ran before told |
+//! | [`replicas`] | as many instances as a reported number asks for |
 //! | [`cuts`] | crashes and reboots between any two steps; the property over everything |
 //! | [`disk`] | damage, a lost slot, a full disk, litter |
 
@@ -29,6 +30,7 @@ mod gpus;
 mod hooks;
 mod metrics;
 mod orders;
+mod replicas;
 mod rooms;
 mod updates;
 mod warm;

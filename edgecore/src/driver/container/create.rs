@@ -111,9 +111,8 @@ fn environment(spec: &InstanceSpec, around: &Surroundings) -> Vec<String> {
     let socket = around.socket.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
     let socket = socket.map(|name| (STREAMS_SOCKET, format!("{DOORS}/{name}")));
     let secrets = spec.workload.env.get(secrets::VARIABLE).map(|_| (secrets::VARIABLE, SECRETS.to_owned()));
-    let run = spec.run.iter().flat_map(|_| {
-        [(live::OWN, format!("{RUN}/{}", spec.side.letter())), (live::LIVE, format!("{RUN}/{}", live::NAME))]
-    });
+    let run =
+        spec.run.iter().flat_map(|run| [(live::OWN, run_folder(run)), (live::LIVE, format!("{RUN}/{}", live::NAME))]);
     let given = spec.workload.env.iter().filter(|(key, _)| !OF_THE_BOX.contains(&key.as_str()));
     let given = given.map(|(key, value)| format!("{key}={value}"));
     given
@@ -218,11 +217,16 @@ fn mounts(spec: &InstanceSpec, container: &Container, around: &Surroundings) -> 
     if let Some(run) = &spec.run {
         // The link is the agent's to change, and the other's folder the other's.
         mounts.extend(run.parent().map(|both| bind(both, RUN, true)));
-        mounts.push(bind(run, &format!("{RUN}/{}", spec.side.letter()), false));
+        mounts.push(bind(run, &run_folder(run), false));
     }
     // The folder, not the socket: a new agent makes a new one.
     mounts.extend(around.socket.as_deref().and_then(Path::parent).map(|folder| bind(folder, DOORS, true)));
     mounts
+}
+
+/// Where an instance's own run folder is in its container.
+fn run_folder(run: &Path) -> String {
+    format!("{RUN}/{}", run.file_name().unwrap_or_default().to_string_lossy())
 }
 
 fn bind(from: &Path, to: &str, read_only: bool) -> Mount {
@@ -240,6 +244,7 @@ mod tests {
         InstanceSpec {
             app: "vision".parse().unwrap(),
             side: Side::A,
+            replica: 0,
             run: None,
             release: ReleaseRef { version: "1.2.0".parse().unwrap(), digest: Digest::of(b"x") },
             tree: "/state/apps/vision/releases/x/tree".into(),
@@ -307,6 +312,11 @@ mod tests {
             ("/state/apps/vision/run/b".to_owned(), "/crossdock/run/b".to_owned(), false),
         ];
         assert_eq!(mounted(&body)[2..4], run);
+        (spec.replica, spec.run) = (3, Some("/state/apps/vision/run/r3".into()));
+        let body = made(&spec, &around());
+        assert_eq!(body.labels[APP], "vision--r3");
+        assert!(body.env.iter().any(|set| set == "CROSSDOCK_RUN=/crossdock/run/r3"), "{:?}", body.env);
+        assert_eq!(mounted(&body)[3].1, "/crossdock/run/r3");
     }
 
     #[test]

@@ -109,6 +109,7 @@ fn spec(json: &str) -> InstanceSpec {
     InstanceSpec {
         app: "web".parse().unwrap(),
         side: Side::A,
+        replica: 0,
         run: None,
         release: ReleaseRef { version: "1".parse().unwrap(), digest: Digest::of(b"1") },
         tree: "/tree".into(),
