@@ -20,7 +20,12 @@ pub mod records;
 pub mod shim;
 pub mod side;
 
-use std::{collections::BTreeSet, fmt, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -59,6 +64,9 @@ pub struct InstanceSpec {
     pub workload: Workload,
     /// UUIDs of the GPUs that it has; its environment names them, too.
     pub gpus: Vec<String>,
+    /// The releases of other apps whose files it uses; its environment names their folders, see
+    /// [`variable`](proto::release::uses::variable).
+    pub uses: BTreeMap<Name, ReleaseRef>,
 }
 
 impl InstanceSpec {

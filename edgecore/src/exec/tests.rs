@@ -113,8 +113,17 @@ fn box_1() -> Box1 {
     let workload = Workload { exec: Some(Exec { authorized_keys }), ..Workload::new("run".into()) };
     let release = ReleaseRef { version: "1".parse().unwrap(), digest: Digest::of(b"1") };
     let (tree, data) = (PathBuf::from("/tree"), PathBuf::from("/data"));
-    let spec =
-        InstanceSpec { app: name("shop"), side: Side::A, release, tree, data, run: None, workload, gpus: vec![] };
+    let spec = InstanceSpec {
+        app: name("shop"),
+        side: Side::A,
+        release,
+        tree,
+        data,
+        run: None,
+        workload,
+        gpus: vec![],
+        uses: BTreeMap::new(),
+    };
     let closed = InstanceSpec { app: name("vault"), workload: Workload::new("run".into()), ..spec.clone() };
     desk.runs(&name("shop"), Some(spec));
     desk.runs(&name("vault"), Some(closed));

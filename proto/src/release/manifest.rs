@@ -234,6 +234,7 @@ impl Manifest {
             Some(workload) => {
                 workload.check(&self.files)?;
                 workload.update.check(&self.app, workload)?;
+                workload.check_uses(&self.app)?;
                 self.check_secrets(workload)
             }
             None if self.files.is_empty() => Err(ManifestError::Nothing),

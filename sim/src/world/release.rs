@@ -21,7 +21,13 @@ use proto::{
 use rand::Rng as _;
 
 use super::{REPOSITORY, World};
-use crate::plan::{self, How, Steer};
+use crate::{
+    driver::BAD_FILES,
+    plan::{self, How, Steer},
+};
+
+/// What a release is: arguments of its workload, GPUs that it needs, the app whose files it uses.
+type What<'a> = (&'a [&'a str], Option<&'a Gpus>, Option<&'a Name>);
 
 /// What people want the hub to have.
 #[derive(Default)]
@@ -56,7 +62,7 @@ impl World {
         file_bytes: usize,
         args: &[&str],
     ) -> anyhow::Result<()> {
-        self.stage(app, version, (files, file_bytes), args, None)?;
+        self.stage(app, version, (files, file_bytes), (args, None, None))?;
         self.publish_staged().await
     }
 
@@ -65,7 +71,7 @@ impl World {
     /// # Errors
     /// When the hub refuses.
     pub async fn publish_signed(&self, app: &str, version: &str, targets: &SecretKey) -> anyhow::Result<()> {
-        self.stage_signed(app, version, (2, 10_000), (&[], None), targets)?;
+        self.stage_signed(app, version, (2, 10_000), (&[], None, None), targets)?;
         self.publish_staged().await
     }
 
@@ -82,15 +88,8 @@ impl World {
     }
 
     /// Builds and signs a release on the engineer's machine.
-    fn stage(
-        &self,
-        app: &str,
-        version: &str,
-        size: (usize, usize),
-        args: &[&str],
-        gpus: Option<&Gpus>,
-    ) -> anyhow::Result<()> {
-        self.stage_signed(app, version, size, (args, gpus), &self.key("targets"))
+    fn stage(&self, app: &str, version: &str, size: (usize, usize), what: What<'_>) -> anyhow::Result<()> {
+        self.stage_signed(app, version, size, what, &self.key("targets"))
     }
 
     fn stage_signed(
@@ -98,7 +97,7 @@ impl World {
         app: &str,
         version: &str,
         (files, file_bytes): (usize, usize),
-        (args, gpus): (&[&str], Option<&Gpus>),
+        (args, gpus, uses): What<'_>,
         targets: &SecretKey,
     ) -> anyhow::Result<()> {
         let folder = self.folder.path().join(format!("{app}-{version}"));
@@ -109,9 +108,12 @@ impl World {
             random.fill_bytes(&mut content);
             std::fs::write(folder.join(format!("files/part-{number:03}")), content)?;
         }
+        if args.contains(&"bad-files") {
+            std::fs::write(folder.join("files").join(BAD_FILES), "whoever uses this hangs")?;
+        }
         // What hangs shows in a probe only; without one it would run, and that is all that is asked.
         let warm = args.iter().any(|arg| arg.starts_with("warm"));
-        let probes = if warm || args.contains(&"hang") {
+        let probes = if warm || uses.is_some() || args.contains(&"hang") {
             "  probes:\n    readiness:\n      exec:\n        command: [/bin/true]\n      period: 1s\n      timeout: 1s\n"
         } else {
             ""
@@ -119,10 +121,14 @@ impl World {
         let update = if warm { "  update: { strategy: warm }\n" } else { "" };
         let gpus = gpus.map(|gpus| Ok::<_, serde_json::Error>(format!("  gpus: {}\n", serde_json::to_string(gpus)?)));
         let gpus = gpus.transpose()?.unwrap_or_default();
-        let yaml = format!(
-            "apiVersion: crossdock.io/v1\napp: {app}\nversion: {version}\nartifacts:\n  - source: files\n\
-             workload:\n  command: /bin/true\n  args: {}\n  soak: 3s\n  deadline: 60s\n{gpus}{update}{probes}",
+        let uses = uses.map(|uses| format!("  uses: [{uses}]\n")).unwrap_or_default();
+        let workload = format!(
+            "workload:\n  command: /bin/true\n  args: {}\n  soak: 3s\n  deadline: 60s\n{gpus}{uses}{update}{probes}",
             serde_json::to_string(args)?
+        );
+        let workload = if args.iter().any(|arg| arg.ends_with("files")) { "" } else { &workload };
+        let yaml = format!(
+            "apiVersion: crossdock.io/v1\napp: {app}\nversion: {version}\nartifacts:\n  - source: files\n{workload}"
         );
         std::fs::write(folder.join("release.yaml"), yaml)?;
         let built = build(&folder.join("release.yaml"))?;
@@ -202,7 +208,8 @@ impl World {
         let files = usize::try_from(release.files.max(1))?;
         let each = usize::try_from(release.bytes)?.div_ceil(files);
         let args: Vec<&str> = release.args.iter().map(String::as_str).collect();
-        self.stage(key.0.as_ref(), key.1.as_ref(), (files, each), &args, release.gpus.as_ref())?;
+        let what = (&args[..], release.gpus.as_ref(), release.uses.as_ref());
+        self.stage(key.0.as_ref(), key.1.as_ref(), (files, each), what)?;
         self.wanted.releases.push(key);
         self.wanted.unpublished = true;
         self.settle_wanted().await;

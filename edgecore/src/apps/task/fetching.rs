@@ -110,9 +110,10 @@ impl App {
                 Ok::<_, Hindrance>(manifest)
             });
             let Manifest { workload, hooks, .. } = manifest.await?;
-            if workload.is_some() {
+            if let Some(known) = &workload {
                 // Whatever takes long, or is found missing, while what runs goes on.
-                let spec = shared.spec(&app, &at, Side::A, release, workload.clone());
+                let uses = if new { shared.uses.resolve(&known.used())? } else { installed.uses.clone() };
+                let spec = shared.spec(&app, &at, Side::A, release, workload.clone(), &uses);
                 shared.driver.prepare(&spec).await?;
             }
             Ok(Staged { installed, workload, hooks, damaged: lowered() })
