@@ -70,10 +70,11 @@ impl Guard {
     async fn verify_but(&self, skipped: fn(&str) -> bool, spec: &InstanceSpec) -> Result<(), String> {
         let folder = spec.tree.parent().map(ToOwned::to_owned).unwrap_or_default();
         let verified = self.verify_at(skipped, folder, &spec.app, &spec.release).await;
-        if verified.is_err() {
+        if let Err(problem) = verified {
             self.damaged.store(true, Ordering::Relaxed);
+            return Err(problem);
         }
-        verified
+        Ok(())
     }
 
     /// Whether the files of others are as their manifests say; otherwise those are told.

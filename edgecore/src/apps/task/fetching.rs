@@ -112,7 +112,11 @@ impl App {
             let Manifest { workload, hooks, .. } = manifest.await?;
             if let Some(known) = &workload {
                 // Whatever takes long, or is found missing, while what runs goes on.
-                let uses = if new { shared.uses.resolve(&known.used())? } else { installed.uses.clone() };
+                let uses = match shared.uses.resolve(&known.used()) {
+                    Err(missing) if new => return Err(missing.into()),
+                    // What was installed has what is on record; an agent before kept none.
+                    current => current.unwrap_or_default().into_iter().chain(installed.uses.clone()).collect(),
+                };
                 let spec = shared.spec(&app, &at, Side::A, release, workload.clone(), &uses);
                 shared.driver.prepare(&spec).await?;
             }
