@@ -210,6 +210,7 @@ impl Agent {
             desk,
             metrics,
             rooms,
+            uses: Arc::default(),
         };
         let apps = Apps::new(Arc::new(context), paths.apps(), assignment);
         let metrics_interval = settings.streams.metrics_interval;

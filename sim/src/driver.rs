@@ -10,6 +10,7 @@
 //! | `refuse-on=gpu` | the same, on boxes that have it in their names |
 //! | `tell=frames_per_second:25` | tells that of itself each second; with `cameras` also those that are lost |
 //! | `tell-every=30` | so many seconds between two tellings |
+//! | `files`, `bad-files` | there is none: the release is files for others, of which the bad ones make those hang |
 //! | `eat-disk=100Mi` | runs, and takes so much of the 128 MiB that its box has to spare until it ends |
 //!
 //! The world makes one [`SimDriver`] a box. It outlives the agent, as real workloads do, until
@@ -40,7 +41,7 @@ use proto::{
     env::{BoxFuture, WallClock},
     name::{MetricName, Name, Version},
     object::{LastExit, ReleaseRef, metrics::CAMERAS_LOST},
-    release::{Gpus, Hook, Manifest, Probe, replicas},
+    release::{Gpus, Hook, Manifest, Probe, replicas, uses::variable},
     units::{self, Span},
     watch,
 };
@@ -57,6 +58,9 @@ use crate::{
 
 /// What a box has to spare for a workload that eats its disk.
 const SPARE_BYTES: u64 = 128 << 20;
+
+/// In the tree of a release whose files make those hang that use them.
+pub const BAD_FILES: &str = "bad-files";
 
 /// Memory that an instance uses.
 const USED_BYTES: u64 = 256 << 20;
@@ -101,6 +105,8 @@ struct Process {
     instance: Instance,
     /// Its run folder, when it has one.
     run: Option<PathBuf>,
+    /// The releases of others whose files it uses.
+    uses: BTreeMap<Name, ReleaseRef>,
     number: u64,
     hangs: bool,
     eats_bytes: u64,
@@ -325,29 +331,59 @@ impl SimDriver {
         ] {
             workload.env.remove(own); // the agent's to say
         }
+        for of in spec.uses.keys() {
+            workload.env.remove(&variable(of));
+        }
         if manifest.workload.as_ref() != Some(&workload) {
             return Err("its command, arguments or limits are not what was released".into());
         }
-        let mut there = BTreeSet::new();
-        files(&spec.tree, "", &mut there).map_err(|e| format!("its tree cannot be read: {e}"))?;
-        let listed: BTreeSet<String> = manifest.files.iter().map(|file| file.path.as_str().to_owned()).collect();
-        if let Some(extra) = there.difference(&listed).next() {
-            return Err(format!("{extra} was never released"));
+        compare(&spec.tree, manifest)
+    }
+
+    /// Compares the files of others with what was released, and says whether they are bad.
+    fn check_used(&self, spec: &InstanceSpec) -> (Result<(), String>, bool) {
+        let released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut checked, mut are_bad) = (Ok(()), false);
+        for (of, used) in &spec.uses {
+            let Some(manifest) = released.get(&used.digest) else {
+                checked = Err(format!("it uses {of}@{}, which was never published", used.version));
+                continue;
+            };
+            are_bad |= manifest.files.iter().any(|file| file.path.as_str() == BAD_FILES);
+            let folder = spec.workload.env.get(&variable(of)).map(PathBuf::from).unwrap_or_default();
+            let same = compare(&folder, manifest).map_err(|problem| format!("files of {of}: {problem}"));
+            checked = checked.and(same);
         }
-        for file in &manifest.files {
-            let path = spec.tree.join(file.path.as_str());
-            let open = std::fs::File::open(&path).map_err(|e| format!("{}: {e}", file.path.as_str()))?;
-            let (digest, _) = Digest::of_reader(BufReader::new(open)).map_err(|e| e.to_string())?;
-            if digest != file.digest {
-                return Err(format!("{} is not what was released", file.path.as_str()));
-            }
-        }
-        Ok(())
+        (checked, are_bad)
+    }
+
+    /// The release of files alone that has this digest.
+    #[must_use]
+    pub fn files_alone(&self, digest: Digest) -> Option<Version> {
+        let released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        released.get(&digest).filter(|manifest| manifest.workload.is_none()).map(|manifest| manifest.version.clone())
+    }
+
+    /// Whether any release is files alone.
+    #[must_use]
+    pub fn knows_files(&self) -> bool {
+        let released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        released.values().any(|manifest| manifest.workload.is_none())
+    }
+
+    /// What the live instance of each app uses of others.
+    #[must_use]
+    pub fn used(&self) -> Vec<(Name, BTreeMap<Name, Version>)> {
+        let state = self.lock();
+        let live = state.apps.iter().filter(|(_, p)| p.instance.exit.is_none() && p.is_live() && !p.uses.is_empty());
+        let versions = |p: &Process| p.uses.iter().map(|(of, used)| (of.clone(), used.version.clone())).collect();
+        live.map(|(key, process)| (Side::of(key).0, versions(process))).collect()
     }
 
     fn start_now(&self, spec: &InstanceSpec) -> Result<(), DriverError> {
         let (app, version) = (&spec.app, &spec.release.version);
-        if let Err(problem) = self.check_tree(spec).and_then(|()| self.check_gpus(spec)) {
+        let (used, bad_files) = self.check_used(spec);
+        if let Err(problem) = self.check_tree(spec).and(used).and_then(|()| self.check_gpus(spec)) {
             self.trace.line(&self.host, format_args!("VIOLATION {app}@{version}: {problem}"));
             self.lock().violations.push(format!("{}: {app}@{version} was started: {problem}", self.host));
         }
@@ -362,7 +398,8 @@ impl SimDriver {
             let problem = "its release says `refuse`".to_owned();
             return Err(DriverError { attempt: "start", app: app.clone(), problem });
         }
-        self.trace.line(&self.host, format_args!("{app}@{version} started"));
+        let used: String = spec.uses.iter().map(|(of, used)| format!(" with {of}@{}", used.version)).collect();
+        self.trace.line(&self.host, format_args!("{app}@{version} started{used}"));
         let ends_at = match behaviour {
             Behaviour::CrashesAfter(time) => Some(Instant::now() + time),
             _ => None,
@@ -373,8 +410,9 @@ impl SimDriver {
         let process = Process {
             instance: Instance { release: spec.release.clone(), started_at, exit: None },
             run: spec.run.clone(),
+            uses: spec.uses.clone(),
             number: state.started,
-            hangs: behaviour == Behaviour::Hangs,
+            hangs: behaviour == Behaviour::Hangs || bad_files,
             tells: tells(&spec.workload.args),
             tells_every_s: tells_every_s(&spec.workload.args),
             eats_bytes: if let Behaviour::EatsDisk(bytes) = behaviour { bytes } else { 0 },
@@ -547,6 +585,25 @@ fn files(folder: &Path, prefix: &str, found: &mut BTreeSet<String>) -> std::io::
 
 fn exit(code: Option<i32>, signal: Option<i32>, at: Timestamp) -> LastExit {
     LastExit { code, signal, at, message: String::new() }
+}
+
+/// Compares a tree with what was released.
+fn compare(tree: &Path, manifest: &Manifest) -> Result<(), String> {
+    let mut there = BTreeSet::new();
+    files(tree, "", &mut there).map_err(|e| format!("its tree cannot be read: {e}"))?;
+    let listed: BTreeSet<String> = manifest.files.iter().map(|file| file.path.as_str().to_owned()).collect();
+    if let Some(extra) = there.difference(&listed).next() {
+        return Err(format!("{extra} was never released"));
+    }
+    for file in &manifest.files {
+        let path = tree.join(file.path.as_str());
+        let open = std::fs::File::open(&path).map_err(|e| format!("{}: {e}", file.path.as_str()))?;
+        let (digest, _) = Digest::of_reader(BufReader::new(open)).map_err(|e| e.to_string())?;
+        if digest != file.digest {
+            return Err(format!("{} is not what was released", file.path.as_str()));
+        }
+    }
+    Ok(())
 }
 
 impl Driver for SimDriver {

@@ -15,6 +15,7 @@ fn spec(args: &[&str]) -> InstanceSpec {
         data: "/nonexistent".into(),
         workload: serde_json::from_str(&format!(r#"{{"command": "bin/run", "args": {args}}}"#)).unwrap(),
         gpus: vec![],
+        uses: BTreeMap::new(),
     }
 }
 

@@ -176,6 +176,7 @@ async fn a_restored_hub_gets_again_what_it_lost() {
         bytes: 20_000,
         args: vec![],
         gpus: None,
+        uses: None,
         bad: false,
     };
     world.begin(&Fault::Reinstall { target: node("box-1") }).await.unwrap();

@@ -5,6 +5,7 @@
 use std::{
     collections::BTreeSet,
     io,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -17,12 +18,12 @@ use proto::{
     digest::Digest,
     env::{BoxFuture, Env},
     name::{Name, ReleaseName},
-    object::LastExit,
+    object::{LastExit, ReleaseRef},
     release::{Hook, Probe, container::is_of_image},
 };
 use tokio::sync::{Semaphore, mpsc};
 
-use super::live;
+use super::{live, uses::Uses};
 use crate::{
     driver::{Driver, DriverError, HookOutcome, Instance, InstanceSpec, InstanceUsage, NotReady, ProbeOutcome},
     fetch::tree,
@@ -39,21 +40,23 @@ pub struct Guard {
     env: Env,
     checks: Arc<Semaphore>,
     secrets: Arc<Secrets>,
+    uses: Arc<Uses>,
     damaged: Arc<AtomicBool>,
 }
 
 impl Guard {
-    /// Passes everything on to `inner`, and raises `damaged` instead of starting a damaged tree. `checks`
-    /// is shared by all apps.
+    /// Passes everything on to `inner`, and raises `damaged` instead of starting a damaged tree; of damaged files of
+    /// another app `uses` is told. `checks` is shared by all apps.
     #[must_use]
     pub fn new(
         inner: Arc<dyn Driver>,
         env: Env,
         checks: Arc<Semaphore>,
         secrets: Arc<Secrets>,
+        uses: Arc<Uses>,
         damaged: Arc<AtomicBool>,
     ) -> Guard {
-        Guard { inner, env, checks, secrets, damaged }
+        Guard { inner, env, checks, secrets, uses, damaged }
     }
 }
 
@@ -65,18 +68,43 @@ impl Guard {
     }
 
     async fn verify_but(&self, skipped: fn(&str) -> bool, spec: &InstanceSpec) -> Result<(), String> {
-        let name = ReleaseName { app: spec.app.clone(), version: spec.release.version.clone() };
-        let (folder, digest) = (spec.tree.parent().map(ToOwned::to_owned).unwrap_or_default(), spec.release.digest);
+        let folder = spec.tree.parent().map(ToOwned::to_owned).unwrap_or_default();
+        let verified = self.verify_at(skipped, folder, &spec.app, &spec.release).await;
+        if let Err(problem) = verified {
+            self.damaged.store(true, Ordering::Relaxed);
+            return Err(problem);
+        }
+        Ok(())
+    }
+
+    /// Whether the files of others are as their manifests say; otherwise those are told.
+    async fn verify_used(&self, spec: &InstanceSpec) -> Result<(), String> {
+        let apps = spec.data.parent().and_then(Path::parent).unwrap_or(&spec.data);
+        for (of, release) in &spec.uses {
+            let folder = tree::release_folder(&apps.join(of.as_str()).join("releases"), release.digest);
+            if let Err(problem) = self.verify_at(is_of_image, folder, of, release).await {
+                self.uses.found_damaged(of, release.digest);
+                return Err(format!("it uses the files of {of} {}: {problem}", release.version));
+            }
+        }
+        Ok(())
+    }
+
+    async fn verify_at(
+        &self,
+        skipped: fn(&str) -> bool,
+        folder: PathBuf,
+        app: &Name,
+        release: &ReleaseRef,
+    ) -> Result<(), String> {
+        let name = ReleaseName { app: app.clone(), version: release.version.clone() };
+        let digest = release.digest;
         let permit = self.checks.clone().acquire_owned().await; // never closed
         let verified = self.env.blocking.run(move || {
             let _permit = permit; // a check goes on when nobody waits for it any more
             tree::verify_but(skipped, &folder, digest, &name)
         });
-        if let Err(error) = verified.await {
-            self.damaged.store(true, Ordering::Relaxed);
-            return Err(error.to_string());
-        }
-        Ok(())
+        verified.await.map(drop).map_err(|error| error.to_string())
     }
 }
 
@@ -129,6 +157,7 @@ impl Driver for Guard {
         Box::pin(async move {
             let refused = |problem| DriverError { attempt: "start", app: spec.app.clone(), problem };
             self.verify(spec).await.map_err(refused)?;
+            self.verify_used(spec).await.map_err(refused)?;
             // Another instance of an app that is updated warm may need its own.
             self.place(spec, spec.run.is_none() && spec.replica == 0).await.map_err(|e| refused(e.to_string()))?;
             self.make_run_folder(spec).await.map_err(|e| refused(format!("its run folder cannot be made: {e}")))?;

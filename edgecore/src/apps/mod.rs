@@ -9,6 +9,7 @@
 //! | [`replicas`] | how many instances run, pure |
 //! | [`live`] | which of an app's two instances is live, for them and their clients |
 //! | [`guard`] | nothing damaged is started, restarts included |
+//! | [`uses`] | what apps use of each other's files, and who has proved them |
 //! | [`task`] | carries the planned steps out |
 //! | [`room`] | what the apps ask of memory and processors |
 //! | [`report`] | what is said about it |
@@ -26,6 +27,7 @@ pub mod room;
 pub mod slot;
 pub mod stage;
 pub mod task;
+pub mod uses;
 
 #[cfg(test)]
 mod tests;
@@ -106,6 +108,7 @@ impl Apps {
             installed.iter().for_each(|app| task::hold_installed(&shared.rooms, app, &folder.join(app.as_str())));
         };
         self.shared.env.blocking.run(hold).await;
+        self.shared.uses.expect(found.iter().cloned());
         for app in found {
             self.direct(&app);
         }
@@ -206,6 +209,7 @@ async fn work(
             // Whatever runs goes on untouched; nothing is installed without knowing the floor.
             Err(error) => {
                 tracing::error!(app = %name, %error, "the app is left as it is");
+                shared.uses.forget(&name);
                 let target = wanted.borrow_and_update().release().cloned();
                 let status = WorkloadStatus {
                     reason: "StateLost".into(),

@@ -60,20 +60,26 @@
 //! planned here, and only while it is settled: they are stopped before anything else stops, goes on trial or goes live. How
 //! many run while nothing is to be done is [`replicas`](super::replicas)'s to say.
 //!
+//! The active release is put on trial again when the files of another app that it uses are to be proved; and the release
+//! of an app whose files others use is confirmed when they all proved it ([`uses`](super::uses)). Neither counts against
+//! the release that uses them.
+//!
 //! `view` holds what is looked at; `trial` plans while a release is on trial, `warm` while there are two instances of
-//! which one takes over from the other, `settled` while no release is on trial.
+//! which one takes over from the other, `settled` while no release is on trial, `files` what is different when the files
+//! of others are.
 
+mod files;
 mod settled;
 mod trial;
 mod view;
 mod warm;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use proto::{digest::Digest, object::ReleaseRef};
+use proto::{digest::Digest, name::Name, object::ReleaseRef};
 use tokio::time::Instant;
 
-pub use self::view::{Ask, Beside, HookView, PutOff, Room, RunningView, View, Wanted};
+pub use self::view::{Ask, Beside, Files, HookView, PutOff, Room, RunningView, View, Wanted};
 use super::slot::{Deferral, Failure, Installed, Restart, RestartState, Trial};
 use crate::driver::Side;
 
@@ -128,6 +134,12 @@ pub enum Step {
     Defer(Deferral),
     /// Run the postApply hook of the trial.
     PostApply,
+    /// Have those prove the trial that use its files.
+    Offer,
+    /// Say that the files of others were proved which the trial is of.
+    Answer,
+    /// Record what a release uses of others, which no agent before kept.
+    Pin(Digest, BTreeMap<Name, ReleaseRef>),
     /// Record that a staged release is on trial.
     Switch(Trial),
     /// Record that the trial goes on after the agent came back.
@@ -183,12 +195,15 @@ pub fn plan(view: &View<'_>) -> Plan {
             _ if view.beside.is_alive() => Step::StopBeside,
             _ if view.is_alive() => Step::Stop,
             false => Step::Remove,
+            // What others have of it goes when they do not need it any more.
+            true if !view.files.held_by.is_empty() => Step::Wait(None),
             true => Step::Done,
         };
         return Plan { step, fetch: None };
     }
     let fetch = fetch(view);
     let step = match &view.slot.trial {
+        _ if view.files.unpinned.is_some() => files::pin(view),
         _ if view.serves && view.live != Some(view.slot.side) => Step::Live(view.slot.side),
         Some(trial) if trial.standby => warm::standby(view, trial),
         Some(trial) => trial::step(view, trial),

@@ -7,6 +7,7 @@ use super::{
     plan::{HookView, PutOff, View, Wanted},
     slot::{Restart, RestartState, Slot},
     stage::Hindrance,
+    uses::Users,
 };
 use crate::supervisor::Health;
 
@@ -19,6 +20,7 @@ const NOT_TRIED_AGAIN: &str = "; it is not tried again on this node: mend the ca
 const DRAINED: &str = "the node is drained: its workloads are stopped until it is not";
 const HELD: &str = "Held";
 const PRE_APPLY: &str = "PreApply";
+const NEW_FILES: &str = "NewFiles";
 
 /// How a fetch stands.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,7 +91,7 @@ pub fn report(
     let said = match (&target, extra.trouble) {
         (_, Some(trouble)) => verdict(UpdatePhase::Blocked, "StepFailed", trouble),
         (None, None) if *view.wanted == Wanted::Keep => return None,
-        (None, None) => verdict(UpdatePhase::Applying, "Removing", "no longer assigned: it is stopped and removed"),
+        (None, None) => verdict(UpdatePhase::Applying, "Removing", removing(view)),
         (Some(target), None) if view.wanted.is_drained() => judge(view, extra, target).drained(),
         (Some(target), None) => judge(view, extra, target),
     };
@@ -123,6 +125,15 @@ pub fn report(
     })
 }
 
+fn removing(view: &View<'_>) -> String {
+    let mut said = "no longer assigned: it is stopped and removed".to_owned();
+    let users: Vec<&str> = view.files.held_by.iter().map(AsRef::as_ref).collect();
+    if !users.is_empty() {
+        said += &format!("; its files go when {} does not use them any more", users.join(", "));
+    }
+    said
+}
+
 /// The restart that was carried out last, and why the workload was not healthy after it.
 fn restarted(slot: &Slot) -> (Option<String>, Option<String>) {
     let Some(Restart { text, state }) = slot.restart.as_ref().filter(|_| slot.active.is_some()) else {
@@ -149,7 +160,8 @@ fn target(view: &View<'_>) -> Option<ReleaseRef> {
 fn judge(view: &View<'_>, extra: &Extra<'_>, target: &ReleaseRef) -> Verdict {
     let digest = target.digest;
     let health = || extra.running.as_ref().map(|(_, h)| h.message.clone()).unwrap_or_default();
-    if let Some(trial) = view.slot.trial.as_ref().filter(|t| t.installed.release.digest == digest) {
+    let own = view.slot.trial.as_ref().filter(|trial| trial.files_of.is_none());
+    if let Some(trial) = own.filter(|t| t.installed.release.digest == digest) {
         if trial.standby {
             return standby(view, extra);
         }
@@ -162,7 +174,7 @@ fn judge(view: &View<'_>, extra: &Extra<'_>, target: &ReleaseRef) -> Verdict {
             }
             Some(running) if running.digest == digest => {
                 let cold = trial.cold.as_ref().map(|why| format!("the one before was stopped first: {why}"));
-                let said = [cold.unwrap_or_default(), health()];
+                let said = [cold.unwrap_or_default(), health(), users(view)];
                 let said: Vec<String> = said.into_iter().filter(|text| !text.is_empty()).collect();
                 verdict(UpdatePhase::Verifying, "Trial", said.join("; "))
             }
@@ -198,7 +210,7 @@ fn judge(view: &View<'_>, extra: &Extra<'_>, target: &ReleaseRef) -> Verdict {
                 "it is fetched and verified, and waits for the word to apply it",
             );
         }
-        return staged(view);
+        return staged(view, extra);
     }
     match &extra.fetch {
         FetchView::Idle => verdict(UpdatePhase::Pending, "", ""),
@@ -206,6 +218,36 @@ fn judge(view: &View<'_>, extra: &Extra<'_>, target: &ReleaseRef) -> Verdict {
         FetchView::Hindered(h) if h.offline => verdict(UpdatePhase::Downloading, h.reason, h.message.clone()),
         FetchView::Hindered(h) => verdict(UpdatePhase::Blocked, h.reason, h.message.clone()),
     }
+}
+
+/// Whom the trial waits for, of those that use its files.
+fn users(view: &View<'_>) -> String {
+    match &view.files.users {
+        Users::None | Users::ToAsk | Users::Failed(..) => String::new(),
+        Users::Later(other) => format!("waits until it is known whether the files of {other} are good"),
+        Users::Asked(users) => {
+            let names: Vec<&str> = users.iter().map(AsRef::as_ref).collect();
+            format!("waits for {} to prove it", names.join(", "))
+        }
+    }
+}
+
+/// The active release is to prove new files of another app.
+fn new_files(view: &View<'_>, extra: &Extra<'_>) -> Option<String> {
+    let trial = view.slot.trial.as_ref()?;
+    let (of, release) = trial.files()?;
+    if let Some(failure) = view.verdict {
+        return Some(format!("it goes back from {of} {}: {}", release.version, failure.message));
+    }
+    let (what, health) = match trial.standby {
+        true => ("it warms up beside the running one", extra.standby.clone().unwrap_or_default()),
+        false if view.files.answered => ("it has proved it, and waits for others", String::new()),
+        false => ("it is to prove healthy", view.running.as_ref().map(|r| r.message.clone()).unwrap_or_default()),
+    };
+    let cold = trial.cold.as_ref().map(|why| format!("the one before was stopped first: {why}")).unwrap_or_default();
+    let said = [format!("with {of} {}: {what}", release.version), cold, health];
+    let said: Vec<String> = said.into_iter().filter(|text| !text.is_empty()).collect();
+    Some(said.join("; "))
 }
 
 /// The target warms up beside what is live.
@@ -219,7 +261,10 @@ fn standby(view: &View<'_>, extra: &Extra<'_>) -> Verdict {
 }
 
 /// The target is on disk and may be applied.
-fn staged(view: &View<'_>) -> Verdict {
+fn staged(view: &View<'_>, extra: &Extra<'_>) -> Verdict {
+    if let Some(said) = new_files(view, extra) {
+        return verdict(UpdatePhase::Staged, NEW_FILES, format!("the running one comes first, {said}"));
+    }
     let put_off = |put_off: &PutOff<'_>| {
         let left = put_off.left(&view.wanted.ask()?.order);
         let until = put_off.at_wall.checked_add(left).ok().filter(|_| !left.is_zero())?;
@@ -242,6 +287,9 @@ fn staged(view: &View<'_>) -> Verdict {
 fn succeeded(view: &View<'_>, extra: &Extra<'_>) -> Verdict {
     if view.running.is_some() && extra.running.is_none() {
         return verdict(UpdatePhase::Succeeded, "NoWorkload", "its files are in place; it has nothing to run");
+    }
+    if let Some(said) = new_files(view, extra) {
+        return verdict(UpdatePhase::Succeeded, NEW_FILES, said);
     }
     match &view.slot.restart {
         Some(Restart { state: RestartState::Due | RestartState::Started, .. }) => {

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use proto::{
     digest::Digest,
     durable::{DurableError, Loaded, Record},
-    name::MetricName,
+    name::{MetricName, Name},
     object::{MetricSummary, ReleaseRef},
 };
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,18 @@ pub struct Installed {
     pub release: ReleaseRef,
     /// Its signed release counter.
     pub counter: u64,
+    /// The releases of other apps whose files its instances have, by app; see [`super::uses`]. An agent that does not
+    /// know this gives them those that are current.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub uses: BTreeMap<Name, ReleaseRef>,
+}
+
+impl Installed {
+    /// A release of this counter, of which nobody said yet what it uses.
+    #[must_use]
+    pub fn new(release: ReleaseRef, counter: u64) -> Installed {
+        Installed { release, counter, uses: BTreeMap::new() }
+    }
 }
 
 /// A release that has to prove itself.
@@ -51,6 +63,18 @@ pub struct Trial {
     /// Why it was not started beside the active release, although both ask for it; for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cold: Option<String>,
+    /// It is the active release, which has to prove itself with other files of this app: the fault is theirs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files_of: Option<Name>,
+}
+
+impl Trial {
+    /// The release whose files have to prove themselves.
+    #[must_use]
+    pub fn files(&self) -> Option<(&Name, &ReleaseRef)> {
+        let of = self.files_of.as_ref()?;
+        Some((of, self.installed.uses.get(of)?))
+    }
 }
 
 /// How often a release was put on trial and cut short.
@@ -83,7 +107,7 @@ impl Failure {
     /// Of a release; the time is known when it is recorded.
     #[must_use]
     pub fn of(installed: &Installed, reason: &str, message: String) -> Failure {
-        let Installed { release, counter } = installed;
+        let Installed { release, counter, .. } = installed;
         Failure { digest: release.digest, counter: *counter, at: None, reason: reason.into(), message }
     }
 }
@@ -218,10 +242,12 @@ impl Slot {
     /// moment, so a restart asked for by `restart` or before is one with what starts next; the first start of all is no
     /// restart.
     pub fn begin(&mut self, trial: Trial, restart: Option<&str>) {
-        self.count_attempt(trial.installed.release.digest);
         let standby = trial.standby;
+        if trial.files_of.is_none() {
+            self.count_attempt(trial.installed.release.digest);
+            self.deferral = None;
+        }
         self.trial = Some(trial);
-        self.deferral = None;
         if !standby {
             self.started_anew(restart);
         }
@@ -264,9 +290,10 @@ impl Slot {
         self.retried = Some(text);
     }
 
-    /// The agent came back during a trial, which goes on afresh.
+    /// The agent came back during a trial, which goes on afresh. One of files is an attempt of theirs.
     pub fn resume(&mut self) {
-        if let Some(digest) = self.trial.as_ref().map(|t| t.installed.release.digest) {
+        let own = self.trial.as_ref().filter(|trial| trial.files_of.is_none());
+        if let Some(digest) = own.map(|t| t.installed.release.digest) {
             self.count_attempt(digest);
         }
     }
@@ -274,7 +301,9 @@ impl Slot {
     /// The trial succeeded: it is the active release now, and nothing older is accepted any more.
     pub fn confirm(&mut self, proof: Proof) {
         let Some(trial) = self.trial.take() else { return };
-        self.attempts = None;
+        if trial.files_of.is_none() {
+            self.attempts = None;
+        }
         self.unhealthy_before = proof == Proof::UnhealthyBefore;
         self.floor = self.floor.max(trial.installed.counter);
         let same = self.active.as_ref().is_some_and(|a| a.release == trial.installed.release);
@@ -300,7 +329,9 @@ impl Slot {
 
     /// The trial did not take place, so it does not count as an attempt.
     pub fn undo(&mut self) {
-        self.trial = None;
+        if self.trial.take().is_some_and(|trial| trial.files_of.is_some()) {
+            return;
+        }
         if let Some(attempts) = &mut self.attempts {
             attempts.count = attempts.count.saturating_sub(1);
         }
@@ -309,8 +340,22 @@ impl Slot {
 
     /// The trial is over because something else is wanted: nothing is held against the release.
     pub fn withdraw(&mut self) {
-        self.trial = None;
-        self.attempts = None;
+        if self.trial.take().is_none_or(|trial| trial.files_of.is_none()) {
+            self.attempts = None;
+        }
+    }
+
+    /// A release was started with what was current, by an agent that did not keep it: from here on it has these.
+    pub fn pin(&mut self, digest: Digest, uses: &BTreeMap<Name, ReleaseRef>) {
+        let trial = self.trial.as_mut().map(|trial| &mut trial.installed);
+        for installed in self.active.iter_mut().chain(trial).filter(|i| i.release.digest == digest) {
+            installed.uses.clone_from(uses);
+        }
+    }
+
+    /// Releases of other apps whose files its instances have, or go back to.
+    pub fn pins(&self) -> impl Iterator<Item = (&Name, &ReleaseRef)> {
+        self.active.iter().chain(self.trial.as_ref().map(|trial| &trial.installed)).flat_map(|i| &i.uses)
     }
 
     /// The app is removed; the floor stays.

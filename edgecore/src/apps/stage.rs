@@ -12,7 +12,7 @@ use proto::{
     watch,
 };
 
-use super::{plan::Fetch, slot::Installed};
+use super::{plan::Fetch, slot::Installed, uses::Missing};
 use crate::{
     driver::NotReady,
     facts::Facts,
@@ -76,7 +76,7 @@ impl Stager {
             Fetch::Repair(installed) => (installed, None),
             Fetch::New(release) => {
                 let accepted = self.trust.accept(&*self.source, &order.app, &release, order.floor, &hardware).await?;
-                (Installed { release, counter: accepted.counter }, Some(accepted.manifest_bytes))
+                (Installed::new(release, accepted.counter), Some(accepted.manifest_bytes))
             }
         };
         let ReleaseRef { version, digest } = installed.release.clone();
@@ -109,6 +109,12 @@ impl From<Refusal> for Hindrance {
 impl From<NotReady> for Hindrance {
     fn from(NotReady { reason, message }: NotReady) -> Hindrance {
         Hindrance { reason, message, offline: false }
+    }
+}
+
+impl From<Missing> for Hindrance {
+    fn from(missing: Missing) -> Hindrance {
+        Hindrance { reason: "FilesMissing", message: missing.to_string(), offline: false }
     }
 }
 

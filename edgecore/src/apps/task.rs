@@ -6,10 +6,11 @@
 //! Here are the rounds and the slot; `fetching` is about the fetch beside them, `folder` about what else lies in the
 //! app's folder, `gpus` about the GPUs it needs, `hooks` about a release's hooks, `measure` about what the workload tells
 //! of itself, `room` about memory and processors, `running` about the workload, `beside` about room for a second
-//! instance, `replicas` about further ones.
+//! instance, `replicas` about further ones, `files` about what it uses of other apps, and they of it.
 
 mod beside;
 mod fetching;
+mod files;
 mod folder;
 mod gpus;
 mod hooks;
@@ -41,6 +42,7 @@ use tokio::{
 
 use self::{
     fetching::{Fetching, RETRY_BASE, RETRY_CAP, Staged, finished},
+    files::Unpinned,
     gpus::Needs,
     hooks::Hooking,
     replicas::Replicas,
@@ -48,11 +50,12 @@ use self::{
 };
 use super::{
     current, live,
-    plan::{Beside, HookView, Over, Plan, Room, Step, View, Wanted, plan},
+    plan::{Beside, Files, HookView, Over, Plan, Room, Step, View, Wanted, plan},
     report::{Extra, FetchView, report},
     room::Rooms,
     slot::{self, Failure, Slot, SlotError},
     stage::Stage,
+    uses::{Answer, Uses, UsesNews, Word},
 };
 use crate::{
     doors::Endpoints,
@@ -99,6 +102,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// What apps ask of memory and processors.
     pub rooms: Arc<Rooms>,
+    /// What apps use of each other's files.
+    pub uses: Arc<Uses>,
 }
 
 /// What [`App::turn`] leaves to do.
@@ -156,6 +161,14 @@ pub struct App {
     beside_leftover: bool,
     replicas: Replicas,
     room: Room,
+    files: Files,
+    uses_news: UsesNews,
+    /// Number under which the files of the release on trial are offered.
+    offer: Option<u64>,
+    /// What was said to the offer of others' files.
+    answer: Option<Answer>,
+    /// See [`Files::unpinned`].
+    unpinned: Option<Unpinned>,
     /// See [`View::cold`].
     cold: Option<String>,
     /// Which instance `run/live` leads to.
@@ -198,11 +211,12 @@ impl App {
             Ok::<_, StepError>((slot::load_and_mend(&read)?, current::linked(&made), live::linked(&made)))
         });
         let (slot, linked, live) = found.await?;
+        shared.uses.tell(&name, Word::of(&slot, None, None));
         let leftover = runs_on(&*shared.driver, slot.side, &name).await;
         let beside_leftover = runs_on(&*shared.driver, slot.side.other(), &name).await;
         let replicas = Replicas::found(&shared, &name).await;
         let rng = shared.env.seed.stream(&format!("app {name}"));
-        let (online, gpus) = (shared.online.clone(), Needs::new(&shared));
+        let (online, gpus, uses_news) = (shared.online.clone(), Needs::new(&shared), shared.uses.news());
         Ok(App {
             shared,
             name,
@@ -217,6 +231,11 @@ impl App {
             beside_leftover,
             replicas,
             room: Room::NotAsked,
+            files: Files::default(),
+            uses_news,
+            offer: None,
+            answer: None,
+            unpinned: None,
             cold: None,
             live,
             stopped_red: false,
@@ -239,6 +258,7 @@ impl App {
     /// Works towards what is wanted until the app is removed. `first` is let go once it said how it is.
     pub async fn work(mut self, first: Option<oneshot::Sender<()>>) {
         self.first = first;
+        self.shared.uses.all_told().await;
         loop {
             let until = match self.turn().await {
                 Ok(Turn::Again) => continue,
@@ -265,6 +285,7 @@ impl App {
         {
             self.litter |= self.staged.take().is_some();
         }
+        self.look_at_damage();
         if let Some(run) = self.run.as_ref().filter(|r| r.damaged.load(Ordering::Relaxed)) {
             (self.damaged, self.staged) = (Some(run.release.digest), None);
             self.stop().await?;
@@ -285,6 +306,7 @@ impl App {
         self.measure(&wanted);
         self.look_at_gpus();
         self.claim_room();
+        self.look_at_files();
         self.look_at_room(&wanted).await?;
         let Plan { step, fetch } = plan(&self.view(&wanted, Instant::now()));
         self.direct_fetch(fetch, &wanted);
@@ -316,6 +338,7 @@ impl App {
             serves: self.run.iter().chain(&self.beside).any(|run| run.spec.run.is_some()),
             live: self.live,
             stopped_red: self.stopped_red,
+            files: &self.files,
             begun: self.begun,
             verdict: self.verdict.as_ref(),
             damaged: self.damaged,
@@ -355,6 +378,9 @@ impl App {
             }
             Step::PostApply => self.run_post_apply(),
             Step::Switch(trial) => {
+                if trial.files_of.is_none() && !self.shared.uses.claim(&self.name, &trial.installed.uses) {
+                    return Ok(Turn::Wait(None)); // they are about to be others
+                }
                 let restart = wanted.ask().and_then(|ask| ask.order.restart.clone());
                 self.store(|slot| slot.begin(trial, restart.as_deref())).await?;
                 self.begun = true;
@@ -363,14 +389,32 @@ impl App {
                 self.store(Slot::resume).await?;
                 self.begun = true;
             }
-            Step::Confirm(proof) => self.store(|slot| slot.confirm(proof)).await?,
-            Step::Fail(failure) => self.verdict = Some(failure),
+            Step::Confirm(proof) => {
+                if self.closes() {
+                    self.store(|slot| slot.confirm(proof)).await?;
+                }
+            }
+            Step::Offer => self.offer = self.shared.uses.offer(&self.name),
+            Step::Answer => self.answer(Ok(())),
+            Step::Pin(release, uses) => {
+                self.store(|slot| slot.pin(release, &uses)).await?;
+                self.unpinned = None;
+            }
+            Step::Fail(failure) => {
+                self.answer(Err(failure.message.clone()));
+                self.verdict = Some(failure);
+            }
             Step::Abandon(failure) => {
                 let at = Some(self.shared.env.wall.now());
                 let failure = failure.map(|f| Failure { at, ..f });
                 self.store(|slot| slot.abandon(failure)).await?;
             }
-            Step::Undo => self.store(Slot::undo).await?,
+            Step::Undo => {
+                if self.slot.trial.as_ref().is_some_and(|trial| trial.files_of.is_some()) {
+                    self.gpus.forget_start(); // what it goes back to has its own
+                }
+                self.store(Slot::undo).await?;
+            }
             Step::Withdraw => self.store(Slot::withdraw).await?,
             Step::Link(digest) => self.link(digest).await?,
             Step::Restart(restart) => self.store(|slot| slot.restart = Some(restart)).await?,
@@ -389,6 +433,7 @@ impl App {
                 self.link(None).await?;
                 self.litter = true;
                 self.sweep(wanted).await?;
+                self.shared.uses.forget(&self.name);
                 self.shared.board.send_if_modified(|report| report.workloads.remove(&self.name).is_some());
                 return Ok(Turn::Ended);
             }
@@ -415,6 +460,7 @@ impl App {
     async fn store(&mut self, change: impl FnOnce(&mut Slot)) -> Result<(), StepError> {
         let mut next = self.slot.clone();
         change(&mut next);
+        self.tell_files(Some(&next)); // before it is so: nobody takes away what it will need
         let (record, written) = (self.record.clone(), next.clone());
         self.shared.env.blocking.run(move || slot::store(&record, &written)).await?;
         self.begun &= next.trial.is_some();
@@ -461,6 +507,7 @@ impl App {
             outcome = self.pre_apply.ended() => self.pre_apply_ended(outcome),
             result = finished(fetching) => self.fetched(result),
             () = self.gpus.changed(holds_gpus) => {}
+            () = self.uses_news.changed() => {}
             Ok(()) = self.online.changed(), if offline => {
                 if *self.online.borrow_and_update()
                     && let Fetching::Hindered { retry_at, .. } = &mut self.fetching

@@ -20,7 +20,13 @@ pub mod records;
 pub mod shim;
 pub mod side;
 
-use std::{collections::BTreeSet, fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -62,6 +68,9 @@ pub struct InstanceSpec {
     pub workload: Workload,
     /// UUIDs of the GPUs that it has; its environment names them, too.
     pub gpus: Vec<String>,
+    /// The releases of other apps whose files it uses; its environment names their folders, see
+    /// [`variable`](proto::release::uses::variable).
+    pub uses: BTreeMap<Name, ReleaseRef>,
 }
 
 impl InstanceSpec {

@@ -123,6 +123,7 @@ fn box_1() -> Box1 {
         run: None,
         workload,
         gpus: vec![],
+        uses: BTreeMap::new(),
     };
     let closed = InstanceSpec { app: name("vault"), workload: Workload::new("run".into()), ..spec.clone() };
     desk.runs(&name("shop"), Some(spec));

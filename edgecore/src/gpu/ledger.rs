@@ -115,12 +115,18 @@ impl Ledger {
         is_bad && self.check(request).is_ok()
     }
 
-    /// Gives back what releases of an app have that are none of these.
+    /// Gives back what releases of an app have that are none of these, or run on another side than they are `alone` on.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub async fn keep_only(&self, app: &Name, releases: &BTreeSet<Digest>) -> Result<(), DurableError> {
-        let is_kept = |grant: &allot::Grant| releases.contains(&grant.release);
+    pub async fn keep_only(
+        &self,
+        app: &Name,
+        releases: &BTreeSet<Digest>,
+        alone: Option<Side>,
+    ) -> Result<(), DurableError> {
+        let is_kept =
+            |grant: &allot::Grant| releases.contains(&grant.release) && alone.is_none_or(|side| side == grant.side);
         if self.grants.borrow().get(app).is_none_or(|own| own.iter().all(is_kept)) {
             return Ok(());
         }

@@ -63,10 +63,10 @@ async fn a_release_on_trial_and_the_one_before_hold_together_until_one_goes() {
     ledger.take(&asks("a", "1", r#"{"memory": "20Gi", "exclusive": false}"#)).await.unwrap();
     ledger.take(&asks("a", "2", SHARED)).await.unwrap();
     ledger.check(&asks("b", "1", SHARED)).unwrap_err();
-    ledger.keep_only(&app("a"), &[Digest::of(b"2")].into()).await.unwrap();
+    ledger.keep_only(&app("a"), &[Digest::of(b"2")].into(), None).await.unwrap();
     ledger.check(&asks("b", "1", SHARED)).unwrap();
     assert_eq!(ledger.held(&app("a"), Digest::of(b"1"), Side::A), None);
-    ledger.keep_only(&app("a"), &BTreeSet::new()).await.unwrap();
+    ledger.keep_only(&app("a"), &BTreeSet::new(), None).await.unwrap();
     assert_eq!(gpus.inventory().unwrap().devices[0].apps, []);
     assert!(open(folder.path(), &with(1)).grants.borrow().is_empty());
 }

@@ -299,7 +299,7 @@ async fn another_trust_root_ends_what_the_one_before_vouched_for() {
     let paths = Paths::new(folder.path());
     let digest = Digest::of(b"1");
     let slot = Slot {
-        active: Some(Installed { release: ReleaseRef { version: "1".parse().unwrap(), digest }, counter: 9 }),
+        active: Some(Installed::new(ReleaseRef { version: "1".parse().unwrap(), digest }, 9)),
         failed: vec![Failure { digest, counter: 9, at: None, reason: "Unhealthy".into(), message: String::new() }],
         floor: 9,
         ..Slot::default()

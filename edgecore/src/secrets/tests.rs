@@ -1,6 +1,7 @@
 //! Placed, replaced, cleared away; and everything that keeps a secret from being opened.
 
 use std::{
+    collections::BTreeMap,
     fs,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
 };
@@ -62,6 +63,7 @@ impl Box_ {
             data: self.folder.path().join("data"),
             workload: Workload { secrets, ..Workload::new("/bin/true".into()) },
             gpus: vec![],
+            uses: BTreeMap::new(),
         }
     }
 

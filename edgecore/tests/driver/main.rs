@@ -77,6 +77,7 @@ impl Box_ {
             data: self.data(),
             workload: serde_json::from_value(workload).unwrap(),
             gpus: vec![],
+            uses: BTreeMap::new(),
         }
     }
 

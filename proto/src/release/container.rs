@@ -47,7 +47,8 @@ pub struct Container {
     /// Folders of the box that it sees, besides its data at `/crossdock/data`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<Volume>,
-    /// Files of other apps' releases, such as a model. They stay as they are until it is started again.
+    /// Files of other apps' releases, such as a model, which stay as they are for as long as the instance lives: see
+    /// [`uses`](super::uses).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub uses: Vec<Uses>,
     /// Devices of the box, such as `/dev/video0`.

@@ -238,6 +238,7 @@ impl Manifest {
                 if let Some(replicas) = &workload.replicas {
                     replicas.check(&self.app, workload)?;
                 }
+                workload.check_uses(&self.app)?;
                 self.check_secrets(workload)
             }
             None if self.files.is_empty() => Err(ManifestError::Nothing),

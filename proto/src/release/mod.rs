@@ -9,8 +9,8 @@
 //!
 //! `manifest` holds the manifest, its paths and its rules, `workload` the process with its limits and probes,
 //! [`container`] what is different for a container, `gpus` the GPUs it needs, `exec` who may run commands in it, `hooks`
-//! the commands around an update, [`replicas`] how many instances run, [`update`] how one release follows another; all
-//! of it is re-exported here.
+//! the commands around an update, [`replicas`] how many instances run, [`update`] how one release follows another,
+//! [`uses`] what it uses of other apps' files; all of it is re-exported here.
 
 pub mod container;
 mod exec;
@@ -19,6 +19,7 @@ mod hooks;
 mod manifest;
 pub mod replicas;
 pub mod update;
+pub mod uses;
 mod workload;
 
 use std::collections::BTreeSet;

@@ -32,13 +32,17 @@ pub struct Workload {
     /// Its environment, besides `PATH` and `CROSSDOCK_APP`, `CROSSDOCK_VERSION`, `CROSSDOCK_DIGEST`,
     /// `CROSSDOCK_TREE` (its files), `CROSSDOCK_DATA` (a folder that stays from release to release) and
     /// `CROSSDOCK_APPS` (`$CROSSDOCK_APPS/<app>/current` leads to the files of another app's release), with
-    /// secrets `CROSSDOCK_SECRETS`, `CROSSDOCK_RUN` and `CROSSDOCK_LIVE` with [`Strategy::Warm`](super::Strategy), and
-    /// `CROSSDOCK_REPLICA` with replicas. Nothing else is inherited.
+    /// secrets `CROSSDOCK_SECRETS`, with `uses` a variable for each ([`variable`](super::uses::variable)),
+    /// `CROSSDOCK_RUN` and `CROSSDOCK_LIVE` with [`Strategy::Warm`](super::Strategy), and `CROSSDOCK_REPLICA` with replicas.
+    /// Nothing else is inherited.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     /// Run this image instead of a process of the box. Agents that know only processes refuse it: no command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<Container>,
+    /// Apps whose files a process uses, see [`uses`](super::uses). Agents that do not know this start it without them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub uses: BTreeSet<Name>,
     /// Secrets that the node opens for it before it starts: files in the folder `CROSSDOCK_SECRETS`, in memory,
     /// which its user alone may read. Agents that know of none start it without them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -260,6 +264,7 @@ impl Workload {
             args: vec![],
             env: BTreeMap::new(),
             container: None,
+            uses: BTreeSet::new(),
             secrets: vec![],
             user: None,
             working_dir: None,

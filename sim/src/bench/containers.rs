@@ -2,6 +2,7 @@
 //! of one layer sends. A real Docker engine is started for it, and images are made from scratch.
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
@@ -155,6 +156,7 @@ fn spec(folder: &Path, args: &ContainersArgs) -> anyhow::Result<InstanceSpec> {
         data: folder.join("data"),
         workload,
         gpus: vec![],
+        uses: BTreeMap::new(),
     })
 }
 

@@ -44,6 +44,8 @@ struct Box {
 #[derive(Debug, Default)]
 struct App {
     running: Option<Version>,
+    /// What it used of others' files.
+    uses: BTreeMap<Name, Version>,
     /// Which instance of it.
     instance: Option<u64>,
     /// The greatest version that proved healthy here.
@@ -102,7 +104,15 @@ impl Apps {
             let gone: Vec<Name> = before.apps.keys().filter(|app| !node.apps.contains_key(*app)).cloned().collect();
             let nothing = AppSeen::nothing();
             for (app, now) in node.apps.iter().chain(gone.iter().map(|app| (app, &nothing))) {
-                let here = Here { fleet, at: seen.at, name, node, app, now, agent_for, since_last };
+                let files_may_change = now.uses.keys().chain(used(before.apps.get(app))).any(|of| {
+                    let known = before.apps.get(of);
+                    known.is_none_or(|known| {
+                        known.confirmed.as_ref().is_none_or(|version| {
+                            fleet.after(name, of, version).any(|later| !known.failed.contains(later))
+                        })
+                    })
+                });
+                let here = Here { fleet, at: seen.at, name, node, app, now, agent_for, since_last, files_may_change };
                 let state = before.apps.entry(app.clone()).or_default();
                 if started {
                     state.up_since_start = false;
@@ -149,6 +159,11 @@ impl Apps {
     }
 }
 
+/// Whose files an app used.
+fn used(app: Option<&App>) -> impl Iterator<Item = &Name> {
+    app.into_iter().flat_map(|app| app.uses.keys())
+}
+
 /// `box-1, box-2 and 3 more of 8`.
 fn of(names: &[&Name], all: usize) -> String {
     let named: Vec<&str> = names.iter().take(MAX_NAMED).map(|name| name.as_str()).collect();
@@ -167,6 +182,10 @@ fn goal(
     seen: &Observation,
 ) -> Option<String> {
     let running = now.and_then(|now| now.running.as_ref());
+    let in_place = |of: &Name| seen.nodes.get(name)?.apps.get(of)?.running.as_ref();
+    if let Some((of, used)) = now.and_then(|now| now.uses.iter().find(|(of, used)| in_place(of) != Some(*used))) {
+        return Some(format!("{app} uses {of} {used}, another one is in place"));
+    }
     if let Some(version) = running.filter(|version| fleet.is_bad(app, version)) {
         return Some(format!("{app}@{version} is bad and still runs"));
     }
@@ -217,6 +236,8 @@ struct Here<'a> {
     agent_for: Option<Duration>,
     /// Time since the look before.
     since_last: Duration,
+    /// Files of others that it uses may be replaced.
+    files_may_change: bool,
 }
 
 impl Here<'_> {
@@ -286,6 +307,7 @@ impl Here<'_> {
         let on_its_way = self.is_on_its_way(state, before);
         let expected = before != confirmed
             || on_its_way
+            || self.files_may_change
             || state.excused
             || state.forgetful.is_some()
             || !self.node.powered
@@ -350,5 +372,6 @@ impl Here<'_> {
             state.failed.insert(target.clone());
         }
         (state.running, state.instance) = (self.now.running.clone(), self.now.instance);
+        state.uses.clone_from(&self.now.uses);
     }
 }

@@ -138,6 +138,8 @@ pub struct Release {
     pub args: Vec<String>,
     /// GPUs that it needs.
     pub gpus: Option<Gpus>,
+    /// The app whose files it uses.
+    pub uses: Option<Name>,
     /// Whether it is meant to fail: then it may never be proved healthy, and what ran before must run in the end.
     pub bad: bool,
 }

@@ -30,7 +30,7 @@ const FILE: &[&str] = &["about", "duration", "site", "line", "broker", "release"
 const SITE: &[&str] = &["name", "nodes", "line", "labels", "settings", "gpus"];
 const SETTINGS: &[&str] = &["quota", "disk-share-percent", "metrics-interval", "stream"];
 const BROKER: &[&str] = &["name", "line", "packet-limit", "drop", "duplicate", "reorder", "delay"];
-const RELEASE: &[&str] = &["app", "version", "size", "files", "behaviour", "bad", "gpus"];
+const RELEASE: &[&str] = &["app", "version", "size", "files", "behaviour", "bad", "gpus", "uses"];
 const GPUS: &[&str] = &["count", "memory", "exclusive"];
 const PRODUCER: &[&str] = &["on", "stream", "per-minute", "curve", "peaks"];
 const PEAK: &[&str] = &["at", "for", "times"];
@@ -274,6 +274,7 @@ fn releases(file: &Table<'_>) -> Result<Vec<Release>, Wrong> {
             bytes: table.read("size", |field, value| bytes(field, value, (1, 1 << 30)))?.unwrap_or(1 << 20),
             args,
             gpus: table.read("gpus", gpus)?,
+            uses: table.read("uses", parsed)?,
             bad: bad.unwrap_or(fails),
         });
     }
@@ -299,8 +300,8 @@ fn behaviour(field: &'static str, value: Value<'_>) -> Result<(Vec<String>, bool
     let wrong = |problem: String| Wrong::new(value.span(), problem);
     match (word, argument) {
         ("runs", None) => Ok((vec![], false)),
-        ("warm", None) => Ok((vec![word.to_owned()], false)),
-        ("hang" | "warm-hang" | "refuse", None) => Ok((vec![word.to_owned()], true)),
+        ("warm" | "files", None) => Ok((vec![word.to_owned()], false)),
+        ("hang" | "warm-hang" | "refuse" | "bad-files", None) => Ok((vec![word.to_owned()], true)),
         ("crash-after", Some(time)) => {
             let time: Span = time.parse().map_err(|e| wrong(format!("{field}: {e}")))?;
             Ok((vec![format!("crash-after={time}")], time.get() <= SOAK))
@@ -313,11 +314,22 @@ fn behaviour(field: &'static str, value: Value<'_>) -> Result<(Vec<String>, bool
         ("refuse-on", Some(word)) if is_label_word(word) => Ok((vec![format!("refuse-on={word}")], false)),
         ("refuse-on", _) => Err(wrong(format!("{field}: refuse on which boxes?")).hint("write \"refuse-on gpu\"")),
         ("eat-disk", None) => Err(wrong(format!("{field}: eat how much?")).hint("write \"eat-disk 100Mi\"")),
-        ("runs" | "warm" | "hang" | "warm-hang" | "refuse", Some(_)) => {
+        ("runs" | "warm" | "hang" | "warm-hang" | "refuse" | "files" | "bad-files", Some(_)) => {
             Err(wrong(format!("{field} {word:?} takes nothing more")))
         }
         _ => {
-            let known = ["runs", "warm", "hang", "warm-hang", "refuse", "refuse-on", "crash-after", "eat-disk"];
+            let known = [
+                "runs",
+                "warm",
+                "hang",
+                "warm-hang",
+                "refuse",
+                "refuse-on",
+                "crash-after",
+                "eat-disk",
+                "files",
+                "bad-files",
+            ];
             Err(wrong(format!("there is no behaviour {word:?}")).meant(word, known))
         }
     }

@@ -176,6 +176,9 @@ impl File {
             let text = format!("{{ count = {}, {memory}exclusive = {} }}", gpus.count, gpus.exclusive);
             self.bare("gpus", &text);
         }
+        if let Some(uses) = &release.uses {
+            self.field("uses", uses.as_ref());
+        }
         self.bare("bad", &release.bad.to_string());
     }
 

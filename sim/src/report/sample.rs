@@ -66,6 +66,7 @@ fn seen(site: &Name, at: u64, number: u64) -> Seen {
     let version = if upgraded || cut { "1.1.0" } else { "1.0.0" };
     let app = AppSeen {
         told: None,
+        uses: BTreeMap::new(),
         running: (!off).then(|| version.parse().unwrap()),
         digest: None,
         instance: None,

@@ -56,7 +56,7 @@
 //! | `[[site]]` | `name`, `nodes`, `line` (4g), `labels`, `gpus` of each box (0), `settings` (of `agent.toml`, by its rules: `quota`, `disk-share-percent`, `metrics-interval` (here "off"), `stream`) |
 //! | `[[line]]` | `name`, `like` (4g), `latency`, `jitter`, `loss`, `duplicate`, `reorder`, `reorder-delay`, `rate`, `up`, `down`, `queue`, `mtu` |
 //! | `[[broker]]` | `name`, `line` (fiber) between it and the hub, `packet-limit` (none), and what it does to messages: `drop`, `duplicate`, `reorder`, shares, and `delay`, at most; see below |
-//! | `[[release]]` | `app`, `version`, `size` (1Mi), `files` (4), `behaviour` (`runs`, `warm`: updated beside the one before, `crash-after 2s`, `hang`, `warm-hang`, `refuse`, `refuse-on gpu`: on boxes that have it in their names, `eat-disk 100Mi`), `bad` (whether it must be taken back; otherwise by its behaviour), `gpus = { count = 1, memory = "8Gi", exclusive = false }` that it needs, as in `release.yaml` |
+//! | `[[release]]` | `app`, `version`, `size` (1Mi), `files` (4), `behaviour` (`runs`, `warm`: updated beside the one before, `crash-after 2s`, `hang`, `warm-hang`, `refuse`, `refuse-on gpu`: on boxes that have it in their names, `eat-disk 100Mi`, `files`: none of it runs, it is files for others, `bad-files`: those hang), `uses` (the app whose files it uses), `bad` (whether it must be taken back; otherwise by its behaviour), `gpus = { count = 1, memory = "8Gi", exclusive = false }` that it needs, as in `release.yaml` |
 //! | `[[producer]]` | `on` (all), `stream` (scans), `per-minute`, `curve` (`flat`, or `daily`: most at night), `peaks = [{ at, for, times }]`, which multiply |
 //! | `[[timeline]]` | when, what; see below |
 //! | `[expect]` | `converge-within` (15m), `in-gaps` (records in counted gaps, exactly), `rollouts = { "app@version" = "Succeeded" }`, `touched = { "app@version" = 1 }` (boxes that ever started it, at most), `up-without-hub-within` (30s) |
@@ -305,6 +305,7 @@ const FILES: &[(&str, &str)] = files![
     "hub_restarts_in_every_phase_of_a_rollout",
     "hub_restored_mid_rollout",
     "line_flaps",
+    "model_updates",
     "narrow_lossy_line",
     "nat_rebinding",
     "outage_72h",

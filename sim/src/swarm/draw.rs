@@ -129,6 +129,7 @@ fn releases(chance: &mut impl Rng, plan: &mut Plan) -> anyhow::Result<()> {
             bytes: chance.random_range(4..=most / 1024) * 1024,
             args: if bad { vec![behaviour.to_owned()] } else { vec![] },
             gpus: None,
+            uses: None,
             app,
             bad,
         };

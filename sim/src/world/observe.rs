@@ -13,6 +13,7 @@ use cloudcore::{
     hub::Hub,
     store::{Store, Watch},
 };
+use edgecore::{apps::current, config::Paths};
 use futures_util::FutureExt as _;
 use proto::{
     digest::Digest,
@@ -84,6 +85,8 @@ pub struct AppSeen {
     pub target: Option<Version>,
     /// What the hub told it.
     pub told: Option<Told>,
+    /// What it uses of others' files.
+    pub uses: BTreeMap<Name, Version>,
 }
 
 /// What the hub told a box of an app.
@@ -120,6 +123,7 @@ impl AppSeen {
             phase: None,
             target: None,
             told: None,
+            uses: BTreeMap::new(),
         }
     }
 }
@@ -307,7 +311,25 @@ fn make_apps(edge: &EdgeBox, node: Option<&Node>) -> BTreeMap<Name, AppSeen> {
         let seen = apps.entry(app).or_insert_with(AppSeen::nothing);
         (seen.running, seen.digest, seen.instance) = (Some(release.version), Some(release.digest), Some(instance));
     }
+    for (app, uses) in edge.driver.used() {
+        apps.entry(app).or_insert_with(AppSeen::nothing).uses = uses;
+    }
+    if edge.driver.knows_files() {
+        see_files(edge, &mut apps);
+    }
     apps
+}
+
+/// Of a release that is files alone, that is what runs which is in place.
+fn see_files(edge: &EdgeBox, apps: &mut BTreeMap<Name, AppSeen>) {
+    let folder = Paths::new(&edge.host.disk).apps();
+    for (app, seen) in apps {
+        let Some(digest) = current::linked(&folder.join(app.as_str())) else { continue };
+        let Some(version) = edge.driver.files_alone(digest) else { continue };
+        seen.ready = seen.phase == Some(UpdatePhase::Succeeded);
+        seen.tried = Some(version.clone());
+        (seen.running, seen.digest) = (Some(version), Some(digest));
+    }
 }
 
 fn see_rollout(rollout: &Arc<Rollout>) -> (String, RolloutSeen) {

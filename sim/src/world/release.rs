@@ -21,7 +21,10 @@ use proto::{
 use rand::Rng as _;
 
 use super::{REPOSITORY, World};
-use crate::plan::{self, How, Steer};
+use crate::{
+    driver::BAD_FILES,
+    plan::{self, How, Steer},
+};
 
 /// What people want the hub to have.
 #[derive(Default)]
@@ -111,19 +114,25 @@ impl World {
             random.fill_bytes(&mut content);
             std::fs::write(folder.join(format!("files/part-{number:03}")), content)?;
         }
+        if args.contains(&"bad-files") {
+            std::fs::write(folder.join("files").join(BAD_FILES), "whoever uses this hangs")?;
+        }
         // What hangs shows in a probe only; without one it would run, and that is all that is asked.
         let warm = args.iter().any(|arg| arg.starts_with("warm"));
-        let probes = if warm || args.contains(&"hang") {
+        let probes = if warm || more.contains("uses:") || args.contains(&"hang") {
             "  probes:\n    readiness:\n      exec:\n        command: [/bin/true]\n      period: 1s\n      timeout: 1s\n"
         } else {
             ""
         };
         let update = if warm { "  update: { strategy: warm }\n" } else { "" };
         let more: String = more.lines().map(|line| format!("  {line}\n")).collect();
-        let yaml = format!(
-            "apiVersion: crossdock.io/v1\napp: {app}\nversion: {version}\nartifacts:\n  - source: files\n\
-             workload:\n  command: /bin/true\n  args: {}\n  soak: 3s\n  deadline: 60s\n{more}{update}{probes}",
+        let workload = format!(
+            "workload:\n  command: /bin/true\n  args: {}\n  soak: 3s\n  deadline: 60s\n{more}{update}{probes}",
             serde_json::to_string(args)?
+        );
+        let workload = if args.iter().any(|arg| arg.ends_with("files")) { "" } else { &workload };
+        let yaml = format!(
+            "apiVersion: crossdock.io/v1\napp: {app}\nversion: {version}\nartifacts:\n  - source: files\n{workload}"
         );
         std::fs::write(folder.join("release.yaml"), yaml)?;
         let built = build(&folder.join("release.yaml"))?;
@@ -204,8 +213,9 @@ impl World {
         let each = usize::try_from(release.bytes)?.div_ceil(files);
         let args: Vec<&str> = release.args.iter().map(String::as_str).collect();
         let gpus = release.gpus.as_ref().map(serde_json::to_string).transpose()?;
-        let gpus = gpus.map(|gpus| format!("gpus: {gpus}")).unwrap_or_default();
-        self.stage(key.0.as_ref(), key.1.as_ref(), (files, each), &args, &gpus)?;
+        let gpus = gpus.map(|gpus| format!("gpus: {gpus}\n")).unwrap_or_default();
+        let uses = release.uses.as_ref().map(|uses| format!("uses: [{uses}]")).unwrap_or_default();
+        self.stage(key.0.as_ref(), key.1.as_ref(), (files, each), &args, &format!("{gpus}{uses}"))?;
         self.wanted.releases.push(key);
         self.wanted.unpublished = true;
         self.settle_wanted().await;

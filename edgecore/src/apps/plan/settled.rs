@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Ask, HookView, RETRY_AFTER, Room, RunningView, Step, View, interrupted, target};
+use super::{Ask, HookView, RETRY_AFTER, Room, RunningView, Step, View, files, interrupted, target};
 use crate::apps::slot::{Deferral, Failure, Installed, MAX_ATTEMPTS, Restart, RestartState, Trial};
 
 /// How a staged release stands.
@@ -13,6 +13,17 @@ enum Update<'a> {
     Ready(&'a Installed),
     /// This comes first; what is active goes on meanwhile.
     First(Step),
+}
+
+impl Update<'_> {
+    /// Whether the app's own update goes on before new files of others are tried: one that waits does not.
+    fn comes_first(&self, view: &View<'_>) -> bool {
+        match self {
+            Update::None => false,
+            Update::First(Step::Wait(_)) => view.pre_apply == HookView::Running,
+            Update::Ready(_) | Update::First(_) => true,
+        }
+    }
 }
 
 pub(super) fn step(view: &View<'_>) -> Step {
@@ -30,6 +41,9 @@ pub(super) fn step(view: &View<'_>) -> Step {
         // A staged release goes on trial; otherwise the active one comes up.
         return match (update, active) {
             (Update::Ready(ready), _) if !view.beside.is_alive() => Step::Switch(on_trial(view, ready)),
+            (update, Some(active)) if !view.is_alive() && !update.comes_first(view) && may_come_up(view, active) => {
+                files::trial(view).map_or_else(|| come_up(view, active), Step::Switch)
+            }
             (_, Some(active)) if may_come_up(view, active) => come_up(view, active),
             (Update::First(step), _) => step,
             _ if view.leftover => Step::Stop,
@@ -39,12 +53,14 @@ pub(super) fn step(view: &View<'_>) -> Step {
     if active.is_none_or(|a| a.release.digest != running.digest) {
         return Step::Stop;
     }
+    let begins = if update.comes_first(view) { None } else { files::begin(view, running) };
     match update {
         Update::Ready(ready) if *view.room == Room::Enough && !running.is_red(view.now) => {
             Step::Switch(Trial { standby: true, unhealthy_before: false, cold: None, ..on_trial(view, ready) })
         }
         Update::Ready(_) => Step::Stop,
         _ if view.moves => Step::Stop,
+        _ if let Some(step) = begins => step,
         // While the update waits, a restart goes on.
         Update::First(Step::Wait(until)) => match restart(view, running) {
             Step::Wait(other) => Step::Wait(earlier(until, other)),
@@ -61,11 +77,12 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 
 fn on_trial(view: &View<'_>, ready: &Installed) -> Trial {
     Trial {
-        installed: ready.clone(),
+        installed: Installed { uses: view.files.staged.clone(), ..ready.clone() },
         boot_id: view.boot_id.to_owned(),
         unhealthy_before: view.stopped_red,
         standby: false,
         cold: view.cold.map(str::to_owned),
+        files_of: None,
     }
 }
 

@@ -1,15 +1,13 @@
 //! The next step while a release is on trial.
 
-use tokio::time::Instant;
-
-use super::{HookView, Over, Proof, PutOff, RunningView, Step, View, interrupted, warm};
+use super::{HookView, Over, Proof, PutOff, RunningView, Step, View, files, interrupted, warm};
 use crate::apps::slot::{Failure, MAX_ATTEMPTS, Trial};
 
 pub(super) fn step(view: &View<'_>, trial: &Trial) -> Step {
     let Trial { installed, boot_id, .. } = trial;
     let digest = installed.release.digest;
     if let Some(failure) = view.verdict.filter(|f| f.digest == digest) {
-        return warm::back(view, Over::Failed(failure.clone()));
+        return warm::back(view, over(trial, failure));
     }
     if view.wanted.is_drained() {
         return match () {
@@ -18,9 +16,13 @@ pub(super) fn step(view: &View<'_>, trial: &Trial) -> Step {
             () => Step::Withdraw,
         };
     }
-    if view.wanted.release().is_some_and(|release| release.digest != digest) {
-        // What nobody supervises yet is stopped by what starts next.
-        let is_found = view.running.is_none() && !view.beside.is_alive();
+    let is_of_files = trial.files_of.is_some();
+    if let Some(step) = files::settle(view, trial) {
+        return step;
+    }
+    if is_superseded(view, trial) {
+        // What nobody supervises yet is stopped by what starts next, unless that is the same release with other files.
+        let is_found = view.running.is_none() && !view.beside.is_alive() && !is_of_files;
         return if is_found { Step::Withdraw } else { warm::back(view, Over::Withdrawn) };
     }
     if let Some(running) = &view.running
@@ -38,7 +40,7 @@ pub(super) fn step(view: &View<'_>, trial: &Trial) -> Step {
     }
     if !view.begun {
         let attempts = view.slot.attempts(digest);
-        if attempts >= MAX_ATTEMPTS {
+        if attempts >= MAX_ATTEMPTS && !is_of_files {
             let failure = interrupted(installed, attempts);
             let has_both = view.beside.is_alive();
             return if has_both { warm::back(view, Over::Failed(failure)) } else { Step::Abandon(Some(failure)) };
@@ -49,11 +51,28 @@ pub(super) fn step(view: &View<'_>, trial: &Trial) -> Step {
     if warm::is_relieved(view) {
         return Step::StopBeside;
     }
-    judge(trial, running, view.post_apply, view.now)
+    if is_of_files && view.files.answered {
+        return Step::Wait(None); // the others go on
+    }
+    judge(view, trial, running)
+}
+
+/// How a trial that failed is over: with files of others, it is their fault.
+fn over(trial: &Trial, failure: &Failure) -> Over {
+    if trial.files_of.is_some() { Over::Withdrawn } else { Over::Failed(failure.clone()) }
+}
+
+/// Something else is wanted. Files that began to be proved end that before an update of the app's own begins.
+pub(super) fn is_superseded(view: &View<'_>, trial: &Trial) -> bool {
+    match trial.files_of {
+        Some(_) => files::are_gone(view, trial),
+        None => view.wanted.release().is_some_and(|release| release.digest != trial.installed.release.digest),
+    }
 }
 
 /// Whether a running trial has proved itself, has failed, or needs more time.
-fn judge(trial: &Trial, running: &RunningView, hook: HookView<'_>, now: Instant) -> Step {
+fn judge(view: &View<'_>, trial: &Trial, running: &RunningView) -> Step {
+    let now = view.now;
     let failed = |reason: &str, message: String| Step::Fail(Failure::of(&trial.installed, reason, message));
     let deadline = running.since + running.deadline;
     let (proof, proven_at) = match running.healthy_since {
@@ -65,14 +84,14 @@ fn judge(trial: &Trial, running: &RunningView, hook: HookView<'_>, now: Instant)
         None if trial.unhealthy_before && running.steady => (Proof::UnhealthyBefore, deadline),
         None => return failed("Unhealthy", running.not_healthy_in_time()),
     };
-    match hook {
+    match view.post_apply {
         HookView::Due => Step::PostApply,
         HookView::Running => Step::Wait(None),
         HookView::Failed(why) => failed("PostApplyFailed", format!("its postApply hook failed: {why}")),
         HookView::PutOff(PutOff { message, .. }) => {
             failed("PostApplyFailed", format!("its postApply hook wants to put the update off, too late: {message}"))
         }
-        HookView::Passed if now >= proven_at => Step::Confirm(proof),
+        HookView::Passed if now >= proven_at => files::proved(view, trial, proof),
         HookView::Passed => Step::Wait(Some(proven_at)),
     }
 }

@@ -1,16 +1,23 @@
 //! All that the planner looks at: what is on disk, wanted and running, and how the hooks stand.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use proto::{
     digest::Digest,
+    name::Name,
     object::{AppOrder, ReleaseRef},
 };
 use tokio::time::Instant;
 
 use crate::{
-    apps::slot::{Failure, Installed, Slot},
+    apps::{
+        slot::{Failure, Installed, Slot},
+        uses::{Offer, Standing, Users},
+    },
     driver::Side,
     gpu::allot::Refusal,
 };
@@ -188,6 +195,27 @@ pub enum Room {
     Short(String),
 }
 
+/// What the app uses of others' files, and others of its own; see [`uses`](crate::apps::uses).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Files {
+    /// How those stand that use the files of the release on trial.
+    pub users: Users,
+    /// Whose instances have files of this app.
+    pub held_by: BTreeSet<Name>,
+    /// New files for the active release to prove, to which it has not answered.
+    pub offer: Option<Offer>,
+    /// Whether another instance of the active release can run beside the live one, to prove them.
+    pub room: Room,
+    /// How the files stand that are to be proved by the trial.
+    pub standing: Option<Standing>,
+    /// Whether they were proved, or not, in this trial.
+    pub answered: bool,
+    /// What a staged release gets to use.
+    pub staged: BTreeMap<Name, ReleaseRef>,
+    /// A release that was started before it was on record what it uses, and what that is.
+    pub unpinned: Option<(Digest, BTreeMap<Name, ReleaseRef>)>,
+}
+
 /// All that the planner looks at.
 #[derive(Debug, Clone)]
 pub struct View<'a> {
@@ -213,6 +241,8 @@ pub struct View<'a> {
     pub serves: bool,
     /// Which instance workload and clients take for the live one, see [`live`](crate::apps::live).
     pub live: Option<Side>,
+    /// What it uses of others' files, and others of its own.
+    pub files: &'a Files,
     /// Whether this process has counted the recorded trial as an attempt.
     pub begun: bool,
     /// The preApply hook of what is staged.

@@ -14,7 +14,7 @@
 //! fails when it is live goes back by stop and start where there is no room beside it; a trial that was cut off on
 //! its way back is resumed.
 
-use super::{Over, Room, Step, View, interrupted};
+use super::{Over, Room, Step, View, interrupted, trial::is_superseded};
 use crate::apps::slot::{Failure, Installed, MAX_ATTEMPTS, Trial};
 
 /// While the release on trial warms up beside the active one, which is live.
@@ -23,16 +23,18 @@ pub(super) fn standby(view: &View<'_>, trial: &Trial) -> Step {
     let digest = installed.release.digest;
     let over = |step| if view.beside.is_alive() { Step::StopBeside } else { step };
     if let Some(failure) = view.verdict.filter(|f| f.digest == digest) {
-        return over(Step::Abandon(Some(failure.clone())));
+        let is_own = trial.files_of.is_none(); // or else it is their fault
+        return over(if is_own { Step::Abandon(Some(failure.clone())) } else { Step::Withdraw });
     }
-    let superseded = view.wanted.release().is_some_and(|release| release.digest != digest);
-    if superseded || view.wanted.is_drained() {
+    if is_superseded(view, trial) || view.wanted.is_drained() {
         return over(Step::Withdraw);
     }
     if !view.begun {
         let attempts = view.slot.attempts(digest);
         return match () {
-            () if attempts >= MAX_ATTEMPTS => over(Step::Abandon(Some(interrupted(installed, attempts)))),
+            () if attempts >= MAX_ATTEMPTS && trial.files_of.is_none() => {
+                over(Step::Abandon(Some(interrupted(installed, attempts))))
+            }
             () if *boot_id == view.boot_id => Step::Resume,
             () => over(Step::Abandon(None)),
         };

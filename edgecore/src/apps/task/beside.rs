@@ -4,7 +4,10 @@ use proto::release::Workload;
 
 use super::{App, StepError};
 use crate::{
-    apps::plan::{Room, Wanted},
+    apps::{
+        plan::{Room, Wanted},
+        uses::Standing,
+    },
     gpu::ledger::request,
 };
 
@@ -28,6 +31,10 @@ impl App {
             Some((digest, workload)) => self.room_for(digest, &workload).await,
             None => Room::NotAsked,
         };
+        self.files.room = match self.again_beside() {
+            Some((digest, workload)) => self.room_for(digest, &workload).await,
+            None => Room::NotAsked,
+        };
         Ok(())
     }
 
@@ -42,7 +49,10 @@ impl App {
                 staged.workload.clone().map(|workload| (staged.installed.release.digest, workload))
             }
             (Some(trial), Some(active), _) => {
-                let elsewhere = wanted.release().is_some_and(|r| r.digest != trial.installed.release.digest);
+                let elsewhere = match trial.files_of {
+                    Some(_) => self.files.standing == Some(Standing::Gone),
+                    None => wanted.release().is_some_and(|r| r.digest != trial.installed.release.digest),
+                };
                 if self.verdict.is_none() && !elsewhere {
                     return Ok(None);
                 }
@@ -52,6 +62,13 @@ impl App {
             _ => None,
         };
         Ok(next.filter(|(_, workload)| workload.update.is_warm()))
+    }
+
+    /// What is live, which would be started beside itself with new files.
+    fn again_beside(&self) -> Option<(proto::digest::Digest, Workload)> {
+        let run = self.run.as_ref().filter(|run| run.spec.workload.update.is_warm() && !self.has_beside())?;
+        self.files.offer.as_ref()?;
+        Some((run.release.digest, run.spec.workload.clone()))
     }
 
     async fn room_for(&self, digest: proto::digest::Digest, workload: &Workload) -> Room {

@@ -110,9 +110,14 @@ impl App {
                 Ok::<_, Hindrance>(manifest)
             });
             let Manifest { workload, hooks, .. } = manifest.await?;
-            if workload.is_some() {
+            if let Some(known) = &workload {
                 // Whatever takes long, or is found missing, while what runs goes on.
-                let spec = shared.spec(&app, &at, Side::A, release, workload.clone());
+                let uses = match shared.uses.resolve(&known.used()) {
+                    Err(missing) if new => return Err(missing.into()),
+                    // What was installed has what is on record; an agent before kept none.
+                    current => current.unwrap_or_default().into_iter().chain(installed.uses.clone()).collect(),
+                };
+                let spec = shared.spec(&app, &at, Side::A, release, workload.clone(), &uses);
                 shared.driver.prepare(&spec).await?;
             }
             Ok(Staged { installed, workload, hooks, damaged: lowered() })

@@ -47,6 +47,7 @@ impl App {
             return Err(error);
         }
         let mut keep: BTreeSet<Digest> = self.slot.kept().collect();
+        keep.extend(self.held_by_others());
         keep.extend(wanted.release().map(|r| r.digest).filter(|digest| self.slot.failure(*digest).is_none()));
         let (releases, kept) = (self.folder.join("releases"), keep.clone());
         let collected = self.shared.env.blocking.run(move || tree::collect(&releases, &kept)).await;

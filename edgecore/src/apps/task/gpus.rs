@@ -32,6 +32,11 @@ impl Needs {
         Needs { starting: None, refused: BTreeMap::new(), moves: false, news, room_news }
     }
 
+    /// What was to start and got no GPUs is not to start any more.
+    pub(super) fn forget_start(&mut self) {
+        self.starting = None;
+    }
+
     /// Something may be different for it now. Cancel safe.
     pub(super) async fn changed(&mut self, is_held: bool) {
         let waits = !self.refused.is_empty();
@@ -54,7 +59,13 @@ impl App {
             request(&self.name, staged.installed.release.digest, needs, self.slot.side, false)
         });
         let runs = |digest| self.run.iter().chain(&self.beside).any(|run| run.release.digest == digest);
-        let asked = staged.iter().chain(&self.gpus.starting).filter(|request| !runs(request.release));
+        // The same release may be to start beside itself, with other files.
+        let runs_there = |asked: &Request| {
+            let mut all = self.run.iter().chain(&self.beside);
+            all.any(|run| (run.release.digest, run.spec.side) == (asked.release, asked.side))
+        };
+        let starting = self.gpus.starting.iter().filter(|asked| !runs_there(asked));
+        let asked = staged.iter().filter(|asked| !runs(asked.release)).chain(starting);
         let ledger = &self.shared.gpus;
         let refused = asked.filter_map(|request| Some((request.release, ledger.check(request).err()?)));
         self.gpus.refused = refused.collect();
@@ -86,7 +97,8 @@ impl App {
 
     /// Gives back what no release needs that may still run.
     pub(super) async fn give_gpus_back(&self) -> Result<(), StepError> {
-        Ok(self.shared.gpus.keep_only(&self.name, &self.with_gpus().collect()).await?)
+        let alone = (self.slot.trial.is_none() && !self.has_beside()).then_some(self.slot.side);
+        Ok(self.shared.gpus.keep_only(&self.name, &self.with_gpus().collect(), alone).await?)
     }
 
     /// Releases that run or may come back.

@@ -134,7 +134,8 @@ impl App {
         let Some(hook) = staged.hooks.pre_apply.clone() else { return };
         let guard = self.guard(staged.damaged.clone());
         let (release, side) = (&staged.installed.release, self.slot.side);
-        let spec = self.shared.spec(&self.name, &self.folder, side, release, staged.workload.clone());
+        let uses = &self.files.staged;
+        let spec = self.shared.spec(&self.name, &self.folder, side, release, staged.workload.clone(), uses);
         self.pre_apply.run(Arc::new(guard), spec, hook);
     }
 

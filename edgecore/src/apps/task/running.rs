@@ -1,6 +1,7 @@
 //! The workload of an app: started or adopted under a supervisor, looked at, stopped.
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
@@ -11,7 +12,7 @@ use proto::{
     durable,
     name::{Name, ReleaseName},
     object::{ReleaseRef, RunState},
-    release::{Hooks, Manifest, Probe, Probes, Workload, replicas},
+    release::{Hooks, Manifest, Probe, Probes, Workload, replicas, uses::variable},
     watch,
 };
 use tokio::time::Instant;
@@ -125,6 +126,7 @@ impl Context {
         side: Side,
         release: &ReleaseRef,
         workload: Option<Workload>,
+        uses: &BTreeMap<Name, ReleaseRef>,
     ) -> InstanceSpec {
         let mut workload = workload.unwrap_or_else(|| Workload::new(String::new())); // for its hooks
         workload.env.extend(self.streams_environment());
@@ -138,6 +140,11 @@ impl Context {
         {
             workload.env.insert(secrets::VARIABLE.into(), folder.display().to_string());
         }
+        workload.env.extend(uses.iter().map(|(of, used)| {
+            let folder = at.parent().unwrap_or(at).join(of.as_str()).join("releases");
+            let tree = tree::tree_folder(&tree::release_folder(&folder, used.digest));
+            (variable(of), tree.display().to_string())
+        }));
         let run = workload.update.is_warm().then(|| live::own(at, side));
         if let Some(run) = &run {
             let link = run.with_file_name(live::NAME);
@@ -154,7 +161,8 @@ impl Context {
         };
         let folder = tree::release_folder(&at.join("releases"), release.digest);
         let (tree, data) = (tree::tree_folder(&folder), at.join("data"));
-        InstanceSpec { app: app.clone(), side, replica: 0, release: release.clone(), tree, data, run, workload, gpus }
+        let (app, release, uses) = (app.clone(), release.clone(), uses.clone());
+        InstanceSpec { app, side, replica: 0, release, tree, data, run, workload, gpus, uses }
     }
 }
 
@@ -170,9 +178,10 @@ impl App {
         if let Some(run) = &run {
             let active = self.slot.active.as_ref().is_some_and(|a| a.release == run.release);
             self.stopped_red = active && self.slot.trial.is_none() && run.view().is_red(Instant::now());
-            self.cold = self.room.why_short().filter(|_| active && self.slot.trial.is_none() && !self.stopped_red);
+            let short = self.room.why_short().or_else(|| self.files.room.why_short());
+            self.cold = short.filter(|_| active && self.slot.trial.is_none() && !self.stopped_red);
         }
-        let release = run.as_ref().map(|run| run.release.digest);
+        let release = run.as_ref().map(|run| run.release.digest).filter(|_| !self.is_twice());
         self.stop_at(self.slot.side, run).await?;
         if !self.replicas.exist() {
             self.remove_secrets_of(release, self.has_beside()).await?; // else they go when it is stopped again
@@ -185,7 +194,7 @@ impl App {
     pub(super) async fn stop_beside(&mut self) -> Result<(), StepError> {
         self.beside_leftover = true;
         let run = self.beside.take();
-        let release = run.as_ref().map(|run| run.release.digest);
+        let release = run.as_ref().map(|run| run.release.digest).filter(|_| !self.is_twice());
         self.stop_at(self.slot.side.other(), run).await?;
         self.remove_secrets_of(release, self.run.is_some() || self.leftover).await?;
         self.beside_leftover = false;
@@ -204,6 +213,11 @@ impl App {
     /// Whether anything runs beside the live instance, or may.
     pub(super) fn has_beside(&self) -> bool {
         self.beside.is_some() || self.beside_leftover
+    }
+
+    /// Whether both instances are of the same release, with different files of others.
+    fn is_twice(&self) -> bool {
+        self.slot.trial.as_ref().is_some_and(|trial| trial.files_of.is_some())
     }
 
     /// A release was stopped: unless another instance goes on, nobody needs any plaintext of the app.
@@ -286,13 +300,18 @@ impl App {
             }
         };
         let Manifest { workload, hooks, .. } = manifest;
+        let used = workload.as_ref().map(Workload::used).unwrap_or_default();
+        if !self.is_pinned(installed, used, leftover) {
+            return Ok(None);
+        }
         let release = installed.release.clone();
         self.hold_room(release.digest, workload.as_ref());
         let needs = workload.as_ref().and_then(|workload| workload.gpus.as_ref());
         if !self.take_gpus(request(&self.name, release.digest, needs, side, beside), leftover).await? {
             return Ok(None);
         }
-        let spec = self.shared.spec(&self.name, &self.folder, side, &release, workload.clone());
+        let uses = &installed.uses;
+        let spec = self.shared.spec(&self.name, &self.folder, side, &release, workload.clone(), uses);
         let damaged = lowered();
         let guard = self.guard(damaged.clone());
         let timing = workload.as_ref().map_or_else(Timing::default, Timing::of);
@@ -335,8 +354,8 @@ impl App {
     }
 
     pub(super) fn guard(&self, damaged: Arc<AtomicBool>) -> Guard {
-        let Context { driver, env, checks, secrets, .. } = &*self.shared;
-        Guard::new(driver.clone(), env.clone(), checks.clone(), secrets.clone(), damaged)
+        let Context { driver, env, checks, secrets, uses, .. } = &*self.shared;
+        Guard::new(driver.clone(), env.clone(), checks.clone(), secrets.clone(), uses.clone(), damaged)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -85,6 +86,8 @@ pub(super) struct FakeDriver {
     /// Instances take of it, all but the first.
     pub(super) is_taken: AtomicBool,
     pub(super) started: Mutex<Vec<Digest>>,
+    /// The same, with all that was said.
+    pub(super) starts: Mutex<Vec<InstanceSpec>>,
     pub(super) violations: Mutex<Vec<String>>,
     /// It cannot tell of these.
     pub(super) hidden: Mutex<BTreeSet<Name>>,
@@ -106,6 +109,15 @@ fn ended() -> LastExit {
 
 pub(super) fn kind(version: &str) -> Kind {
     VERSIONS.iter().find(|v| v.0 == version).unwrap().2
+}
+
+/// What files of others make of an instance: version 5 of them is bad for the app `other`.
+fn bad_files(spec: &InstanceSpec) -> Option<Kind> {
+    let mut kinds = spec.uses.values().map(|used| match used.version.as_str() {
+        "5" if spec.app.as_str() == "other" => Kind::NeverReady,
+        version => kind(version),
+    });
+    kinds.find(|kind| [Kind::Crashes, Kind::NeverReady].contains(kind))
 }
 
 impl FakeDriver {
@@ -151,6 +163,7 @@ impl FakeDriver {
     fn is_ready(&self, process: &Process) -> Result<(), &'static str> {
         match kind(process.spec.release.version.as_str()) {
             _ if self.sick.load(Ordering::Relaxed) => Err("its camera is dark"),
+            _ if bad_files(&process.spec) == Some(Kind::NeverReady) => Err("its model has no classes"),
             Kind::Good if Instant::now() < process.since + *self.warms_up.lock().unwrap() => Err("it loads its model"),
             Kind::Good => Ok(()),
             Kind::NeverReady if self.healed.load(Ordering::Relaxed) => Ok(()),
@@ -173,8 +186,18 @@ impl Driver for FakeDriver {
             if let Err(e) = tree::verify(spec.tree.parent().unwrap(), spec.release.digest, &name) {
                 self.violations.lock().unwrap().push(format!("an unverified release ran: {e}"));
             }
+            let apps = spec.data.parent().and_then(Path::parent).unwrap();
+            for (of, used) in &spec.uses {
+                let name = ReleaseName { app: of.clone(), version: used.version.clone() };
+                let folder = tree::release_folder(&apps.join(of.as_str()).join("releases"), used.digest);
+                if let Err(e) = tree::verify(&folder, used.digest, &name) {
+                    self.violations.lock().unwrap().push(format!("it ran with unverified files: {e}"));
+                }
+            }
             self.started.lock().unwrap().push(spec.release.digest);
-            let exit = (kind(spec.release.version.as_str()) == Kind::Crashes).then(ended);
+            self.starts.lock().unwrap().push(spec.clone());
+            let crashes = kind(spec.release.version.as_str()) == Kind::Crashes;
+            let exit = (crashes || bad_files(spec) == Some(Kind::Crashes)).then(ended);
             let process = Process { spec: spec.clone(), since: Instant::now(), exit, waiting: vec![] };
             self.processes.lock().unwrap().insert(spec.key(), process);
             Ok(())
@@ -265,7 +288,7 @@ impl Stage for FakeStage {
                     if counter < order.floor {
                         return Err(Hindrance { reason: "Rollback", message: String::new(), offline: false });
                     }
-                    Installed { release, counter }
+                    Installed::new(release, counter)
                 }
             };
             let job = Job {

@@ -14,6 +14,7 @@
 //! | [`blame`] | what was unhealthy before the update does not blame it |
 //! | [`files`] | releases of which nothing runs, and the way to their files |
 //! | [`warm`] | a new release beside the old one, and no gap between them |
+//! | [`models`] | files of one app that others use: proved by them, or taken back |
 //! | [`gpus`] | releases that need GPUs |
 //! | [`rooms`] | releases that ask for memory and processors |
 //! | [`metrics`] | what a workload tells of itself, and what ran before told |
@@ -29,6 +30,7 @@ mod files;
 mod gpus;
 mod hooks;
 mod metrics;
+mod models;
 mod orders;
 mod replicas;
 mod rooms;

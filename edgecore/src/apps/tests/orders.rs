@@ -249,9 +249,9 @@ fn a_slot_of_an_agent_before_reads_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let record = Record::at(folder.path().join("slot"));
     record.store(include_bytes!("golden/slot-before-orders.json")).unwrap();
-    let release = |n: &str| Installed {
-        release: ReleaseRef { version: n.parse().unwrap(), digest: Digest::of(n.as_bytes()) },
-        counter: n.parse().unwrap(),
+    let release = |n: &str| {
+        let release = ReleaseRef { version: n.parse().unwrap(), digest: Digest::of(n.as_bytes()) };
+        Installed::new(release, n.parse().unwrap())
     };
     let slot = slot::load(&record).unwrap();
     assert_eq!((slot.active.clone(), slot.previous.clone()), (Some(release("2")), Some(release("1"))));

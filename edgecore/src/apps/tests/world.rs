@@ -231,6 +231,7 @@ impl World {
             desk: Desk::new().0,
             metrics: self.metrics.clone(),
             rooms: self.rooms.clone(),
+            uses: Arc::default(),
         })
     }
 

@@ -8,7 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use proto::release::container::{Container, Network};
+use proto::release::{
+    container::{Container, Network},
+    uses::variable,
+};
 
 use super::api::model::{Create, DeviceMapping, DeviceRequest, Empty, HostConfig, LogConfig, Mount, PortBinding};
 use super::folders;
@@ -113,10 +116,14 @@ fn environment(spec: &InstanceSpec, around: &Surroundings) -> Vec<String> {
     let secrets = spec.workload.env.get(secrets::VARIABLE).map(|_| (secrets::VARIABLE, SECRETS.to_owned()));
     let run =
         spec.run.iter().flat_map(|run| [(live::OWN, run_folder(run)), (live::LIVE, format!("{RUN}/{}", live::NAME))]);
-    let given = spec.workload.env.iter().filter(|(key, _)| !OF_THE_BOX.contains(&key.as_str()));
+    let mounted = spec.workload.container.iter().flat_map(|container| &container.uses);
+    let uses: BTreeMap<String, &String> = mounted.map(|uses| (variable(&uses.app), &uses.mount_path)).collect();
+    let of_the_box = |key: &String| OF_THE_BOX.contains(&key.as_str()) || uses.contains_key(key);
+    let given = spec.workload.env.iter().filter(|(key, _)| !of_the_box(key));
     let given = given.map(|(key, value)| format!("{key}={value}"));
     given
         .chain(own.into_iter().chain(socket).chain(secrets).chain(run).map(|(key, value)| format!("{key}={value}")))
+        .chain(uses.iter().map(|(key, value)| format!("{key}={value}")))
         .collect()
 }
 
@@ -251,6 +258,7 @@ mod tests {
             data: "/state/apps/vision/data".into(),
             workload: serde_json::from_str::<Workload>(workload).unwrap(),
             gpus: vec![],
+            uses: BTreeMap::new(),
         }
     }
 
@@ -324,7 +332,8 @@ mod tests {
         let mut spec = spec(
             r#"{
                 "command": "/bin/run", "args": ["--fast"], "user": "1000:1000",
-                "env": {"A": "1", "CROSSDOCK_APPS": "/state/apps", "CROSSDOCK_SECRETS": "/run/s/vision"},
+                "env": {"A": "1", "CROSSDOCK_APPS": "/state/apps", "CROSSDOCK_SECRETS": "/run/s/vision",
+                        "CROSSDOCK_USES_MODEL": "/state/apps/model/releases/y/tree"},
                 "limits": {"memory": "1Gi", "cpuMillis": 1500, "pids": 9, "logs": "4Mi"},
                 "container": {
                     "capabilities": ["NET_ADMIN"], "writableRoot": true, "devices": ["/dev/video0"], "shm": "1Gi",
@@ -342,6 +351,8 @@ mod tests {
             (vec!["--fast".to_owned()], "1000:1000".into())
         );
         let env = &body.env;
+        assert!(env.contains(&"CROSSDOCK_USES_MODEL=/model".to_owned()), "{env:?}");
+        assert!(env.iter().all(|variable| !variable.contains("/state")), "{env:?}");
         assert!(env.contains(&"A=1".to_owned()) && env.contains(&format!("CROSSDOCK_SECRETS={SECRETS}")), "{env:?}");
         let expected = [
             ("/state/apps/vision/data", DATA, false),

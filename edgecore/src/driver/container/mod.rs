@@ -38,7 +38,7 @@ use proto::{
     exec::Start,
     name::Name,
     object::LastExit,
-    release::{Container, Probe},
+    release::{Container, Probe, uses::variable},
 };
 use rand::Rng as _;
 use rand_chacha::ChaCha12Rng;
@@ -176,7 +176,7 @@ impl ContainerDriver {
             self.discard(&api, &found.id).await?;
         }
         self.mark(&spec.key()).await?;
-        let uses = container.uses.iter().map(|uses| files_of(&spec.data, &uses.app)).collect::<Result<_, _>>()?;
+        let uses = container.uses.iter().map(|uses| files_of(spec, &uses.app)).collect::<Result<_, _>>()?;
         let (data, volumes) = (spec.data.clone(), container.volumes.clone());
         let owner = crate::secrets::owner_in_container(spec.workload.user.as_deref()).ok().flatten(); // numbers alone say whom
         let made = self
@@ -320,10 +320,10 @@ fn is_alone(file: &Path) -> bool {
     file.exists() && entries.is_some_and(|entries| entries.count() == 1)
 }
 
-/// The files of another app's release, as they are now.
-fn files_of(data: &Path, app: &Name) -> Result<PathBuf, String> {
-    let current = data.parent().and_then(Path::parent).map(|apps| apps.join(app.as_str()).join("current"));
-    let found = current.and_then(|current| current.canonicalize().ok());
+/// The files of another app's release that the instance has.
+fn files_of(spec: &InstanceSpec, app: &Name) -> Result<PathBuf, String> {
+    let named = spec.workload.env.get(&variable(app)).map(Path::new);
+    let found = named.and_then(|folder| folder.canonicalize().ok());
     found.ok_or_else(|| format!("it uses the files of {app}, which is not on this box; roll that out first"))
 }
 
@@ -345,7 +345,7 @@ impl Driver for ContainerDriver {
             let loaded = self.load(&api, spec, container).await;
             loaded.map_err(|e| NotReady { reason: e.reason(), message: e.to_string() })?;
             for uses in &container.uses {
-                files_of(&spec.data, &uses.app).map_err(|message| NotReady { reason: "FilesMissing", message })?;
+                files_of(spec, &uses.app).map_err(|message| NotReady { reason: "FilesMissing", message })?;
             }
             Ok(())
         })

@@ -1,5 +1,7 @@
 //! The task with a driver that only pretends: it starts, adopts, asks again, stops.
 
+use std::collections::BTreeMap;
+
 use super::*;
 
 /// Starts nothing, and does as the test says.
@@ -116,6 +118,7 @@ fn spec(json: &str) -> InstanceSpec {
         data: "/data".into(),
         workload: workload(json),
         gpus: vec![],
+        uses: BTreeMap::new(),
     }
 }
 

@@ -1,0 +1,637 @@
+//! Files of one app that others use: a new release of them is proved by its users, or it is taken back.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound::{Excluded, Unbounded},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::future::select_all;
+use proto::{
+    durable::Record,
+    name::Name,
+    object::{ReleaseRef, UpdatePhase, WorkloadStatus},
+    watch,
+};
+use tokio::time::{Instant, timeout};
+
+use super::{
+    APP, LONG,
+    fakes::{VERSIONS, WITH_HOOKS},
+    gpus::show,
+    world::World,
+};
+use crate::{
+    apps::{
+        live,
+        plan::{Ask, Wanted},
+        slot::{self, Installed, MAX_ATTEMPTS, Slot},
+        task::{App, Context, Turn},
+    },
+    driver::{HookOutcome, InstanceSpec, Side},
+    fetch::{tests::publish, tree},
+};
+
+const MODEL: &str = "model";
+/// Uses it, too; version 5 of it does not suit this one.
+const OTHER: &str = "other";
+/// Another model.
+const LABELS: &str = "labels";
+
+const USER: &str = r#""command": "bin/run", "soak": "3s", "deadline": "20s",
+    "probes": {"readiness": {"exec": {"command": ["bin/run"]}, "period": "500ms"}}"#;
+const POST_APPLY: &str = r#""hooks": {"postApply": {"command": ["bin/post"]}},"#;
+
+/// A box with several apps, below the folder of a [`World`] of one.
+struct Fleet {
+    world: World,
+    /// All that an agent shares, in its life.
+    shared: Option<Arc<Context>>,
+    apps: BTreeMap<&'static str, App>,
+    wanted: BTreeMap<&'static str, watch::Sender<Wanted>>,
+    releases: BTreeMap<(&'static str, &'static str), ReleaseRef>,
+    /// Who waits, until when, and whose turn was last.
+    idle: BTreeMap<&'static str, Option<Instant>>,
+    last: &'static str,
+    /// From now on whoever follows `run/live` of the app is served at every moment.
+    must_serve: bool,
+}
+
+impl Fleet {
+    /// The app runs with version 1 of the model.
+    async fn new(warm: bool) -> Fleet {
+        let mut fleet = Fleet::empty(warm, &[MODEL]);
+        fleet.want(MODEL, "1");
+        fleet.want(APP, "1");
+        fleet.settle().await;
+        fleet.check_settled();
+        fleet.must_serve = warm;
+        fleet
+    }
+
+    fn empty(warm: bool, used: &[&str]) -> Fleet {
+        let world = World::warm();
+        let update = if warm { r#", "update": {"strategy": "warm"}"# } else { "" };
+        let mut releases = BTreeMap::new();
+        for (version, ..) in VERSIONS {
+            for app in [APP, OTHER, MODEL, LABELS] {
+                let hooks = if version == WITH_HOOKS { POST_APPLY } else { "" };
+                let workload = match app {
+                    MODEL | LABELS => "{}".to_owned(),
+                    _ => format!(r#"{{{hooks} {USER}{update}, "uses": {}}}"#, serde_json::to_string(used).unwrap()),
+                };
+                let content = format!("{app} {version}");
+                let files: &[(&str, &[u8])] = &[("bin/run", content.as_bytes()), ("share/same", b"same")];
+                let (digest, _) = publish(&world.source, &format!("{app}@{version}"), files, &workload);
+                releases.insert((app, version), ReleaseRef { version: version.parse().unwrap(), digest });
+            }
+        }
+        Fleet {
+            world,
+            shared: None,
+            apps: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+            releases,
+            idle: BTreeMap::new(),
+            last: "",
+            must_serve: false,
+        }
+    }
+
+    fn want(&mut self, app: &'static str, version: &str) {
+        let release: Wanted = self.release(app, version).clone().into();
+        self.wanted.entry(app).or_insert_with(|| watch::channel(Wanted::Keep).0).send_replace(release);
+    }
+
+    fn ask(&self, app: &str, change: impl FnOnce(&mut Ask)) {
+        self.wanted[app].send_modify(|wanted| {
+            if let Wanted::Run(ask) = wanted {
+                change(ask);
+            }
+        });
+    }
+
+    fn release(&self, app: &str, version: &str) -> &ReleaseRef {
+        self.releases.iter().find(|((a, v), _)| *a == app && *v == version).unwrap().1
+    }
+
+    fn folder(&self, app: &str) -> PathBuf {
+        self.world.folder.path().join(app)
+    }
+
+    fn slot(&self, app: &str) -> Slot {
+        slot::load(&Record::at(self.folder(app).join("slot"))).unwrap()
+    }
+
+    /// The version that is active.
+    fn active(&self, app: &str) -> Option<String> {
+        self.slot(app).active.map(|active| active.release.version.to_string())
+    }
+
+    fn status(&self, app: &str) -> WorkloadStatus {
+        self.world.board.borrow().workloads[app].clone()
+    }
+
+    fn specs(&self, app: &str) -> Vec<InstanceSpec> {
+        self.world.driver.specs().into_iter().filter(|spec| spec.app.as_str() == app).collect()
+    }
+
+    /// What was started of an app: its version, and that of the model.
+    fn starts(&self, app: &str) -> Vec<(String, String)> {
+        let starts = self.world.driver.starts.lock().unwrap();
+        let started = starts.iter().filter(|spec| spec.app.as_str() == app);
+        started.map(|spec| (spec.release.version.to_string(), model_of(spec))).collect()
+    }
+
+    fn crash(&mut self) {
+        self.apps.clear();
+        self.idle.clear();
+        self.shared = None;
+    }
+
+    fn reboot(&mut self) {
+        self.crash();
+        self.world.reboot();
+    }
+
+    /// All apps are opened before any does anything, as [`Apps`](crate::apps::Apps) has it.
+    async fn open(&mut self) {
+        let shared = self.shared.get_or_insert_with(|| self.world.context()).clone();
+        for (app, wanted) in &self.wanted {
+            if !self.apps.contains_key(app) {
+                let (name, folder) = (app.parse().unwrap(), self.world.folder.path().join(app));
+                let opened = App::open(shared.clone(), name, folder, wanted.subscribe()).await.unwrap();
+                self.apps.insert(app, opened);
+            }
+        }
+    }
+
+    /// So many steps, each app in its turn, or until nothing changes for `patience`; whether it came to rest.
+    async fn turns(&mut self, turns: usize, patience: Duration) -> bool {
+        let end = Instant::now() + patience;
+        self.open().await;
+        let mut left = turns;
+        while left > 0 {
+            let busy = |name: &&&str| !self.idle.contains_key(**name);
+            let after = self.apps.range::<&str, _>((Excluded(self.last), Unbounded)).map(|(name, _)| name);
+            let Some(name) = after.chain(self.apps.keys()).find(busy).copied() else {
+                if !self.wait(end).await {
+                    return true;
+                }
+                continue;
+            };
+            self.last = name;
+            match self.apps.get_mut(name).unwrap().turn().await.unwrap() {
+                Turn::Again => left -= 1,
+                Turn::Wait(until) => drop(self.idle.insert(name, until)),
+                Turn::Ended => {
+                    left -= 1;
+                    self.apps.remove(name);
+                    self.wanted.remove(name);
+                    if self.apps.is_empty() {
+                        return true;
+                    }
+                }
+            }
+            check(&self.world, self.must_serve);
+        }
+        false
+    }
+
+    /// All wait: whether something changes for one of them before then.
+    async fn wait(&mut self, end: Instant) -> bool {
+        let left = end.saturating_duration_since(Instant::now());
+        let names: Vec<&'static str> = self.apps.keys().copied().collect();
+        let idle = &self.idle;
+        let changed = self.apps.iter_mut().map(|(name, app)| Box::pin(app.changed(idle[name])));
+        let Ok((_, one, _)) = timeout(left, select_all(changed)).await else { return false };
+        self.idle.remove(names[one]);
+        check(&self.world, self.must_serve);
+        true
+    }
+
+    async fn settle(&mut self) {
+        assert!(self.turns(100_000, LONG).await, "it never comes to rest");
+    }
+
+    async fn turn_until(&mut self, so: impl Fn(&Fleet) -> bool) {
+        while !so(self) {
+            assert!(!self.turns(1, LONG).await || so(self), "it rests: {:?}", self.slot(APP));
+        }
+    }
+
+    /// At rest every user has the files that are active, and nothing is held against it.
+    fn check_settled(&self) {
+        for app in [APP, OTHER].into_iter().filter(|app| self.wanted.contains_key(app)) {
+            let slot = self.slot(app);
+            assert_eq!((&slot.trial, &slot.failed, &slot.attempts), (&None, &vec![], &None));
+            let active = slot.active.unwrap();
+            for (of, used) in &active.uses {
+                assert_eq!(self.slot(of.as_str()).active.unwrap().release, *used, "{app} has what is active of {of}");
+            }
+            let [spec] = &self.specs(app)[..] else { panic!("{app}: {:?}", self.specs(app)) };
+            assert_eq!((&spec.release, &spec.uses, spec.side), (&active.release, &active.uses, slot.side));
+            let variable = format!("CROSSDOCK_USES_{}", MODEL.to_uppercase());
+            let at = tree::release_folder(&self.folder(MODEL).join("releases"), spec.uses[&name(MODEL)].digest);
+            assert_eq!(spec.workload.env[&variable], tree::tree_folder(&at).display().to_string());
+        }
+    }
+}
+
+fn name(app: &str) -> Name {
+    app.parse().unwrap()
+}
+
+fn model_of(spec: &InstanceSpec) -> String {
+    spec.uses.get(&name(MODEL)).map(|used| used.version.to_string()).unwrap_or_default()
+}
+
+/// What must hold between any two steps.
+fn check(world: &World, must_serve: bool) {
+    assert_eq!(*world.driver.violations.lock().unwrap(), Vec::<String>::new());
+    let apps = world.folder.path();
+    let slot = |app: &str| slot::load(&Record::at(apps.join(app).join("slot"))).unwrap();
+    if must_serve {
+        let live = live::linked(&apps.join(APP));
+        assert!(live.is_some_and(|side| world.driver.serves(side)), "a gap: {live:?} is live, {:?}", slot(APP));
+    }
+    for spec in world.driver.specs() {
+        let slot = slot(spec.app.as_str());
+        let trial = slot.trial.iter().map(|trial| &trial.installed);
+        let is_it = |i: &Installed| i.release == spec.release && (i.uses.is_empty() || i.uses == spec.uses);
+        let known = slot.active.iter().chain(trial).any(is_it);
+        // One that went back is stopped next, and never taken up again.
+        let goes = slot.trial.is_none() && spec.side != slot.side;
+        assert!(known || goes, "{} runs with {:?}, which is on no record: {slot:?}", spec.app, spec.uses);
+    }
+    for app in [APP, OTHER] {
+        for (of, used) in slot(app).pins() {
+            let folder = tree::release_folder(&apps.join(of.as_str()).join("releases"), used.digest);
+            assert!(folder.exists(), "{app} has files of {of} {} that are gone", used.version);
+        }
+    }
+}
+
+fn pair(version: &str, model: &str) -> (String, String) {
+    (version.to_owned(), model.to_owned())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_model_warms_up_beside_the_old_one_and_takes_over_without_a_gap() {
+    let mut fleet = Fleet::new(true).await;
+    fleet.want(MODEL, "2");
+    fleet
+        .turn_until(|fleet| fleet.status(APP).message.contains("with model 2: it warms up beside the running one"))
+        .await;
+    let (user, model) = (fleet.status(APP), fleet.status(MODEL));
+    assert_eq!((user.phase, user.reason.as_str()), (UpdatePhase::Succeeded, "NewFiles"));
+    assert_eq!((model.phase, model.message.as_str()), (UpdatePhase::Verifying, "waits for web to prove it"));
+    fleet.settle().await;
+    fleet.check_settled();
+    assert_eq!(fleet.status(MODEL).phase, UpdatePhase::Succeeded);
+    assert_eq!((fleet.active(MODEL).as_deref(), fleet.status(APP).reason.as_str()), (Some("2"), ""));
+    assert_eq!(fleet.starts(APP), [pair("1", "1"), pair("1", "2")]);
+    assert_eq!(fleet.slot(APP).side, Side::B);
+    // What proved itself is what comes up again.
+    fleet.must_serve = false;
+    fleet.reboot();
+    fleet.settle().await;
+    fleet.check_settled();
+    assert_eq!(fleet.starts(APP).last(), Some(&pair("1", "2")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bad_model_is_taken_back_and_not_tried_again() {
+    for warm in [true, false] {
+        for bad in ["3", "4"] {
+            let mut fleet = Fleet::new(warm).await;
+            fleet.want(MODEL, bad);
+            fleet.settle().await;
+            fleet.check_settled();
+            let status = fleet.status(MODEL);
+            assert_eq!((status.phase, status.reason.as_str()), (UpdatePhase::RolledBack, "UserFailed"));
+            assert!(status.message.contains("web did not prove it: "), "{}", status.message);
+            assert_eq!(fleet.status(APP).phase, UpdatePhase::Succeeded);
+            let started = |fleet: &Fleet, model: &str| fleet.starts(APP).iter().filter(|s| s.1 == model).count();
+            assert_eq!(started(&fleet, "1"), if warm { 1 } else { 2 }, "warm, the old one never stopped");
+            let tried = started(&fleet, bad);
+            fleet.crash();
+            fleet.settle().await;
+            assert_eq!(started(&fleet, bad), tried, "it is not tried again");
+            // Unless that is asked for.
+            fleet.ask(MODEL, |ask| ask.order.retry = Some("again".into()));
+            fleet.settle().await;
+            fleet.check_settled();
+            assert!(started(&fleet, bad) > tried);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_room_for_both_the_old_one_is_stopped_first() {
+    let mut fleet = Fleet::new(true).await;
+    (fleet.must_serve, _) = (false, fleet.world.set_room(false));
+    fleet.want(MODEL, "2");
+    let mut said = vec![];
+    while !fleet.turns(1, LONG).await {
+        assert!(fleet.specs(APP).len() < 2, "there is no room for two");
+        said.push(fleet.status(APP).message);
+    }
+    fleet.check_settled();
+    assert!(
+        said.iter().any(|text| text.contains("stopped first: beside the running one it needs 512 MiB")),
+        "{said:?}"
+    );
+    assert_eq!((fleet.slot(APP).side, fleet.active(MODEL).as_deref()), (Side::A, Some("2")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_fails_once_it_is_live_goes_back_the_same_way() {
+    let mut fleet = Fleet::empty(true, &[MODEL]);
+    fleet.want(MODEL, "1");
+    fleet.want(APP, WITH_HOOKS);
+    fleet.settle().await;
+    fleet.must_serve = true;
+    fleet.world.driver.answers.lock().unwrap().push_back(HookOutcome::Failure("no boxes in the picture".into()));
+    fleet.want(MODEL, "2");
+    fleet.settle().await;
+    fleet.check_settled();
+    let status = fleet.status(MODEL);
+    assert!(status.message.contains("web did not prove it: its postApply hook failed"), "{}", status.message);
+    let runs = [pair(WITH_HOOKS, "1"), pair(WITH_HOOKS, "2"), pair(WITH_HOOKS, "1")];
+    assert_eq!(fleet.starts(APP), runs, "it was started again, beside");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_user_that_fails_takes_it_back_for_all() {
+    let mut fleet = Fleet::new(true).await;
+    fleet.want(OTHER, "1");
+    fleet.settle().await;
+    fleet.want(MODEL, "5");
+    fleet.turn_until(|fleet| fleet.status(APP).message.contains("it has proved it, and waits for others")).await;
+    assert_eq!(fleet.status(MODEL).phase, UpdatePhase::Verifying);
+    fleet.settle().await;
+    fleet.check_settled();
+    assert_eq!((fleet.active(MODEL).as_deref(), fleet.status(MODEL).phase), (Some("1"), UpdatePhase::RolledBack));
+    assert!(fleet.status(MODEL).message.contains("other did not prove it"));
+    // One that suits both.
+    fleet.want(MODEL, "2");
+    fleet.settle().await;
+    fleet.check_settled();
+    assert_eq!(fleet.active(MODEL).as_deref(), Some("2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_of_its_own_and_a_new_model_go_one_after_the_other() {
+    // Both may begin: its own comes first.
+    let mut fleet = Fleet::new(true).await;
+    fleet.ask(APP, |ask| ask.order.hold = true);
+    fleet.want(APP, "2");
+    fleet.turn_until(|fleet| fleet.slot(APP).trial.is_some()).await;
+    fleet.want(MODEL, "2");
+    fleet.settle().await;
+    fleet.check_settled();
+    assert_eq!(fleet.starts(APP), [pair("1", "1"), pair("2", "1"), pair("2", "2")]);
+    // The model is being proved: that ends first.
+    let mut fleet = Fleet::new(true).await;
+    fleet.want(MODEL, "2");
+    fleet.turn_until(|fleet| fleet.slot(APP).trial.is_some()).await;
+    fleet.want(APP, "2");
+    fleet.turns(1_000, Duration::from_secs(2)).await;
+    assert_eq!(fleet.status(APP).reason, "NewFiles");
+    fleet.settle().await;
+    fleet.check_settled();
+    assert_eq!(fleet.starts(APP), [pair("1", "1"), pair("1", "2"), pair("2", "2")]);
+    // One that is held back waits for nothing.
+    let mut fleet = Fleet::new(true).await;
+    fleet.want(APP, "2");
+    fleet.ask(APP, |ask| ask.order.hold = true);
+    fleet.want(MODEL, "2");
+    fleet.settle().await;
+    assert_eq!((fleet.active(MODEL).as_deref(), fleet.active(APP).as_deref()), (Some("2"), Some("1")));
+    // A bad update of its own and a good model: each is judged for itself.
+    let mut fleet = Fleet::new(true).await;
+    fleet.want(APP, "4");
+    fleet.turn_until(|fleet| fleet.slot(APP).trial.is_some()).await;
+    fleet.want(MODEL, "2");
+    fleet.settle().await;
+    assert_eq!((fleet.active(MODEL).as_deref(), fleet.active(APP).as_deref()), (Some("2"), Some("1")));
+    assert_eq!(fleet.slot(APP).failed.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_models_at_once_do_not_wait_for_each_other() {
+    for reboot in [None, Some(false), Some(true)] {
+        let mut fleet = Fleet::empty(true, &[LABELS, MODEL]);
+        for app in [MODEL, LABELS, APP, OTHER] {
+            fleet.want(app, "1");
+        }
+        fleet.settle().await;
+        fleet.check_settled();
+        for model in [MODEL, LABELS] {
+            fleet.want(model, "2");
+        }
+        fleet.turn_until(|fleet| fleet.slot(APP).trial.is_some()).await;
+        match reboot {
+            None => fleet.must_serve = true,
+            Some(false) => fleet.crash(),
+            Some(true) => fleet.reboot(),
+        }
+        fleet.settle().await;
+        fleet.check_settled();
+        assert_eq!((fleet.active(MODEL).as_deref(), fleet.active(LABELS).as_deref()), (Some("2"), Some("2")));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_wish_in_between_costs_the_users_nothing() {
+    for version in ["1", "5"] {
+        for turns in [4, 8, 12, 16, 20] {
+            let mut fleet = Fleet::new(true).await;
+            fleet.want(MODEL, "2");
+            fleet.turns(turns, LONG).await;
+            let is_proved = fleet.active(MODEL).as_deref() == Some("2");
+            fleet.want(MODEL, version);
+            fleet.settle().await;
+            fleet.check_settled();
+            let expected = if is_proved && version == "1" { "2" } else { version }; // an older one is refused then
+            assert_eq!(fleet.active(MODEL).as_deref(), Some(expected));
+        }
+    }
+    // A node that is drained stops, and goes on with what was proved.
+    let mut fleet = Fleet::new(true).await;
+    fleet.want(MODEL, "4");
+    fleet.turn_until(|fleet| fleet.specs(APP).len() == 2).await;
+    fleet.must_serve = false;
+    for drained in [true, false] {
+        fleet.ask(APP, |ask| ask.drained = drained);
+        fleet.ask(MODEL, |ask| ask.drained = drained);
+        fleet.turns(10_000, LONG).await;
+        assert_eq!(fleet.specs(APP).is_empty(), drained);
+    }
+    fleet.check_settled();
+}
+
+/// Everything that may be half done: which release of the model, and whether the app has an update of its own.
+/// Warm or not, crash or reboot.
+const CUTS: [(&str, &str, bool, bool); 8] = [
+    ("2", "1", true, false),
+    ("4", "1", true, false),
+    ("2", "2", true, false),
+    ("2", "1", true, true),
+    ("4", "2", true, true),
+    ("2", "2", false, false),
+    ("4", "1", false, false),
+    ("3", "1", false, true),
+];
+
+#[tokio::test(start_paused = true)]
+async fn cut_between_any_two_steps_it_converges() {
+    for (model, version, warm, reboot) in CUTS {
+        let mut cuts = 0;
+        loop {
+            let mut fleet = Fleet::new(warm).await;
+            fleet.must_serve = warm && !reboot;
+            fleet.want(MODEL, model);
+            fleet.want(APP, version);
+            let rested = fleet.turns(cuts, LONG).await;
+            match reboot {
+                true => fleet.reboot(),
+                false => fleet.crash(),
+            }
+            fleet.settle().await;
+            fleet.check_settled();
+            let good = if model == "2" { "2" } else { "1" };
+            assert_eq!(fleet.active(MODEL).as_deref(), Some(good), "cut after {cuts}");
+            assert_eq!(fleet.active(APP).as_deref(), Some(version), "cut after {cuts}");
+            if rested {
+                break;
+            }
+            cuts += 1;
+        }
+        assert!(cuts > 8, "{model} {version}: {cuts}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_takes_the_agent_down_counts_as_failed_and_its_users_do_not() {
+    let mut fleet = Fleet::new(true).await;
+    let digest = fleet.release(MODEL, "2").digest;
+    fleet.want(MODEL, "2");
+    for cut in 0..MAX_ATTEMPTS {
+        fleet.turn_until(|fleet| fleet.slot(MODEL).attempts(digest) > cut && fleet.slot(APP).trial.is_some()).await;
+        fleet.crash();
+    }
+    fleet.settle().await;
+    fleet.check_settled();
+    assert_eq!(fleet.slot(MODEL).failure(digest).unwrap().reason, "Interrupted");
+    assert_eq!(fleet.active(MODEL).as_deref(), Some("1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_stay_for_as_long_as_somebody_has_them() {
+    let mut fleet = Fleet::new(false).await;
+    fleet.wanted[MODEL].send_replace(Wanted::Remove);
+    fleet.settle().await;
+    assert!(fleet.slot(MODEL).is_cleared());
+    let message = fleet.status_or_gone(MODEL).unwrap().message;
+    assert!(message.contains("its files go when web does not use them any more"), "{message}");
+    // It can be started again, by another agent, too.
+    fleet.reboot();
+    fleet.settle().await;
+    assert_eq!(fleet.specs(APP).len(), 1);
+    // Nobody new begins to use them.
+    fleet.want(APP, "2");
+    fleet.settle().await;
+    let status = fleet.status(APP);
+    assert_eq!((status.phase, status.reason.as_str()), (UpdatePhase::Blocked, "FilesMissing"));
+    assert!(status.message.contains("model, which is not on this box"), "{}", status.message);
+    // It comes back as another one, which has to be proved by who has the one before.
+    fleet.want(MODEL, "2");
+    fleet.want(APP, "1");
+    fleet.settle().await;
+    fleet.check_settled();
+    assert_eq!(fleet.active(MODEL).as_deref(), Some("2"));
+    for app in [MODEL, APP] {
+        fleet.wanted[app].send_replace(Wanted::Remove);
+    }
+    fleet.settle().await;
+    assert!(fleet.status_or_gone(MODEL).is_none());
+    let left: BTreeSet<_> = std::fs::read_dir(fleet.folder(MODEL).join("releases")).unwrap().collect_names();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_agent_before_started_is_pinned_to_what_is_current() {
+    for leftover in [true, false] {
+        let mut fleet = Fleet::new(false).await;
+        fleet.crash();
+        if !leftover {
+            fleet.world.reboot();
+        }
+        let mut slot = fleet.slot(APP);
+        slot.active.as_mut().unwrap().uses.clear();
+        slot::store(&Record::at(fleet.folder(APP).join("slot")), &slot).unwrap();
+        fleet.turn_until(|fleet| !fleet.slot(APP).active.unwrap().uses.is_empty()).await;
+        fleet.settle().await;
+        fleet.check_settled();
+        fleet.want(MODEL, "2");
+        fleet.settle().await;
+        fleet.check_settled();
+        assert_eq!(fleet.active(MODEL).as_deref(), Some("2"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn damaged_files_of_others_are_never_run_with_and_fetched_again() {
+    let mut fleet = Fleet::new(false).await;
+    fleet.reboot();
+    fleet.turn_until(|fleet| fleet.apps.len() == 2).await;
+    let digest = fleet.release(MODEL, "1").digest;
+    let file = tree::release_folder(&fleet.folder(MODEL).join("releases"), digest).join("tree/bin/run");
+    std::fs::write(&file, "damaged").unwrap();
+    fleet.settle().await;
+    fleet.check_settled();
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "model 1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_it_had_of_gpus_beside_itself_is_given_back() {
+    for (has, warm) in [(&[("GPU-a", ""), ("GPU-b", "")][..], true), (&[("GPU-a", "")], false)] {
+        let mut fleet = Fleet::empty(true, &[MODEL]);
+        let needs = format!(r#"{{{USER}, "update": {{"strategy": "warm"}}, "uses": ["model"], "gpus": {{}}}}"#);
+        let (digest, _) = publish(&fleet.world.source, &format!("{APP}@1"), &[("bin/run", b"gpu")], &needs);
+        fleet.releases.get_mut(&(APP, "1")).unwrap().digest = digest;
+        show(&fleet.world, has);
+        fleet.want(MODEL, "1");
+        fleet.want(APP, "1");
+        fleet.settle().await;
+        fleet.must_serve = warm;
+        for model in ["2", "5", "4"] {
+            fleet.want(MODEL, model);
+            fleet.settle().await;
+            fleet.check_settled();
+            let inventory = fleet.world.gpus.inventory().unwrap();
+            assert_eq!(inventory.devices.iter().map(|gpu| gpu.apps.len()).sum::<usize>(), 1, "the rest is given back");
+        }
+        assert_eq!(fleet.active(MODEL).as_deref(), Some("5"));
+    }
+}
+
+impl Fleet {
+    fn status_or_gone(&self, app: &str) -> Option<WorkloadStatus> {
+        self.world.board.borrow().workloads.get(app).cloned()
+    }
+}
+
+trait CollectNames {
+    fn collect_names(self) -> BTreeSet<String>;
+}
+
+impl CollectNames for std::fs::ReadDir {
+    fn collect_names(self) -> BTreeSet<String> {
+        self.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+}
