@@ -4,13 +4,14 @@
 //! The demo, the end-to-end tests and the benches play on it. Every process is the program that ships;
 //! nothing here reaches into one but by signals and by what a user could type.
 //!
-//! [`Stage`] is the whole of it. `programs` finds and builds what it starts, `line` lays lines that can be cut, each
+//! [`Stage`] is the whole of it. `programs` finds and builds what it starts, `releases` is the release engineer's part, `line` lays lines that can be cut, each
 //! a [`relay`]; [`postgres`] is a database server beside it.
 
 mod line;
 pub mod postgres;
 mod programs;
 pub mod relay;
+mod releases;
 
 use std::{
     collections::BTreeMap,
@@ -31,7 +32,10 @@ use tokio::{
     time::Instant,
 };
 
-pub use self::programs::{Programs, programs, shipped_programs};
+pub use self::{
+    programs::{Programs, programs, shipped_programs},
+    releases::write_program,
+};
 
 /// How long anything may take before the wait is given up. A busy machine with one core needs far less.
 pub const PATIENCE: Duration = Duration::from_secs(120);

@@ -19,40 +19,39 @@
 //! whatever is updated warm, so that one that is live and does its work is stopped only after another one is live, and
 //! one that does not is not live beside one that does.
 
+mod check;
+mod observe;
+mod process;
+mod serve;
+mod tell;
+#[cfg(test)]
+mod tests;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    convert::Infallible,
-    fmt, fs,
-    io::BufReader,
-    path::{Path, PathBuf},
+    collections::BTreeMap,
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use bytes::Bytes;
-use edgecore::{
-    apps::live,
-    driver::{Driver, DriverError, HookOutcome, Instance, InstanceSpec, InstanceUsage, ProbeOutcome, Side, side},
-    metrics::{Metrics, Told},
-};
-use jiff::Timestamp;
+use edgecore::driver::{DriverError, Instance, InstanceSpec};
 use proto::{
     digest::Digest,
-    env::{BoxFuture, WallClock},
-    name::{MetricName, Name, Version},
-    object::{LastExit, ReleaseRef, metrics::CAMERAS_LOST},
-    release::{Gpus, Hook, Manifest, Probe, replicas, uses::variable},
-    units::{self, Span},
+    env::WallClock,
+    name::{Name, Version},
+    object::LastExit,
+    release::{Gpus, Manifest},
     watch,
 };
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::Notify,
     time::{Instant, sleep, sleep_until},
 };
 
+use self::process::{Behaviour, Process, exit, tells, tells_every_s};
 use crate::{
     disk::{Disk, Taker},
-    gpu::{self, SimGpus},
+    gpu::SimGpus,
     trace::Trace,
 };
 
@@ -100,60 +99,6 @@ struct State {
     cameras_lost: u32,
 }
 
-/// One instance, running or ended.
-struct Process {
-    instance: Instance,
-    /// Its run folder, when it has one.
-    run: Option<PathBuf>,
-    /// The releases of others whose files it uses.
-    uses: BTreeMap<Name, ReleaseRef>,
-    number: u64,
-    hangs: bool,
-    eats_bytes: u64,
-    /// What it tells of itself, and how often.
-    tells: BTreeMap<MetricName, f64>,
-    tells_every_s: u64,
-    /// GPUs that it has, whether for itself, and how much of each.
-    gpus: Vec<String>,
-    exclusive: bool,
-    gpu_bytes: u64,
-    /// When it will end by itself.
-    ends_at: Option<Instant>,
-    /// Tells those who wait that it was stopped or replaced.
-    ended: watch::Sender<Option<LastExit>>,
-    log: Vec<String>,
-}
-
-/// What an instance of a release does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Behaviour {
-    Runs,
-    CrashesAfter(Duration),
-    Hangs,
-    Refuses,
-    EatsDisk(u64),
-}
-
-impl Behaviour {
-    fn of(args: &[String], host: &str) -> Behaviour {
-        for arg in args {
-            match arg.split_once('=') {
-                Some(("crash-after", time)) => {
-                    return Behaviour::CrashesAfter(time.parse::<Span>().map_or(Duration::ZERO, Span::get));
-                }
-                Some(("eat-disk", bytes)) => {
-                    return Behaviour::EatsDisk(bytes.parse::<units::Bytes>().map_or(u64::MAX, units::Bytes::get));
-                }
-                Some(("refuse-on", word)) if host.contains(word) => return Behaviour::Refuses,
-                None if ["hang", "warm-hang"].contains(&arg.as_str()) => return Behaviour::Hangs,
-                None if arg == "refuse" => return Behaviour::Refuses,
-                _ => {}
-            }
-        }
-        Behaviour::Runs
-    }
-}
-
 impl SimDriver {
     /// A box on which nothing runs.
     #[must_use]
@@ -195,39 +140,6 @@ impl SimDriver {
         }
     }
 
-    fn gpus_answer(&self, uuids: &[String]) -> bool {
-        uuids.iter().all(|uuid| self.gpus.as_ref().is_some_and(|gpus| gpus.answers(uuid)))
-    }
-
-    /// Whether an instance has the GPUs that it needs, and nobody has too much of one with it.
-    fn check_gpus(&self, spec: &InstanceSpec) -> Result<(), String> {
-        let Some(needs) = &spec.workload.gpus else { return Ok(()) };
-        let named = spec.workload.env.get("CUDA_VISIBLE_DEVICES");
-        if named != Some(&spec.gpus.join(",")) {
-            return Err(format!("it has {:?} and is told {named:?}", spec.gpus));
-        }
-        let distinct: BTreeSet<&String> = spec.gpus.iter().collect();
-        let there = distinct.iter().filter(|uuid| self.gpus.as_ref().is_some_and(|gpus| gpus.has(uuid))).count();
-        if there != usize::try_from(needs.count).unwrap_or(usize::MAX) {
-            return Err(format!("it needs {} GPUs and has {:?}", needs.count, spec.gpus));
-        }
-        let state = self.lock();
-        let others = || state.apps.iter().filter(|(app, other)| **app != spec.key() && other.instance.exit.is_none());
-        for uuid in distinct {
-            let mut bytes = needs.memory_bytes();
-            for (app, other) in others().filter(|(_, other)| other.gpus.contains(uuid)) {
-                if needs.exclusive || other.exclusive {
-                    return Err(format!("it has {uuid} together with {app}, and one of them wants it for itself"));
-                }
-                bytes = bytes.saturating_add(other.gpu_bytes);
-            }
-            if bytes > gpu::MEMORY_BYTES {
-                return Err(format!("apps have {bytes} bytes of {uuid}, which has {}", gpu::MEMORY_BYTES));
-            }
-        }
-        Ok(())
-    }
-
     /// Ends everything at once, as a power cut does. Nothing is left of any instance.
     pub fn lose_all(&self) {
         let gone = std::mem::take(&mut self.lock().apps);
@@ -239,145 +151,6 @@ impl SimDriver {
     /// When the agent has its box go down. Cancel safe.
     pub async fn goes_down(&self) {
         self.goes_down.notified().await;
-    }
-
-    /// Pulls the plugs of so many cameras of the box, or of none any more.
-    pub fn lose_cameras(&self, count: u32) {
-        self.lock().cameras_lost = count;
-        self.trace.line(&self.host, format_args!("{count} cameras are lost"));
-    }
-
-    /// Hands what instances tell of themselves to an agent, for as long as that lives.
-    pub async fn tell(&self, metrics: Metrics) -> Infallible {
-        for second in 0_u64.. {
-            while !self.lock().apps.values().any(|process| !process.tells.is_empty()) {
-                self.tells.notified().await;
-            }
-            for told in self.told(second) {
-                // An agent that does not know it yet says so, as it would to a real one.
-                metrics.take(told).ok();
-            }
-            sleep(Duration::from_secs(1)).await;
-        }
-        std::future::pending().await
-    }
-
-    /// What those that run tell in a second.
-    fn told(&self, second: u64) -> Vec<Told> {
-        let state = self.lock();
-        let tells = |process: &&Process| {
-            process.instance.exit.is_none() && !process.tells.is_empty() && second.is_multiple_of(process.tells_every_s)
-        };
-        let told = |(app, process): (&Name, &Process)| {
-            let mut values = process.tells.clone();
-            if let (true, Ok(lost)) = (values.contains_key("cameras"), CAMERAS_LOST.parse()) {
-                values.insert(lost, state.cameras_lost.into());
-            }
-            Told { app: app.clone(), digest: process.instance.release.digest, replica: None, values }
-        };
-        state.apps.iter().filter(|(_, process)| tells(process)).map(told).collect()
-    }
-
-    /// The version of an app that runs now.
-    #[must_use]
-    pub fn running(&self, app: &Name) -> Option<Version> {
-        self.all_running().into_iter().find(|(name, ..)| name == app).map(|(_, release, _)| release.version)
-    }
-
-    /// Which version of each app was started last, or refused to.
-    #[must_use]
-    pub fn tried(&self) -> Vec<(Name, Version)> {
-        self.lock().tried.iter().map(|(app, version)| (app.clone(), version.clone())).collect()
-    }
-
-    /// Another whenever [`SimDriver::tried`] or [`SimDriver::all_running`] is: between two attempts to start something,
-    /// what runs can only become less.
-    #[must_use]
-    pub fn moment(&self) -> (u64, usize) {
-        let state = self.lock();
-        (state.attempts, state.apps.values().filter(|process| process.instance.exit.is_none()).count())
-    }
-
-    /// Everything that runs now and is live, with the number of its instance: no two of a box share one.
-    #[must_use]
-    pub fn all_running(&self) -> Vec<(Name, ReleaseRef, u64)> {
-        let state = self.lock();
-        let running = state.apps.iter().filter(|(_, process)| process.instance.exit.is_none() && process.is_live());
-        running.map(|(key, process)| (side::app_of(key), process.instance.release.clone(), process.number)).collect()
-    }
-
-    /// What was started although it was not what its release says. Empty, or the agent is broken.
-    #[must_use]
-    pub fn violations(&self) -> Vec<String> {
-        self.lock().violations.clone()
-    }
-
-    /// Compares what is to be run with what was released under this digest.
-    fn check_tree(&self, spec: &InstanceSpec) -> Result<(), String> {
-        let released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
-        let manifest = released.get(&spec.release.digest).ok_or("such a release was never published")?;
-        let (app, version) = (&spec.app, &spec.release.version);
-        if (app, version) != (&manifest.app, &manifest.version) {
-            return Err(format!("its digest is that of {}@{}", manifest.app, manifest.version));
-        }
-        let mut workload = spec.workload.clone();
-        for own in [
-            "CROSSDOCK_APPS",
-            "CUDA_VISIBLE_DEVICES",
-            "NVIDIA_VISIBLE_DEVICES",
-            live::OWN,
-            live::LIVE,
-            replicas::VARIABLE,
-        ] {
-            workload.env.remove(own); // the agent's to say
-        }
-        for of in spec.uses.keys() {
-            workload.env.remove(&variable(of));
-        }
-        if manifest.workload.as_ref() != Some(&workload) {
-            return Err("its command, arguments or limits are not what was released".into());
-        }
-        compare(&spec.tree, manifest)
-    }
-
-    /// Compares the files of others with what was released, and says whether they are bad.
-    fn check_used(&self, spec: &InstanceSpec) -> (Result<(), String>, bool) {
-        let released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut checked, mut are_bad) = (Ok(()), false);
-        for (of, used) in &spec.uses {
-            let Some(manifest) = released.get(&used.digest) else {
-                checked = Err(format!("it uses {of}@{}, which was never published", used.version));
-                continue;
-            };
-            are_bad |= manifest.files.iter().any(|file| file.path.as_str() == BAD_FILES);
-            let folder = spec.workload.env.get(&variable(of)).map(PathBuf::from).unwrap_or_default();
-            let same = compare(&folder, manifest).map_err(|problem| format!("files of {of}: {problem}"));
-            checked = checked.and(same);
-        }
-        (checked, are_bad)
-    }
-
-    /// The release of files alone that has this digest.
-    #[must_use]
-    pub fn files_alone(&self, digest: Digest) -> Option<Version> {
-        let released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
-        released.get(&digest).filter(|manifest| manifest.workload.is_none()).map(|manifest| manifest.version.clone())
-    }
-
-    /// Whether any release is files alone.
-    #[must_use]
-    pub fn knows_files(&self) -> bool {
-        let released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
-        released.values().any(|manifest| manifest.workload.is_none())
-    }
-
-    /// What the live instance of each app uses of others.
-    #[must_use]
-    pub fn used(&self) -> Vec<(Name, BTreeMap<Name, Version>)> {
-        let state = self.lock();
-        let live = state.apps.iter().filter(|(_, p)| p.instance.exit.is_none() && p.is_live() && !p.uses.is_empty());
-        let versions = |p: &Process| p.uses.iter().map(|(of, used)| (of.clone(), used.version.clone())).collect();
-        live.map(|(key, process)| (Side::of(key).0, versions(process))).collect()
     }
 
     fn start_now(&self, spec: &InstanceSpec) -> Result<(), DriverError> {
@@ -482,21 +255,6 @@ impl SimDriver {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).violations.push(format!("{}: {text}", self.host));
     }
 
-    /// Notes that an instance is live that does not do its work, beside one that does.
-    fn check_live(&self, key: &Name) {
-        let (app, side) = Side::of(key);
-        let found = {
-            let state = self.lock();
-            let of = |key: &Name| state.apps.get(key).filter(|process| process.instance.exit.is_none());
-            let other = side.other().key(&app).is_some_and(|other| of(&other).is_some_and(|process| !process.hangs));
-            let own = of(key).filter(|process| process.run.is_some() && process.hangs && process.is_live());
-            own.filter(|_| other).map(|process| process.instance.release.version.clone())
-        };
-        if let Some(version) = found {
-            self.violation(format!("{key}@{version} is live, and does nothing, beside one that would"));
-        }
-    }
-
     async fn stop_now(&self, app: &Name, grace: Duration) {
         let (hangs, missed) = {
             let state = self.lock();
@@ -525,188 +283,8 @@ impl SimDriver {
     }
 }
 
-impl Process {
-    /// Whether clients reach it, and it does its work.
-    fn is_live(&self) -> bool {
-        let Some(own) = &self.run else { return true };
-        fs::read_link(own.with_file_name(live::NAME)).ok().as_deref() == own.file_name().map(Path::new)
-    }
-
-    /// Whether it is updated warm, so that it is not to end before another one is live, and does its work.
-    fn would_be_missed(&self) -> bool {
-        self.run.is_some() && self.instance.exit.is_none() && self.is_live() && !self.hangs
-    }
-
-    fn notice_crash(&mut self, wall: &dyn WallClock) {
-        if self.instance.exit.is_none() && self.ends_at.is_some_and(|at| at <= Instant::now()) {
-            let mut exit = exit(Some(1), None, wall.now());
-            exit.message = "crashed, as its release says".into();
-            self.end_in_place(exit);
-        }
-    }
-
-    fn end_in_place(&mut self, exit: LastExit) {
-        self.instance.exit = Some(exit.clone());
-        self.ended.send_replace(Some(exit));
-    }
-
-    fn end(mut self, exit: LastExit) {
-        if self.instance.exit.is_none() {
-            self.end_in_place(exit);
-        }
-    }
-}
-
-/// What an instance tells of itself: `tell=NAME:NUMBER`.
-fn tells(args: &[String]) -> BTreeMap<MetricName, f64> {
-    let told = args.iter().filter_map(|arg| arg.strip_prefix("tell=")?.split_once(':'));
-    told.filter_map(|(name, value)| Some((name.parse().ok()?, value.parse().ok()?))).collect()
-}
-
-/// Seconds between two tellings.
-fn tells_every_s(args: &[String]) -> u64 {
-    let every = args.iter().find_map(|arg| arg.strip_prefix("tell-every=")?.parse().ok());
-    every.unwrap_or(1).max(1)
-}
-
-/// Paths of the files below a folder, as a manifest has them.
-fn files(folder: &Path, prefix: &str, found: &mut BTreeSet<String>) -> std::io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let path = format!("{prefix}{}", entry.file_name().to_string_lossy());
-        if entry.file_type()?.is_dir() {
-            files(&entry.path(), &format!("{path}/"), found)?;
-        } else {
-            found.insert(path);
-        }
-    }
-    Ok(())
-}
-
-fn exit(code: Option<i32>, signal: Option<i32>, at: Timestamp) -> LastExit {
-    LastExit { code, signal, at, message: String::new() }
-}
-
-/// Compares a tree with what was released.
-fn compare(tree: &Path, manifest: &Manifest) -> Result<(), String> {
-    let mut there = BTreeSet::new();
-    files(tree, "", &mut there).map_err(|e| format!("its tree cannot be read: {e}"))?;
-    let listed: BTreeSet<String> = manifest.files.iter().map(|file| file.path.as_str().to_owned()).collect();
-    if let Some(extra) = there.difference(&listed).next() {
-        return Err(format!("{extra} was never released"));
-    }
-    for file in &manifest.files {
-        let path = tree.join(file.path.as_str());
-        let open = std::fs::File::open(&path).map_err(|e| format!("{}: {e}", file.path.as_str()))?;
-        let (digest, _) = Digest::of_reader(BufReader::new(open)).map_err(|e| e.to_string())?;
-        if digest != file.digest {
-            return Err(format!("{} is not what was released", file.path.as_str()));
-        }
-    }
-    Ok(())
-}
-
-impl Driver for SimDriver {
-    fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), DriverError>> {
-        Box::pin(async move { self.start_now(spec) })
-    }
-
-    fn inspect<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<Option<Instance>, DriverError>> {
-        Box::pin(async move { Ok(self.lock().apps.get(app).map(|process| process.instance.clone())) })
-    }
-
-    fn wait<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<LastExit, DriverError>> {
-        Box::pin(self.wait_for_end(app))
-    }
-
-    fn stop<'a>(&'a self, app: &'a Name, grace: Duration) -> BoxFuture<'a, Result<(), DriverError>> {
-        Box::pin(async move {
-            self.stop_now(app, grace).await;
-            Ok(())
-        })
-    }
-
-    fn remove<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<(), DriverError>> {
-        Box::pin(async move {
-            let gone = self.lock().apps.remove(app);
-            drop(gone);
-            self.share_disk();
-            Ok(())
-        })
-    }
-
-    fn list(&self) -> BoxFuture<'_, Result<Vec<Name>, DriverError>> {
-        Box::pin(async move { Ok(self.lock().apps.keys().cloned().collect()) })
-    }
-
-    fn probe<'a>(&'a self, spec: &'a InstanceSpec, probe: &'a Probe) -> BoxFuture<'a, ProbeOutcome> {
-        Box::pin(async move {
-            let hangs = {
-                let state = self.lock();
-                match state.apps.get(&spec.key()) {
-                    Some(process) if process.instance.exit.is_none() => process.hangs,
-                    _ => return ProbeOutcome::Failure("nothing runs".into()),
-                }
-            };
-            if hangs {
-                self.check_live(&spec.key());
-                sleep(probe.timeout.get()).await;
-                return ProbeOutcome::Failure("no answer".into());
-            }
-            ProbeOutcome::Success
-        })
-    }
-
-    fn hook<'a>(&'a self, spec: &'a InstanceSpec, _: &'a Hook) -> BoxFuture<'a, HookOutcome> {
-        Box::pin(async move {
-            self.trace.line(&self.host, format_args!("{}@{} hook", spec.app, spec.release.version));
-            HookOutcome::Success
-        })
-    }
-
-    fn usage<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Option<InstanceUsage>> {
-        Box::pin(async move {
-            let runs = self.lock().apps.get(app).is_some_and(|process| process.instance.exit.is_none());
-            runs.then_some(InstanceUsage { cpu: None, memory_bytes: Some(USED_BYTES) })
-        })
-    }
-
-    fn memory_available(&self) -> BoxFuture<'_, Option<u64>> {
-        Box::pin(async { Some(AVAILABLE_BYTES) })
-    }
-
-    fn reboot<'a>(&'a self, _: &'a [String]) -> BoxFuture<'a, Result<(), String>> {
-        Box::pin(async move {
-            self.trace.line(&self.host, format_args!("restarts on order"));
-            self.goes_down.notify_one();
-            Ok(())
-        })
-    }
-
-    fn logs<'a>(
-        &'a self,
-        app: &'a Name,
-        tail: Option<u32>,
-        _follow: bool,
-    ) -> BoxFuture<'a, Option<mpsc::Receiver<Bytes>>> {
-        Box::pin(async move {
-            let lines = self.lock().apps.get(app)?.log.clone();
-            let skip = tail.map_or(0, |n| lines.len().saturating_sub(usize::try_from(n).unwrap_or(usize::MAX)));
-            let (sender, receiver) = mpsc::channel(lines.len().max(1));
-            for line in lines.into_iter().skip(skip) {
-                let _ = sender.try_send(Bytes::from(line)); // as many places as lines
-            }
-            Some(receiver)
-        })
-    }
-}
-
 impl fmt::Debug for SimDriver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SimDriver({})", self.host)
     }
 }
-
-#[cfg(test)]
-#[path = "driver_tests.rs"]
-mod tests;

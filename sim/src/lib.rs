@@ -22,11 +22,13 @@
 //! | [`report`] | a run as text and as a page |
 //! | [`scenario`] | scenarios by name, `sim run`, and how to write an own scenario file |
 //! | [`swarm`] | random plans, and the smallest that fails |
+//! | [`asking`] | a client that asks a workload all the time, in end-to-end tests |
 //! | [`seeds`] | seeds on the command line |
 //! | [`load`] | many light agents against a real hub |
 //! | [`produce`] | a parcel scanner that hands its scans to an agent, or replays a file |
 //! | [`bench`] | measurements of the shipped binaries over real sockets |
 
+pub mod asking;
 pub mod bench;
 pub mod clock;
 pub mod containers;

@@ -5,7 +5,7 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use anyhow::{Context as _, ensure};
-use cloudcore::stage::{self, Stage};
+use cloudcore::stage::{self, Stage, write_program};
 use proto::object::{Node, UpdatePhase};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -49,9 +49,7 @@ workload:
 }
 
 async fn publish(stage: &Stage, folder: &str) -> anyhow::Result<()> {
-    stage.crossdock(&["release", "build", &format!("{folder}/release.yaml"), "--repo", "repo"]).await?;
-    stage.crossdock(&["release", "sign", "--repo", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    stage.publish(folder).await?;
     Ok(())
 }
 
@@ -81,8 +79,7 @@ fn runs(node: &Node, version: &str, phase: UpdatePhase) -> bool {
 async fn busybox_httpd_is_released_upgraded_and_reverted() -> anyhow::Result<()> {
     let mut stage = Stage::open(None, stage::programs().await?, false)?;
     stage.init_hub().await?;
-    stage.crossdock(&["release", "init", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    stage.init_repository().await?;
     stage.join(NODE, "hz-01").await?;
     stage.start_agent(NODE)?;
 
@@ -110,8 +107,7 @@ async fn busybox_httpd_is_released_upgraded_and_reverted() -> anyhow::Result<()>
 
     // The operator goes back on purpose: the same content, published again under a higher counter.
     stage.crossdock(&["release", "reissue", "www@1.0.0", "--repo", "repo"]).await?;
-    stage.crossdock(&["release", "sign", "--repo", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    stage.sign().await?;
     stage.crossdock(&[&roll_out[..], &["www@1.0.0", "--to", "all", "--wait"]].concat()).await?;
     ensure!(get(port).await?.contains("parcels: first"));
 
@@ -181,12 +177,10 @@ async fn a_box_restarts_on_order_and_its_app_is_back() -> anyhow::Result<()> {
     ensure!(mounted.success(), "mount failed");
 
     stage.init_hub().await?;
-    stage.crossdock(&["release", "init", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    stage.init_repository().await?;
     stage.join(NODE, "hz-01").await?;
     let (script, asked) = (stage.path("restart.sh"), stage.path("asked"));
-    fs::write(&script, format!("#!/bin/sh\necho \"$@\" >> {}\n", asked.display()))?;
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    write_program(&script, &format!("#!/bin/sh\necho \"$@\" >> {}\n", asked.display()))?;
     let settings = stage.path(NODE).join("agent.toml");
     let text = format!("[node]\nreboot = \"{} now\"\n{}", script.display(), fs::read_to_string(&settings)?);
     fs::write(settings, text)?;

@@ -29,12 +29,8 @@ workload:
 "
     );
     fs::write(folder.join("release.yaml"), yaml)?;
-    stage.crossdock(&["release", "build", &format!("v{version}/release.yaml"), "--repo", "repo"]).await?;
-    stage.crossdock(&["release", "sign", "--repo", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
-    let release = format!("{APP}@{version}");
-    stage.crossdock(&["rollout", "start", "--strategy", "all-at-once", &release, "--to", "all", "--wait"]).await?;
-    Ok(())
+    stage.publish(&format!("v{version}")).await?;
+    stage.roll_out(&format!("{APP}@{version}"), true).await
 }
 
 /// Makes a key; the line that a release lists it by.
@@ -62,8 +58,7 @@ fn lives(mark: &str) -> bool {
 async fn a_person_runs_commands_where_the_release_lets_them() -> anyhow::Result<()> {
     let mut stage = Stage::open(None, stage::programs().await?, false)?;
     stage.init_hub().await?;
-    stage.crossdock(&["release", "init", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    stage.init_repository().await?;
     stage.join("box-1", "hz-01").await?;
     stage.start_agent("box-1")?;
     let (ann, _) = (key(&stage, "ann").await?, key(&stage, "bob").await?);

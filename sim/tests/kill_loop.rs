@@ -10,13 +10,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    os::unix::fs::PermissionsExt as _,
     path::Path,
     time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
-use cloudcore::stage::{self, Stage};
+use cloudcore::stage::{self, Stage, write_program};
 use edgecore::{
     apps::slot::{self, Slot},
     config::Paths,
@@ -142,8 +141,7 @@ async fn publish(stage: &Stage, n: u32) -> anyhow::Result<Digest> {
         "#!/bin/sh\n# version {n}\necho \"$(sha256sum \"$0\" | cut -d' ' -f1)\" >> \"$CROSSDOCK_DATA/ran\"\nexec sleep 100000\n"
     );
     let program = folder.join("bin/witness");
-    fs::write(&program, &script)?;
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    write_program(&program, &script)?;
     let ballast: Vec<u8> =
         (0..64_u32).flat_map(|i| Digest::of(&(i + 1000 * n).to_be_bytes()).as_bytes().repeat(2048)).collect();
     fs::write(folder.join("ballast"), ballast)?;
@@ -152,9 +150,7 @@ async fn publish(stage: &Stage, n: u32) -> anyhow::Result<Digest> {
          - {{ source: ballast }}\nworkload:\n  command: bin/witness\n  soak: 300ms\n  deadline: 20s\n  stopGrace: 1s\n"
     );
     fs::write(folder.join("release.yaml"), yaml)?;
-    stage.crossdock(&["release", "build", &format!("witness-{n}/release.yaml"), "--repo", "repo"]).await?;
-    stage.crossdock(&["release", "sign", "--repo", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    stage.publish(&format!("witness-{n}")).await?;
     Ok(Digest::of(script.as_bytes()))
 }
 
@@ -197,8 +193,7 @@ async fn round(stage: &mut Stage, version: &str, wanted: Moment, victim: &str) -
 async fn kill_nine_at_every_stage_converges() -> anyhow::Result<()> {
     let mut stage = Stage::open(None, stage::programs().await?, false)?;
     stage.init_hub().await?;
-    stage.crossdock(&["release", "init", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    stage.init_repository().await?;
     stage.join(NODE, "hz-01").await?;
     stage.start_agent(NODE)?;
     let mut published = BTreeSet::from([publish(&stage, 1).await?]);

@@ -4,26 +4,13 @@
 //! instance beside the live one, and takes over without a gap; one that does not suit it is taken back, and nobody ever
 //! heard of it.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::fs;
 
 use anyhow::ensure;
-use cloudcore::stage::{self, Stage};
+use cloudcore::stage::{self, Stage, write_program};
 use proto::object::{Node, UpdatePhase, WorkloadStatus};
-use tokio::{
-    io::AsyncReadExt as _,
-    net::UnixStream,
-    task::JoinHandle,
-    time::{MissedTickBehavior, interval},
-};
+use sim::asking::Client;
 
-/// Between questions of the client.
-const EVERY: Duration = Duration::from_millis(5);
 const APP: &str = "vision";
 const MODEL: &str = "vision-model";
 
@@ -58,11 +45,8 @@ const READY: &str =
 
 fn write_app(stage: &Stage, version: &str) -> anyhow::Result<()> {
     let folder = stage.path(&format!("{APP}-{version}"));
-    fs::create_dir_all(folder.join("files/bin"))?;
     for (name, text) in [("serve", SERVE), ("ready", READY)] {
-        let path = folder.join("files/bin").join(name);
-        fs::write(&path, text)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        write_program(&folder.join("files/bin").join(name), text)?;
     }
     let yaml = format!(
         "apiVersion: crossdock.io/v1
@@ -93,13 +77,8 @@ fn write_model(stage: &Stage, version: &str, classes: &str) -> anyhow::Result<()
 }
 
 async fn roll_out(stage: &Stage, app: &str, version: &str, wait: bool) -> anyhow::Result<()> {
-    stage.crossdock(&["release", "build", &format!("{app}-{version}/release.yaml"), "--repo", "repo"]).await?;
-    stage.crossdock(&["release", "sign", "--repo", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
-    let release = format!("{app}@{version}");
-    let mut args = vec!["rollout", "start", "--strategy", "all-at-once", &release, "--to", "all"];
-    args.extend(wait.then_some("--wait"));
-    stage.crossdock(&args).await.map(drop)
+    stage.publish(&format!("{app}-{version}")).await?;
+    stage.roll_out(&format!("{app}@{version}"), wait).await
 }
 
 fn workload<'a>(node: &'a Node, app: &str) -> Option<&'a WorkloadStatus> {
@@ -111,72 +90,19 @@ fn is_done(node: &Node, app: &str, version: &str) -> bool {
     said.and_then(|said| said.target.as_ref()).is_some_and(|target| target.version.as_str() == version)
 }
 
-/// Asks the live instance again and again.
-struct Client {
-    seen: Arc<Mutex<Seen>>,
-    task: JoinHandle<()>,
-}
-
-#[derive(Debug, Default, Clone)]
-struct Seen {
-    /// Answers, each noted when it is another than the one before.
-    said: Vec<String>,
-    answers: usize,
-    missed: Vec<String>,
-}
-
-impl Client {
-    fn start(socket: PathBuf) -> Client {
-        let seen = Arc::new(Mutex::new(Seen::default()));
-        let note = seen.clone();
-        let task = tokio::spawn(async move {
-            let mut every = interval(EVERY);
-            every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            loop {
-                every.tick().await;
-                let answer = ask(&socket).await;
-                let mut seen = note.lock().unwrap_or_else(PoisonError::into_inner);
-                match answer {
-                    Ok(answer) if !answer.is_empty() => {
-                        seen.answers += 1;
-                        if seen.said.last() != Some(&answer) {
-                            seen.said.push(answer);
-                        }
-                    }
-                    other => seen.missed.push(format!("{other:?}")),
-                }
-            }
-        });
-        Client { seen, task }
-    }
-
-    /// What it saw since it was asked last: it heard these, and never found nobody.
-    fn heard(&self, expected: &[&str]) -> anyhow::Result<()> {
-        let seen = std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner));
-        ensure!(seen.missed.is_empty() && seen.said == expected, "expected {expected:?}: {seen:?}");
-        ensure!(seen.answers > 50, "it hardly asked: {seen:?}");
-        Ok(())
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn ask(socket: &Path) -> std::io::Result<String> {
-    let mut answer = String::new();
-    UnixStream::connect(socket).await?.read_to_string(&mut answer).await?;
-    Ok(answer)
+/// What the client saw since it was asked last: it heard these, and never found nobody.
+fn heard(client: &Client, expected: &[&str]) -> anyhow::Result<()> {
+    let seen = client.seen();
+    ensure!(seen.missed.is_empty() && seen.said == expected, "expected {expected:?}: {seen:?}");
+    ensure!(seen.answers > 50, "it hardly asked: {seen:?}");
+    Ok(())
 }
 
 #[tokio::test]
 async fn a_model_is_proved_by_who_uses_it_or_taken_back() -> anyhow::Result<()> {
     let mut stage = Stage::open(None, stage::programs().await?, false)?;
     stage.init_hub().await?;
-    stage.crossdock(&["release", "init", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    stage.init_repository().await?;
     stage.join("box-1", "hz-01").await?;
     stage.start_agent("box-1")?;
 
@@ -199,7 +125,7 @@ async fn a_model_is_proved_by_who_uses_it_or_taken_back() -> anyhow::Result<()> 
     };
     stage.wait_for_nodes("the model says whom it waits for", says).await?;
     stage.wait_for_nodes("the model is proved", |n| is_done(n, MODEL, "2.0.0")).await?;
-    client.heard(&["1.0.0 with boxes", "1.0.0 with boxes and bags"])?;
+    heard(&client, &["1.0.0 with boxes", "1.0.0 with boxes and bags"])?;
 
     // 3. One that does not suit it: nobody ever hears of it.
     write_model(&stage, "3.0.0", "bad")?;
@@ -211,7 +137,7 @@ async fn a_model_is_proved_by_who_uses_it_or_taken_back() -> anyhow::Result<()> 
     stage.wait_for_nodes("3.0.0 is taken back", back).await?;
     let well = |n: &Node| workload(n, APP).is_some_and(|w| w.phase == UpdatePhase::Succeeded && w.reason.is_empty());
     stage.wait_for_nodes("who uses it goes on", well).await?;
-    client.heard(&["1.0.0 with boxes and bags"])?;
+    heard(&client, &["1.0.0 with boxes and bags"])?;
 
     // 4. The agent dies while the next one warms up, and comes back.
     write_model(&stage, "4.0.0", "boxes, bags and tubes")?;
@@ -221,12 +147,12 @@ async fn a_model_is_proved_by_who_uses_it_or_taken_back() -> anyhow::Result<()> 
     stage.kill_agent("box-1").await?;
     stage.start_agent("box-1")?;
     stage.wait_for_nodes("4.0.0 is proved", |n| is_done(n, MODEL, "4.0.0")).await?;
-    client.heard(&["1.0.0 with boxes and bags", "1.0.0 with boxes, bags and tubes"])?;
+    heard(&client, &["1.0.0 with boxes and bags", "1.0.0 with boxes, bags and tubes"])?;
 
     // 5. An update of its own keeps the model.
     write_app(&stage, "2.0.0")?;
     roll_out(&stage, APP, "2.0.0", true).await?;
-    client.heard(&["1.0.0 with boxes, bags and tubes", "2.0.0 with boxes, bags and tubes"])?;
+    heard(&client, &["1.0.0 with boxes, bags and tubes", "2.0.0 with boxes, bags and tubes"])?;
     drop(client);
     stage.close().await
 }

@@ -3,13 +3,12 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
-use cloudcore::stage::{self, Stage};
+use cloudcore::stage::{self, Stage, write_program};
 use tokio::{
     task::JoinHandle,
     time::{MissedTickBehavior, interval},
@@ -20,10 +19,7 @@ const APP: &str = "counter";
 
 fn write_release(stage: &Stage, version: &str, requests: &str) -> anyhow::Result<()> {
     let folder = stage.path(&format!("v{version}"));
-    fs::create_dir_all(folder.join("files/bin"))?;
-    let path = folder.join("files/bin/count");
-    fs::write(&path, "#!/bin/sh\nwhile :; do sleep 1; done\n")?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    write_program(&folder.join("files/bin/count"), "#!/bin/sh\nwhile :; do sleep 1; done\n")?;
     let yaml = format!(
         "apiVersion: crossdock.io/v1
 app: {APP}
@@ -37,9 +33,7 @@ workload: {{ command: bin/count, requests: {requests}, soak: 1s, deadline: 10s, 
 
 async fn publish(stage: &Stage, version: &str, requests: &str) -> anyhow::Result<()> {
     write_release(stage, version, requests)?;
-    stage.crossdock(&["release", "build", &format!("v{version}/release.yaml"), "--repo", "repo"]).await?;
-    stage.crossdock(&["release", "sign", "--repo", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await.map(drop)
+    stage.publish(&format!("v{version}")).await
 }
 
 /// The boxes below `root` on which the app's program runs, by the command lines of all processes.
@@ -98,8 +92,7 @@ impl Drop for Watch {
 async fn one_box_of_a_site_runs_it_and_another_takes_over() -> anyhow::Result<()> {
     let mut stage = Stage::open(None, stage::programs().await?, false)?;
     stage.init_hub().await?;
-    stage.crossdock(&["release", "init", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    stage.init_repository().await?;
     for node in BOXES {
         stage.join(node, "hz-01").await?;
         stage.start_agent(node)?;

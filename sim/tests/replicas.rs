@@ -6,12 +6,11 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, ensure};
-use cloudcore::stage::{self, Stage};
+use cloudcore::stage::{self, Stage, write_program};
 use proto::object::{Node, ReplicaStatus, UpdatePhase, WorkloadStatus};
 use tokio::process::Command;
 
@@ -53,10 +52,7 @@ while (1) {
 
 fn write_release(stage: &Stage, version: &str) -> anyhow::Result<()> {
     let folder = stage.path(&format!("v{version}"));
-    fs::create_dir_all(folder.join("files/bin"))?;
-    let path = folder.join("files/bin/work");
-    fs::write(&path, WORK)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    write_program(&folder.join("files/bin/work"), WORK)?;
     let yaml = format!(
         "apiVersion: crossdock.io/v1
 app: {APP}
@@ -76,12 +72,8 @@ workload:
 
 async fn roll_out(stage: &Stage, version: &str) -> anyhow::Result<()> {
     write_release(stage, version)?;
-    stage.crossdock(&["release", "build", &format!("v{version}/release.yaml"), "--repo", "repo"]).await?;
-    stage.crossdock(&["release", "sign", "--repo", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
-    let release = format!("{APP}@{version}");
-    let args = ["rollout", "start", "--strategy", "all-at-once", &release, "--to", "all", "--wait"];
-    stage.crossdock(&args).await.map(drop)
+    stage.publish(&format!("v{version}")).await?;
+    stage.roll_out(&format!("{APP}@{version}"), true).await
 }
 
 fn workload(node: &Node) -> Option<&WorkloadStatus> {
@@ -125,8 +117,7 @@ impl Data {
 async fn replicas_follow_the_backlog_and_outlive_their_agent() -> anyhow::Result<()> {
     let mut stage = Stage::open(None, stage::programs().await?, false)?;
     stage.init_hub().await?;
-    stage.crossdock(&["release", "init", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    stage.init_repository().await?;
     stage.join("box-1", "hz-01").await?;
     // An agent that comes back is found where it was.
     let port = stage::free_port().context("no port is free")?;

@@ -143,8 +143,7 @@ async fn a_secret_reaches_the_nodes_that_need_it_and_nobody_else() -> anyhow::Re
     fs::write(&boot_id, "00000000-0000-4000-8000-000000000001\n")?;
     system(&stage, "mount", &["--bind", &boot_id.to_string_lossy(), BOOT_ID])?;
     stage.init_hub().await?;
-    stage.crossdock(&["release", "init", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    stage.init_repository().await?;
     for node in ["box-1", "box-2"] {
         stage.join(node, "hz-01").await?;
         stage.start_agent(node)?;

@@ -3,26 +3,13 @@
 //! The workload serves a Unix socket in its run folder, as an inference server would, and takes a second to warm up.
 //! The client connects through the link `live`, over and over, and never may find nobody.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::fs;
 
 use anyhow::ensure;
-use cloudcore::stage::{self, Stage};
+use cloudcore::stage::{self, Stage, write_program};
 use proto::object::{Node, UpdatePhase, WorkloadStatus};
-use tokio::{
-    io::AsyncReadExt as _,
-    net::UnixStream,
-    task::JoinHandle,
-    time::{MissedTickBehavior, interval},
-};
+use sim::asking::Client;
 
-/// Between questions of the client.
-const EVERY: Duration = Duration::from_millis(5);
 const APP: &str = "vision";
 
 /// Answers every connection with its version. Asked to stop, it first answers whoever is connected.
@@ -53,12 +40,9 @@ while (1) {
 /// A release; one that is not `good` never says that it is ready.
 fn write_release(stage: &Stage, version: &str, good: bool, more: &str) -> anyhow::Result<()> {
     let folder = stage.path(&format!("v{version}"));
-    fs::create_dir_all(folder.join("files/bin"))?;
     let ready = if good { "#!/bin/sh\ntest -S \"$CROSSDOCK_RUN/s\"\n" } else { "#!/bin/sh\nexit 1\n" };
     for (name, text) in [("serve", SERVE), ("ready", ready)] {
-        let path = folder.join("files/bin").join(name);
-        fs::write(&path, text)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        write_program(&folder.join("files/bin").join(name), text)?;
     }
     let yaml = format!(
         "apiVersion: crossdock.io/v1
@@ -80,13 +64,8 @@ workload:
 }
 
 async fn roll_out(stage: &Stage, version: &str, wait: bool) -> anyhow::Result<()> {
-    stage.crossdock(&["release", "build", &format!("v{version}/release.yaml"), "--repo", "repo"]).await?;
-    stage.crossdock(&["release", "sign", "--repo", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
-    let release = format!("{APP}@{version}");
-    let mut args = vec!["rollout", "start", "--strategy", "all-at-once", &release, "--to", "all"];
-    args.extend(wait.then_some("--wait"));
-    stage.crossdock(&args).await.map(drop)
+    stage.publish(&format!("v{version}")).await?;
+    stage.roll_out(&format!("{APP}@{version}"), wait).await
 }
 
 fn workload(node: &Node) -> Option<&WorkloadStatus> {
@@ -98,69 +77,11 @@ fn runs(node: &Node, version: &str) -> bool {
     running.is_some_and(|r| r.release.version.as_str() == version && r.ready)
 }
 
-/// Asks the live instance which version it is, again and again.
-struct Client {
-    seen: Arc<Mutex<Seen>>,
-    task: JoinHandle<()>,
-}
-
-#[derive(Debug, Default, Clone)]
-struct Seen {
-    /// Answers, each noted when it is another than the one before.
-    versions: Vec<String>,
-    answers: usize,
-    missed: Vec<String>,
-}
-
-impl Client {
-    fn start(socket: PathBuf) -> Client {
-        let seen = Arc::new(Mutex::new(Seen::default()));
-        let note = seen.clone();
-        let task = tokio::spawn(async move {
-            let mut every = interval(EVERY);
-            every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            loop {
-                every.tick().await;
-                let answer = ask(&socket).await;
-                let mut seen = note.lock().unwrap_or_else(PoisonError::into_inner);
-                match answer {
-                    Ok(answer) if !answer.is_empty() => {
-                        seen.answers += 1;
-                        if seen.versions.last() != Some(&answer) {
-                            seen.versions.push(answer);
-                        }
-                    }
-                    other => seen.missed.push(format!("{other:?}")),
-                }
-            }
-        });
-        Client { seen, task }
-    }
-
-    /// What it saw since it was asked last.
-    fn seen(&self) -> Seen {
-        std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn ask(socket: &Path) -> std::io::Result<String> {
-    let mut answer = String::new();
-    UnixStream::connect(socket).await?.read_to_string(&mut answer).await?;
-    Ok(answer)
-}
-
 #[tokio::test]
 async fn an_update_leaves_no_moment_without_an_answer() -> anyhow::Result<()> {
     let mut stage = Stage::open(None, stage::programs().await?, false)?;
     stage.init_hub().await?;
-    stage.crossdock(&["release", "init", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    stage.init_repository().await?;
     stage.join("box-1", "hz-01").await?;
     stage.start_agent("box-1")?;
     write_release(&stage, "1.0.0", true, "")?;
@@ -172,7 +93,7 @@ async fn an_update_leaves_no_moment_without_an_answer() -> anyhow::Result<()> {
     write_release(&stage, "2.0.0", true, "")?;
     roll_out(&stage, "2.0.0", true).await?;
     let seen = client.seen();
-    ensure!(seen.missed.is_empty() && seen.versions == ["1.0.0", "2.0.0"], "{seen:?}");
+    ensure!(seen.missed.is_empty() && seen.said == ["1.0.0", "2.0.0"], "{seen:?}");
     ensure!(seen.answers > 100, "it hardly asked: {seen:?}");
 
     // 2. One that never warms up: nobody ever hears of it.
@@ -181,7 +102,7 @@ async fn an_update_leaves_no_moment_without_an_answer() -> anyhow::Result<()> {
     let back = |n: &Node| runs(n, "2.0.0") && workload(n).is_some_and(|w| w.phase == UpdatePhase::RolledBack);
     stage.wait_for_nodes("3.0.0 is taken back", back).await?;
     let seen = client.seen();
-    ensure!(seen.missed.is_empty() && seen.versions == ["2.0.0"], "{seen:?}");
+    ensure!(seen.missed.is_empty() && seen.said == ["2.0.0"], "{seen:?}");
 
     // 3. The agent dies while the next one warms up, and comes back.
     write_release(&stage, "4.0.0", true, "")?;
@@ -195,7 +116,7 @@ async fn an_update_leaves_no_moment_without_an_answer() -> anyhow::Result<()> {
     let done = |n: &Node| runs(n, "4.0.0") && workload(n).is_some_and(|w| w.phase == UpdatePhase::Succeeded);
     stage.wait_for_nodes("4.0.0 is there", done).await?;
     let seen = client.seen();
-    ensure!(seen.missed.is_empty() && seen.versions == ["2.0.0", "4.0.0"], "{seen:?}");
+    ensure!(seen.missed.is_empty() && seen.said == ["2.0.0", "4.0.0"], "{seen:?}");
 
     // 4. One that the box has no memory for, beside the other: it takes its place, and says why.
     write_release(&stage, "5.0.0", true, "limits: { memory: 900Gi }\n  requests: { memory: 64Mi }")?;
@@ -208,7 +129,7 @@ async fn an_update_leaves_no_moment_without_an_answer() -> anyhow::Result<()> {
     let done = |n: &Node| runs(n, "5.0.0") && workload(n).is_some_and(|w| w.phase == UpdatePhase::Succeeded);
     stage.wait_for_nodes("5.0.0 is there", done).await?;
     let seen = client.seen();
-    ensure!(!seen.missed.is_empty() && seen.versions == ["4.0.0", "5.0.0"], "{seen:?}");
+    ensure!(!seen.missed.is_empty() && seen.said == ["4.0.0", "5.0.0"], "{seen:?}");
 
     // What is left is one instance, and its output is found wherever it is.
     let logs = stage.crossdock(&["logs", &format!("box-1/{APP}")]).await?;

@@ -174,8 +174,7 @@ fn write_release(folder: &Path, archive: &Path, app: &str, version: &str) -> any
 async fn fleet(engine: &Engine, args: &ContainersArgs, figures: &mut Figures) -> anyhow::Result<()> {
     let mut stage = Stage::open(None, stage::shipped_programs().await?, false)?;
     stage.init_hub().await?;
-    stage.crossdock(&["release", "init", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    stage.init_repository().await?;
     let relay = Relay::start((Ipv4Addr::LOCALHOST, 0).into(), stage.link_address()?.parse()?).await?;
     stage.join_at(NODE, "hz-01", &relay.address.to_string()).await?;
     let settings = stage.path(NODE).join("agent.toml");
@@ -220,8 +219,7 @@ async fn publish(stage: &Stage, archive: &Path, apps: &[(String, &str)]) -> anyh
         write_release(&stage.path(&folder), archive, app, version)?;
         stage.crossdock(&["release", "build", &format!("{folder}/release.yaml"), "--repo", "repo"]).await?;
     }
-    stage.crossdock(&["release", "sign", "--repo", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    stage.sign().await?;
     Ok(())
 }
 

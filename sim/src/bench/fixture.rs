@@ -1,9 +1,9 @@
 //! What every bench begins with: a hub that runs the shipped binary, and a release to roll out.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
+use std::{fs, path::PathBuf};
 
 use anyhow::Context as _;
-use cloudcore::stage::{Programs, Stage};
+use cloudcore::stage::{Programs, Stage, write_program};
 
 use super::{api::Api, process};
 
@@ -31,8 +31,7 @@ impl Fixture {
         let mut stage = Stage::open(None, programs.clone(), false)?;
         stage.init_hub().await?;
         let api = Api::of(&stage.path("hub"), &stage.api_address()?)?;
-        stage.crossdock(&["release", "init", "repo"]).await?;
-        stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+        stage.init_repository().await?;
         Ok(Fixture { stage, api, programs })
     }
 
@@ -63,10 +62,7 @@ impl Fixture {
     ) -> anyhow::Result<()> {
         let name = format!("{APP}-{version}");
         let files = self.stage.path(&name).join("files");
-        fs::create_dir_all(files.join("bin"))?;
-        let program = files.join("bin/app");
-        fs::write(&program, format!("#!/bin/sh\n{script}\n"))?;
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+        write_program(&files.join("bin/app"), &format!("#!/bin/sh\n{script}\n"))?;
         let mut content = vec![0; bytes];
         rand::Rng::fill_bytes(&mut proto::env::Seed::from_u64(1).stream(version), &mut content);
         fs::write(files.join("content.bin"), content)?;
@@ -75,9 +71,7 @@ impl Fixture {
              workload:\n  command: bin/app\n  soak: {SOAK_S}s\n  deadline: {deadline_s}s\n  stopGrace: 5s\n"
         );
         fs::write(self.stage.path(&name).join("release.yaml"), yaml)?;
-        self.stage.crossdock(&["release", "build", &format!("{name}/release.yaml"), "--repo", "repo"]).await?;
-        self.stage.crossdock(&["release", "sign", "--repo", "repo"]).await?;
-        self.stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+        self.stage.publish(&name).await?;
         Ok(())
     }
 

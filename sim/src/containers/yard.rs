@@ -104,12 +104,6 @@ workload:
     Ok(fs::write(folder.join("release.yaml"), yaml)?)
 }
 
-/// Signs and publishes what is staged.
-async fn sign(stage: &Stage) -> anyhow::Result<()> {
-    stage.crossdock(&["release", "sign", "--repo", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await.map(drop)
-}
-
 /// Builds, signs and publishes a program.
 ///
 /// # Errors
@@ -117,16 +111,7 @@ async fn sign(stage: &Stage) -> anyhow::Result<()> {
 pub async fn publish(stage: &Stage, program: &Program<'_>) -> anyhow::Result<()> {
     let folder = format!("{}-{}", program.app, program.version);
     write_release(&stage.path(&folder), program)?;
-    publish_folder(stage, &folder).await
-}
-
-/// Builds, signs and publishes the `release.yaml` in a folder of the stage.
-///
-/// # Errors
-/// When a command fails.
-pub async fn publish_folder(stage: &Stage, folder: &str) -> anyhow::Result<()> {
-    stage.crossdock(&["release", "build", &format!("{folder}/release.yaml"), "--repo", "repo"]).await?;
-    sign(stage).await
+    stage.publish(&folder).await
 }
 
 /// Signs and publishes these layers under this configuration, past all that `release build` looks at: what signers
@@ -165,7 +150,7 @@ pub async fn publish_unseen(stage: &Stage, version: &str, layers: &[Vec<u8>], co
         sbom: None,
     };
     Repository::open(&stage.path("repo"))?.add(&Built::new(manifest, blobs)?, Env::real()?.wall.now())?;
-    sign(stage).await
+    stage.sign().await
 }
 
 /// Starts a rollout to all, and waits for its end: exit code and text.
@@ -182,7 +167,7 @@ pub async fn roll_out(stage: &Stage, release: &str) -> anyhow::Result<(i32, Stri
 /// # Errors
 /// When the hub refuses.
 pub async fn order(stage: &Stage, release: &str) -> anyhow::Result<()> {
-    stage.crossdock(&["rollout", "start", "--strategy", "all-at-once", release, "--to", "all"]).await.map(drop)
+    stage.roll_out(release, false).await
 }
 
 /// Publishes and rolls out a program that must become healthy.
@@ -230,8 +215,7 @@ pub fn is_ready(node: &Node, version: &str) -> bool {
 pub async fn hub() -> anyhow::Result<Stage> {
     let mut stage = Stage::open(None, stage::programs().await?, false)?;
     stage.init_hub().await?;
-    stage.crossdock(&["release", "init", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    stage.init_repository().await?;
     Ok(stage)
 }
 

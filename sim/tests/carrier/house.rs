@@ -3,14 +3,13 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command as Run, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context as _, bail, ensure};
-use cloudcore::stage::{self, Stage, free_port};
+use cloudcore::stage::{self, Stage, free_port, write_program};
 use proto::{
     env::Seed,
     object::{Node, UpdatePhase},
@@ -98,8 +97,7 @@ impl House {
         let rate = "bulkBytesPerSNode: 4000000\n";
         fs::write(&hub_yaml, fs::read_to_string(&hub_yaml)? + &brokers + rate)?;
         house.stage.start_hub().await?;
-        house.stage.crossdock(&["release", "init", "repo"]).await?;
-        house.stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+        house.stage.init_repository().await?;
         let hub_port = house.stage.link_address()?.rsplit(':').next().context("a port")?.to_owned();
         for from in
             [["tcp", "sport", &tls.to_string()], ["udp", "sport", &hub_port], ["tcp", "sport", &web.to_string()]]
@@ -264,10 +262,7 @@ impl House {
 /// Publishes version `n` of the witness, with so many bytes of ballast that no compression shortens.
 pub async fn publish(stage: &Stage, n: u64, ballast: usize) -> anyhow::Result<()> {
     let folder = stage.path(&format!("witness-{n}"));
-    fs::create_dir_all(folder.join("bin"))?;
-    let program = folder.join("bin/witness");
-    fs::write(&program, format!("#!/bin/sh\necho version {n}\nexec sleep 100000\n"))?;
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    write_program(&folder.join("bin/witness"), &format!("#!/bin/sh\necho version {n}\nexec sleep 100000\n"))?;
     let mut bytes = vec![0; ballast];
     Seed::from_u64(n).stream("ballast").fill_bytes(&mut bytes);
     fs::write(folder.join("ballast"), bytes)?;
@@ -278,8 +273,7 @@ pub async fn publish(stage: &Stage, n: u64, ballast: usize) -> anyhow::Result<()
     fs::write(folder.join("release.yaml"), yaml)?;
     let yaml = format!("witness-{n}/release.yaml");
     stage.crossdock(&["release", "build", &yaml, "--repo", "repo"]).await?;
-    stage.crossdock(&["release", "sign", "--repo", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    stage.sign().await?;
     Ok(())
 }
 

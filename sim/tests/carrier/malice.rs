@@ -226,8 +226,7 @@ async fn a_malicious_broker_costs_speed_only() -> anyhow::Result<()> {
         std::fs::read_to_string(&yaml)? + &format!("brokers: [{{url: 'mqtt://127.0.0.1:{port}'}}]\n"),
     )?;
     stage.start_hub().await?;
-    stage.crossdock(&["release", "init", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    stage.init_repository().await?;
     for node in ["box-1", "box-2"] {
         let door = free_port().context("a free port")?;
         let link = format!(

@@ -64,7 +64,7 @@ workload:
 /// Orders such a release.
 async fn order(stage: &Stage, version: &str, image: &str, container: &str, workload: &str) -> anyhow::Result<()> {
     let folder = write(stage, version, image, container, workload)?;
-    yard::publish_folder(stage, &folder).await?;
+    stage.publish(&folder).await?;
     yard::order(stage, &format!("{APP}@{version}")).await
 }
 

@@ -19,8 +19,7 @@ const FIRST_LINE: &str = "Region-based segmentation";
 async fn open(engine: &Engine, programs: Programs) -> anyhow::Result<Stage> {
     let mut stage = Stage::open(None, programs, false)?;
     stage.init_hub().await?;
-    stage.crossdock(&["release", "init", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    stage.init_repository().await?;
     for node in BOXES {
         stage.join(node, "hz-01").await?;
         let settings = stage.path(node).join("agent.toml");
@@ -47,9 +46,7 @@ async fn publish(stage: &Stage, house: &House, version: &str, env: &str) -> anyh
     fs::write(folder.join("release.yaml"), lines.join("\n"))?;
     fs::hard_link(house.archive("belt-watch"), folder.join("belt-watch.tar"))
         .or_else(|_| fs::copy(house.archive("belt-watch"), folder.join("belt-watch.tar")).map(drop))?;
-    stage.crossdock(&["release", "build", &format!("{version}/release.yaml"), "--repo", "repo"]).await?;
-    stage.crossdock(&["release", "sign", "--repo", "repo"]).await?;
-    stage.crossdock(&["release", "publish", "--repo", "repo"]).await?;
+    stage.publish(version).await?;
     Ok(())
 }
 

@@ -1,3 +1,5 @@
+use edgecore::driver::{Driver as _, ProbeOutcome, Side};
+use proto::{object::ReleaseRef, release::Probe};
 use tokio::time::Instant;
 
 use super::*;
