@@ -38,7 +38,9 @@
 //! An answer is on no record but a failure and the time put off: after a cut the hook runs again.
 //!
 //! A release that needs GPUs ([`Gpus`](proto::release::Gpus)) is not begun while the box has none for it: what runs goes
-//! on. An active one that is not healthy, and whose GPU is not well, starts again where others are left for it.
+//! on. An active one that is not healthy, and whose GPU is not well, starts again where others are left for it. A trial
+//! that fails while its GPU does is not blamed: it was cut short, as by a power cut, and is begun again, at most
+//! [`MAX_ATTEMPTS`](super::slot::MAX_ATTEMPTS) times in all.
 //!
 //! Health is judged against what was before: a probe that was red already (a camera that is dark, a server that is
 //! away) does not blame the update.
@@ -100,13 +102,27 @@ pub enum Proof {
     UnhealthyBefore,
 }
 
-/// How a trial ended that goes back to the active release beside it.
+/// How a trial ended without proof.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Over {
     /// It failed.
     Failed(Failure),
+    /// Something of the box failed that it needs, as is said here: it counts as an attempt, like one that a power cut
+    /// ended.
+    Interrupted(Failure),
     /// Something else is wanted now.
     Withdrawn,
+}
+
+impl Over {
+    /// What went wrong, when anything did.
+    #[must_use]
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Over::Failed(failure) | Over::Interrupted(failure) => Some(failure),
+            Over::Withdrawn => None,
+        }
+    }
 }
 
 /// What to do next.
@@ -267,6 +283,6 @@ fn asked(view: &View<'_>) -> Option<Step> {
 }
 
 fn interrupted(installed: &Installed, attempts: u32) -> Failure {
-    let message = format!("{attempts} trials were cut short by a restart of the agent or the box");
+    let message = format!("{attempts} trials were cut short: the agent or the box restarted, or a GPU failed");
     Failure::of(installed, "Interrupted", message)
 }

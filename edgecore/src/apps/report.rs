@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use proto::object::{Progress, ReleaseRef, ReplicaStatus, Running, UpdatePhase, WorkloadMetrics, WorkloadStatus};
 
 use super::{
-    plan::{HookView, PutOff, View, Wanted},
+    plan::{HookView, Over, PutOff, View, Wanted},
     slot::{Restart, RestartState, Slot},
     stage::Hindrance,
     uses::Users,
@@ -165,7 +165,7 @@ fn judge(view: &View<'_>, extra: &Extra<'_>, target: &ReleaseRef) -> Verdict {
         if trial.standby {
             return standby(view, extra);
         }
-        if let Some(failure) = view.verdict {
+        if let Some(failure) = view.verdict.and_then(Over::failure) {
             return verdict(UpdatePhase::Applying, &failure.reason, format!("it goes back: {}", failure.message));
         }
         return match &view.running {
@@ -236,7 +236,7 @@ fn users(view: &View<'_>) -> String {
 fn new_files(view: &View<'_>, extra: &Extra<'_>) -> Option<String> {
     let trial = view.slot.trial.as_ref()?;
     let (of, release) = trial.files()?;
-    if let Some(failure) = view.verdict {
+    if let Some(failure) = view.verdict.and_then(Over::failure) {
         return Some(format!("it goes back from {of} {}: {}", release.version, failure.message));
     }
     let (what, health) = match trial.standby {
@@ -252,7 +252,7 @@ fn new_files(view: &View<'_>, extra: &Extra<'_>) -> Option<String> {
 
 /// The target warms up beside what is live.
 fn standby(view: &View<'_>, extra: &Extra<'_>) -> Verdict {
-    if let Some(failure) = view.verdict {
+    if let Some(failure) = view.verdict.and_then(Over::failure) {
         return verdict(UpdatePhase::Applying, &failure.reason, format!("it does not go live: {}", failure.message));
     }
     let before = view.slot.active.as_ref().map(|active| active.release.version.to_string()).unwrap_or_default();

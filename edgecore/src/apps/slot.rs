@@ -266,6 +266,7 @@ impl Slot {
         self.side = self.side.other();
         match over {
             Over::Failed(failure) => self.abandon(Some(failure)),
+            Over::Interrupted(_) => self.abandon(None),
             Over::Withdrawn => self.withdraw(),
         }
     }

@@ -176,7 +176,7 @@ pub struct App {
     /// See [`View::stopped_red`].
     stopped_red: bool,
     begun: bool,
-    verdict: Option<Failure>,
+    verdict: Option<Over>,
     staged: Option<Staged>,
     pre_apply: Hooking,
     damaged: Option<Digest>,
@@ -400,10 +400,7 @@ impl App {
                 self.store(|slot| slot.pin(release, &uses)).await?;
                 self.unpinned = None;
             }
-            Step::Fail(failure) => {
-                self.answer(Err(failure.message.clone()));
-                self.verdict = Some(failure);
-            }
+            Step::Fail(failure) => self.fail(failure).await,
             Step::Abandon(failure) => {
                 let at = Some(self.shared.env.wall.now());
                 let failure = failure.map(|f| Failure { at, ..f });
@@ -445,7 +442,7 @@ impl App {
     async fn go_back(&mut self, over: Over) -> Result<(), StepError> {
         let over = match over {
             Over::Failed(failure) => Over::Failed(Failure { at: Some(self.shared.env.wall.now()), ..failure }),
-            Over::Withdrawn => Over::Withdrawn,
+            over @ (Over::Interrupted(_) | Over::Withdrawn) => over,
         };
         let stored = self.store(|slot| slot.go_back(over)).await;
         if stored.is_err() && (self.run.is_some() || self.leftover) {

@@ -26,6 +26,7 @@ use crate::driver::Side;
 pub struct Ledger {
     env: Env,
     record: Record,
+    gpus: GpuWatch,
     known: watch::Receiver<Known>,
     grants: watch::Sender<Grants>,
     news: News,
@@ -61,7 +62,7 @@ impl Ledger {
         });
         gpus.grants.send_if_modified(|now| std::mem::replace(now, grants.clone()) != grants);
         let (known, grants, news) = (gpus.known(), gpus.grants.clone(), gpus.news());
-        Ok(Ledger { env, record, known, grants, news, writing: Mutex::new(()) })
+        Ok(Ledger { env, record, gpus: gpus.clone(), known, grants, news, writing: Mutex::new(()) })
     }
 
     /// Waits for news that may change an answer: of the GPUs, or of who has them. Cancel safe.
@@ -106,13 +107,32 @@ impl Ledger {
     /// Whether a GPU that a release has is not well, and it would get others.
     #[must_use]
     pub fn would_move(&self, request: &Request) -> bool {
-        let Some(held) = self.held(&request.app, request.release, request.side) else { return false };
-        let is_bad = {
-            let known = self.known.borrow();
-            let bad = |uuid: &String| known.gpus.get(uuid).is_none_or(|gpu| !offer(gpu).problem.is_empty());
-            known.driver_version().is_some() && held.iter().any(bad)
-        };
+        let is_bad = self.unwell(&request.app, request.release, request.side).is_some();
         is_bad && self.check(request).is_ok()
+    }
+
+    /// What is wrong with the GPUs that a release has, for people: `GPU-1 is lost`.
+    #[must_use]
+    pub fn unwell(&self, app: &Name, release: Digest, side: Side) -> Option<String> {
+        let held = self.held(app, release, side)?;
+        let known = self.known.borrow();
+        let supply = match supply(&known) {
+            Ok(supply) if supply.driver.is_some() => supply,
+            Ok(supply) if held.is_empty() || supply.trouble.is_empty() => return None,
+            Ok(supply) => return Some(format!("NVIDIA's driver does not work: {}", supply.trouble)),
+            Err(_) => return None, // nobody looked yet
+        };
+        held.iter().find_map(|uuid| match supply.gpus.get(uuid) {
+            None => Some(format!("{uuid} is gone")),
+            Some(offer) => (!offer.problem.is_empty()).then(|| format!("{uuid} {}", offer.problem)),
+        })
+    }
+
+    /// The same, as it is now and not when the GPUs were looked at last.
+    pub async fn unwell_now(&self, app: &Name, release: Digest, side: Side) -> Option<String> {
+        self.held(app, release, side)?;
+        self.gpus.look().await;
+        self.unwell(app, release, side)
     }
 
     /// Gives back what releases of an app have that are none of these, or run on another side than they are `alone` on.

@@ -1,11 +1,17 @@
 use std::{fs, path::Path};
 
-use proto::object::{GpuProcess, GpuUsage};
+use proto::{
+    env::BoxFuture,
+    object::{GpuProcess, GpuUsage},
+};
 
 use super::*;
 use crate::{
     fetch::tests::env,
-    gpu::look::{Device, Look},
+    gpu::{
+        GpuProbe,
+        look::{Device, Look},
+    },
 };
 
 fn app(name: &str) -> Name {
@@ -20,6 +26,11 @@ fn asks(name: &str, version: &str, needs: &str) -> Request {
 /// A box with so many GPUs of 24 GiB.
 fn with(count: u32) -> GpuWatch {
     let gpus = GpuWatch::none();
+    gpus.take(look(count));
+    gpus
+}
+
+fn look(count: u32) -> Look {
     let device = |index| Device {
         uuid: Some(format!("GPU-{index}")),
         index,
@@ -28,8 +39,19 @@ fn with(count: u32) -> GpuWatch {
         ..Device::default()
     };
     let driver = Driver::Working { version: "550.54.15".into(), cuda: "12.4".into() };
-    gpus.take(Look { driver, devices: (0..count).map(device).collect() });
-    gpus
+    Look { driver, devices: (0..count).map(device).collect() }
+}
+
+/// Shows two GPUs at its first look, and one from then on.
+#[derive(Debug)]
+struct FirstTwo(u32);
+
+impl GpuProbe for FirstTwo {
+    fn look(&mut self) -> BoxFuture<'_, Look> {
+        self.0 += 1;
+        let count = if self.0 == 1 { 2 } else { 1 };
+        Box::pin(async move { look(count) })
+    }
 }
 
 fn open(folder: &Path, gpus: &GpuWatch) -> Ledger {
@@ -117,4 +139,18 @@ fn memory_counts_for_whom_it_is_used() {
     assert_eq!((known.foreign_bytes, known.used_bytes), (3 << 30, [(app("a"), 6 << 30)].into()));
     let untold = offer(&gpu(vec![process(1, Some("a"), None)]));
     assert_eq!((untold.foreign_bytes, untold.used_bytes), (0, [].into()), "not held against anybody");
+}
+
+#[tokio::test]
+async fn who_asks_how_its_gpus_are_now_has_them_looked_at() {
+    let (folder, gpus) = (tempfile::tempdir().unwrap(), GpuWatch::new(Box::new(FirstTwo(0))));
+    let ledger = open(folder.path(), &gpus);
+    let two = asks("a", "1", r#"{"count": 2}"#);
+    assert_eq!(ledger.unwell_now(&two.app, two.release, two.side).await, None, "it has none");
+    gpus.look().await;
+    ledger.take(&two).await.unwrap();
+    assert_eq!(ledger.unwell(&two.app, two.release, two.side), None);
+    let unwell = ledger.unwell_now(&two.app, two.release, two.side).await;
+    assert_eq!(unwell.as_deref(), Some("GPU-1 is lost"));
+    assert_eq!(ledger.unwell(&two.app, two.release, two.side), unwell);
 }

@@ -118,13 +118,23 @@ impl GpuWatch {
 
     /// Looks until it is dropped.
     pub async fn run(&self) {
-        let mut probe = self.probe.lock().await;
-        let Some(probe) = probe.as_mut() else { return std::future::pending().await };
+        if self.probe.lock().await.is_none() {
+            return std::future::pending().await;
+        }
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            self.take(probe.look().await);
+            self.look().await;
+        }
+    }
+
+    /// Looks once, now. Takes as long as the probe does.
+    pub async fn look(&self) {
+        let mut probe = self.probe.lock().await;
+        if let Some(probe) = probe.as_mut() {
+            let look = probe.look().await;
+            self.take(look); // one after the other, as they were looked
         }
     }
 

@@ -333,6 +333,9 @@ impl Here<'_> {
     fn is_up(&self, state: &mut App) -> Result<(), Violation> {
         state.up_since_start |= self.now.running.is_some();
         let Some(confirmed) = &state.confirmed else { return Ok(()) };
+        if self.fleet.loses_gpus(self.app, confirmed) {
+            return Ok(()); // it waits where none is left; that it comes when they are well is looked at in the end
+        }
         let on_its_way = self.is_on_its_way(state, confirmed);
         let within = self.fleet.up_within + if on_its_way { TRIAL } else { Duration::ZERO };
         let late = self.agent_for.is_some_and(|agent_for| agent_for > within);

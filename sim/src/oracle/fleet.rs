@@ -11,7 +11,10 @@ use proto::{
     object::{Rollout, RolloutNode, RolloutPhase, UpdatePhase, rollout::reason},
 };
 
-use crate::plan::{Action, How, Plan, Release, selects};
+use crate::{
+    fault::Fault,
+    plan::{Action, How, Plan, Release, selects},
+};
 
 /// A rollout of the plan.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub(super) struct Planned {
     pub(super) how: How,
     /// Whether people interfere with it.
     pub(super) steered: bool,
+    /// See [`Fleet::loses_gpus`]: a box on which it is not ready any more while it soaks ends it.
+    pub(super) loses_gpus: bool,
     pub(super) key: String,
 }
 
@@ -62,7 +67,9 @@ impl Planned {
         if self.bad {
             matches!(phase, Failed | Paused) || phase == RolledBack && self.how.rollback_to.is_some()
         } else {
-            phase == Succeeded
+            let degraded = |node: &RolloutNode| node.phase != UpdatePhase::Failed || node.reason == reason::DEGRADED;
+            let by_gpus = self.loses_gpus && object.is_some_and(|object| object.status.nodes.values().all(degraded));
+            phase == Succeeded || phase == Failed && by_gpus
         }
     }
 
@@ -70,7 +77,8 @@ impl Planned {
     pub(super) fn has_given_up(&self, phase: RolloutPhase) -> bool {
         use RolloutPhase::{Aborted, Failed, Paused, RolledBack, RollingBack, Superseded};
         let ended = matches!(phase, Aborted | Failed | Paused | RolledBack | RollingBack | Superseded);
-        ended && (self.steered || self.how.in_waves() || self.expected == Some(phase))
+        let may_end = self.steered || self.how.in_waves() || self.loses_gpus;
+        ended && (may_end || self.expected == Some(phase))
     }
 }
 
@@ -82,6 +90,7 @@ pub(super) struct Fleet {
     pub(super) rollouts: Vec<Planned>,
     labels: BTreeMap<Name, BTreeMap<String, String>>,
     pub(super) up_within: Duration,
+    gpus_fail: bool,
 }
 
 /// Time after an agent's start in which workloads must run, where the plan says nothing.
@@ -94,7 +103,10 @@ impl Fleet {
             plan.releases.iter().map(|r| ((r.app.clone(), r.version.clone()), r.clone())).collect();
         let up_within = plan.expect.up_without_hub_within.unwrap_or(UP_WITHIN);
         let labels = boxes().map(|(site, node)| (node.clone(), site.labels.clone())).collect();
-        let mut fleet = Fleet { releases, rollouts: vec![], labels, up_within };
+        let gpus_fail = plan.timeline.iter().any(|entry| {
+            matches!(&entry.action, Action::Break { fault: Fault::GpuLost { .. } | Fault::GpuSick { .. }, .. })
+        });
+        let mut fleet = Fleet { releases, rollouts: vec![], labels, up_within, gpus_fail };
         for entry in &plan.timeline {
             if let Action::Rollout { app, version, to, how } = &entry.action {
                 let key = format!("{app}@{version}");
@@ -110,6 +122,7 @@ impl Fleet {
                     steered: plan.timeline.iter().any(|entry| {
                         matches!(entry.action, Action::Steer { .. }) && entry.action.release() == Some((app, version))
                     }),
+                    loses_gpus: fleet.loses_gpus(app, version),
                     app: app.clone(),
                     version: version.clone(),
                     began: None,
@@ -126,6 +139,11 @@ impl Fleet {
 
     pub(super) fn is_bad(&self, app: &Name, version: &Version) -> bool {
         self.release(app, version).is_some_and(|release| release.bad)
+    }
+
+    /// Whether a release needs GPUs, and some fail.
+    pub(super) fn loses_gpus(&self, app: &Name, version: &Version) -> bool {
+        self.gpus_fail && self.release(app, version).is_some_and(|release| release.gpus.is_some())
     }
 
     /// Whether some good release of an app ends by itself now and then.

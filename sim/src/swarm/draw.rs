@@ -13,7 +13,9 @@ use proto::{
         UpdatePhase,
         rollout::{Budget, OnFailure, Share, Wave},
     },
+    release::Gpus,
     selector::Selector,
+    units::Bytes,
 };
 use rand::{Rng, RngExt as _, seq::IndexedRandom as _};
 
@@ -53,6 +55,7 @@ pub fn draw(seed: u64, minutes: Option<u64>) -> anyhow::Result<Plan> {
     ways(&mut seed.stream("ways"), &mut plan)?;
     steers(&mut seed.stream("steers"), &mut plan);
     carriers(&mut seed.stream("carriers"), &mut plan)?;
+    gpus(&mut seed.stream("gpus"), &mut plan)?;
     about(&mut plan);
     Ok(plan)
 }
@@ -277,6 +280,33 @@ fn carriers(chance: &mut impl Rng, plan: &mut Plan) -> anyhow::Result<()> {
             let at = seconds(chance, 1, all.saturating_sub(lasts.as_secs() + 2));
             add(at, Fault::BrokerDown { broker: broker.name.clone() }, Some(lasts));
         }
+    }
+    // Behind everything else, as people are.
+    plan.timeline.extend(drawn);
+    Ok(())
+}
+
+/// A third of the fleets watch sorting lines: two GPUs a box, apps that need some, and GPUs that fail.
+fn gpus(chance: &mut impl Rng, plan: &mut Plan) -> anyhow::Result<()> {
+    if !chance.random_bool(0.33) {
+        return Ok(());
+    }
+    plan.sites.iter_mut().for_each(|site| site.gpus = 2);
+    for release in &mut plan.releases {
+        // Together they fit, whatever is drawn.
+        let exclusive = release.app.as_str() == "sorter" && chance.random_bool(0.7);
+        let memory = (!exclusive).then(|| Bytes::new(chance.random_range(2..=12) << 30));
+        release.gpus = chance.random_bool(0.9).then_some(Gpus { count: 1, memory, exclusive, driver: None });
+    }
+    let mut drawn = vec![];
+    for _ in 0..chance.random_range(0..=3) {
+        let target = box_target(chance, &plan.sites)?;
+        let fault = if chance.random_bool(0.5) { Fault::GpuLost { target } } else { Fault::GpuSick { target } };
+        let lasts = seconds(chance, 1, (plan.duration.as_secs() / 3).max(2));
+        let at = seconds(chance, 1, plan.duration.saturating_sub(lasts).as_secs().saturating_sub(2));
+        let action = Action::Break { lasts: chance.random_bool(0.9).then_some(lasts), fault };
+        let moment = Moment::At(at + Duration::from_millis(chance.random_range(0..1000)));
+        drawn.push(Entry { moment, jitter: Duration::ZERO, repeat: None, action, may_miss: true, line: 0 });
     }
     // Behind everything else, as people are.
     plan.timeline.extend(drawn);

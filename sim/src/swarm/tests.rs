@@ -39,7 +39,7 @@ fn every_kind_of_fault_is_drawn() {
             }
         }
     }
-    assert_eq!(kinds.len(), 17, "{kinds:?}");
+    assert_eq!(kinds.len(), 19, "{kinds:?}");
     assert!(kinds.values().all(|times| *times > 20), "{kinds:?}");
 }
 

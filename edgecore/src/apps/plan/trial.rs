@@ -6,8 +6,8 @@ use crate::apps::slot::{Failure, MAX_ATTEMPTS, Trial};
 pub(super) fn step(view: &View<'_>, trial: &Trial) -> Step {
     let Trial { installed, boot_id, .. } = trial;
     let digest = installed.release.digest;
-    if let Some(failure) = view.verdict.filter(|f| f.digest == digest) {
-        return warm::back(view, over(trial, failure));
+    if let Some((verdict, _)) = view.verdict_of(digest) {
+        return warm::back(view, over(trial, verdict));
     }
     if view.wanted.is_drained() {
         return match () {
@@ -58,8 +58,8 @@ pub(super) fn step(view: &View<'_>, trial: &Trial) -> Step {
 }
 
 /// How a trial that failed is over: with files of others, it is their fault.
-fn over(trial: &Trial, failure: &Failure) -> Over {
-    if trial.files_of.is_some() { Over::Withdrawn } else { Over::Failed(failure.clone()) }
+fn over(trial: &Trial, verdict: &Over) -> Over {
+    if trial.files_of.is_some() { Over::Withdrawn } else { verdict.clone() }
 }
 
 /// Something else is wanted. Files that began to be proved end that before an update of the app's own begins.

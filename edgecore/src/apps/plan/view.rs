@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::{
     apps::{
+        plan::Over,
         slot::{Failure, Installed, Slot},
         uses::{Offer, Standing, Users},
     },
@@ -251,8 +252,8 @@ pub struct View<'a> {
     pub post_apply: HookView<'a>,
     /// Whether what was stopped last was the active release, and counted as unhealthy then.
     pub stopped_red: bool,
-    /// Why the trial failed, which is not on record yet.
-    pub verdict: Option<&'a Failure>,
+    /// How the trial ended, which is not on record yet.
+    pub verdict: Option<&'a Over>,
     /// Digest of a release whose tree was found damaged and must be fetched again before it runs.
     pub damaged: Option<Digest>,
     /// Why releases that do not run cannot have their GPUs now, by digest.
@@ -271,6 +272,12 @@ impl View<'_> {
     /// Whether anything runs as the live one, or may.
     pub(super) fn is_alive(&self) -> bool {
         self.running.is_some() || self.leftover
+    }
+
+    /// How the trial of a release ended, and why, which is not on record yet.
+    pub(crate) fn verdict_of(&self, digest: Digest) -> Option<(&Over, &Failure)> {
+        let over = self.verdict?;
+        Some((over, over.failure().filter(|failure| failure.digest == digest)?))
     }
 
     /// A restart text that was not acted on yet.

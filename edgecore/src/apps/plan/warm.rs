@@ -22,9 +22,10 @@ pub(super) fn standby(view: &View<'_>, trial: &Trial) -> Step {
     let Trial { installed, boot_id, .. } = trial;
     let digest = installed.release.digest;
     let over = |step| if view.beside.is_alive() { Step::StopBeside } else { step };
-    if let Some(failure) = view.verdict.filter(|f| f.digest == digest) {
+    if let Some((verdict, failure)) = view.verdict_of(digest) {
+        let failure = matches!(verdict, Over::Failed(_)).then(|| failure.clone());
         let is_own = trial.files_of.is_none(); // or else it is their fault
-        return over(if is_own { Step::Abandon(Some(failure.clone())) } else { Step::Withdraw });
+        return over(if is_own { Step::Abandon(failure) } else { Step::Withdraw });
     }
     if is_superseded(view, trial) || view.wanted.is_drained() {
         return over(Step::Withdraw);
@@ -76,6 +77,7 @@ pub(super) fn back(view: &View<'_>, over: Over) -> Step {
         _ if view.beside.is_alive() => Step::StopBeside,
         _ if view.is_alive() => Step::Stop,
         Over::Failed(failure) => Step::Abandon(Some(failure)),
+        Over::Interrupted(_) => Step::Abandon(None),
         Over::Withdrawn => Step::Withdraw,
     })
 }

@@ -6,11 +6,13 @@ use proto::{digest::Digest, release::Workload};
 use tokio::time::Instant;
 
 use super::{App, Context, StepError};
-use crate::apps::room::RoomNews;
-use crate::gpu::{
-    News,
-    allot::{Refusal, Request},
-    ledger::{TakeError, request},
+use crate::{
+    apps::{plan::Over, room::RoomNews, slot::Failure},
+    gpu::{
+        News,
+        allot::{Refusal, Request},
+        ledger::{TakeError, request},
+    },
 };
 
 /// What keeps releases of an app from running.
@@ -93,6 +95,26 @@ impl App {
             }
             Err(TakeError::Durable(error)) => Err(error.into()),
         }
+    }
+
+    /// A trial failed; its release did not, when one of its GPUs fails at that moment.
+    pub(super) async fn fail(&mut self, failure: Failure) {
+        let run = if self.slot.trial.as_ref().is_some_and(|trial| trial.standby) { &self.beside } else { &self.run };
+        let unwell = match run.as_ref().filter(|run| run.release.digest == failure.digest) {
+            Some(run) => self.shared.gpus.unwell_now(&self.name, failure.digest, run.spec.side).await,
+            None => None,
+        };
+        self.verdict = Some(match unwell {
+            Some(why) => {
+                let message = format!("{why}: {}", failure.message);
+                tracing::warn!(app = %self.name, "its trial was cut short: {message}");
+                Over::Interrupted(Failure { reason: "GpuUnwell".into(), message, ..failure })
+            }
+            None => {
+                self.answer(Err(failure.message.clone()));
+                Over::Failed(failure)
+            }
+        });
     }
 
     /// Gives back what no release needs that may still run.

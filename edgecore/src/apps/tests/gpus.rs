@@ -3,7 +3,10 @@
 use proto::object::{GpuUsage, UpdatePhase};
 
 use super::{APP, LONG, world::World};
-use crate::gpu::look::{Device, Driver, Look};
+use crate::{
+    apps::slot::MAX_ATTEMPTS,
+    gpu::look::{Device, Driver, Look},
+};
 
 const ONE: &str = r#"{"count": 1}"#;
 
@@ -170,6 +173,58 @@ async fn a_gpu_that_is_lost_between_stop_and_start_holds_nothing_against_the_rel
     world.settle().await;
     world.check_settled(0);
     assert_eq!(world.driver.running(), Some(world.digest("2")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trial_that_fails_with_its_gpu_is_cut_short_and_begun_again() {
+    let mut world = World::new();
+    needs(&mut world, "1", ONE);
+    needs(&mut world, "2", ONE);
+    show(&world, &[("GPU-a", ""), ("GPU-b", "")]);
+    world.want("1");
+    world.settle().await;
+    world.want("2");
+    while world.starts("2") == 0 {
+        assert!(!world.turns(1, LONG).await, "it rests without a trial");
+    }
+    world.driver.set_sick(true);
+    show(&world, &[("GPU-a", "lost"), ("GPU-b", "")]);
+    while world.slot().trial.is_some() {
+        assert!(!world.turns(1, LONG).await, "the trial rests");
+    }
+    world.driver.set_sick(false);
+    assert_eq!((world.slot().failed, world.slot().attempts(world.digest("2"))), (vec![], 1));
+    world.settle().await;
+    world.check_settled(1);
+    assert_eq!((world.starts("2"), given(&world).as_str()), (2, "GPU-b"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_under_which_gpus_fail_is_not_tried_for_ever() {
+    let mut world = World::new();
+    needs(&mut world, "1", ONE);
+    needs(&mut world, "2", ONE);
+    show(&world, &[("GPU-a", ""), ("GPU-b", "")]);
+    world.want("1");
+    world.settle().await;
+    world.want("2");
+    let most = usize::try_from(MAX_ATTEMPTS).unwrap();
+    for attempt in 1..=most {
+        while world.starts("2") < attempt {
+            assert!(!world.turns(1, LONG).await, "it rests without trial {attempt}");
+        }
+        world.driver.set_sick(true);
+        let lost = |uuid| if given(&world) == uuid { "lost" } else { "" };
+        show(&world, &[("GPU-a", lost("GPU-a")), ("GPU-b", lost("GPU-b"))]);
+        while world.slot().trial.is_some() {
+            assert!(!world.turns(1, LONG).await, "the trial rests");
+        }
+        world.driver.set_sick(false);
+        show(&world, &[("GPU-a", ""), ("GPU-b", "")]);
+    }
+    world.settle().await;
+    assert_eq!(told(&world), (UpdatePhase::RolledBack, "Interrupted".into()));
+    assert_eq!((world.driver.running(), world.starts("2")), (Some(world.digest("1")), most));
 }
 
 #[tokio::test(start_paused = true)]
