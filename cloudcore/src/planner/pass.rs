@@ -306,7 +306,8 @@ impl<'a> Pass<'_, 'a> {
     }
 
     /// The rollout is over: nodes that were told and have not begun go back to what they had. What has begun
-    /// finishes. Who is silent may have begun, and is held until it says.
+    /// finishes. Who is silent may have begun, and is held until it says. Who was through is told to go on with it, for
+    /// it may be reinstalled.
     fn take_back(&mut self, word: &'static str, text: &'static str) {
         let snapshot = self.draft.snapshot;
         let names: Vec<Name> = self.draft.status.nodes.keys().cloned().collect();
@@ -317,7 +318,13 @@ impl<'a> Pass<'_, 'a> {
                 continue;
             };
             let spoken = self.busy.spoken(name, &self.spec().app);
-            if spoken.is_some() || entry.is_decided() || entry.reason == reason::SUPERSEDED {
+            if spoken.is_some() || entry.reason == reason::SUPERSEDED {
+                continue;
+            }
+            if entry.is_decided() {
+                if entry.phase == UpdatePhase::Succeeded {
+                    self.hold(name, node, false);
+                }
                 continue;
             }
             let Some(told) = self.told(node, entry) else {
@@ -329,21 +336,30 @@ impl<'a> Pass<'_, 'a> {
             if matches!(entry.phase, UpdatePhase::Applying | UpdatePhase::Verifying) || self.target == Target::Restart {
                 continue;
             }
-            let Told::App(told) = told else {
+            let Told::App(app) = told else {
                 self.tell(name, Telling::Reboot(None));
                 self.draft.change(name, &State::waits(word, text), |entry| entry.told = false);
                 continue;
             };
             if entry.phase == UpdatePhase::Deferred && entry.reason == reason::OFFLINE {
-                if !told.order.hold && knows_orders(node) {
-                    let held = AssignedApp { order: AppOrder { hold: true, ..told.order.clone() }, ..told.clone() };
-                    self.tell(name, Telling::App(Some(held)));
+                if knows_orders(node) {
+                    self.hold(name, node, true);
                 }
                 continue;
             }
-            let before = given_back(entry.before.as_ref(), told);
+            let before = given_back(entry.before.as_ref(), app);
             self.tell(name, Telling::App(before));
             self.draft.change(name, &State::waits(word, text), |entry| (entry.told, entry.before) = (false, None));
+        }
+    }
+
+    /// Tells a node to wait with the release that it was told, or not to wait any more.
+    fn hold(&mut self, name: &'a Name, node: &'a Node, hold: bool) {
+        let Some(entry) = self.draft.status.nodes.get(name) else { return };
+        let told = self.told(node, entry).filter(|told| self.target.is_release() && told.is_held() != hold);
+        if let Some(Told::App(told)) = told {
+            let order = AppOrder { hold, ..told.order.clone() };
+            self.tell(name, Telling::App(Some(AssignedApp { order, ..told.clone() })));
         }
     }
 

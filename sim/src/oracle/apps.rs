@@ -209,7 +209,10 @@ fn goal(
             continue;
         }
         return match running {
-            None => Some(format!("nothing of {app} runs, expected {}", last.version)),
+            None => {
+                let why = now.filter(|now| !now.message.is_empty()).map(|now| format!(": {}", now.message));
+                Some(format!("nothing of {app} runs, expected {}{}", last.version, why.unwrap_or_default()))
+            }
             Some(version) if Some(version) == back => None,
             // An older one was asked for before, or a restored hub asks for it: what proved healthy since may stay.
             Some(version) if version < &last.version => {

@@ -95,6 +95,7 @@ fn well(at: u64) -> Observation {
             tried: Some(version("1.0.0")),
             ready: true,
             phase: Some(UpdatePhase::Succeeded),
+            message: String::new(),
             target: Some(version("1.0.0")),
             told: None,
             uses: BTreeMap::new(),

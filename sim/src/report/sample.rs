@@ -73,6 +73,7 @@ fn seen(site: &Name, at: u64, number: u64) -> Seen {
         tried: None,
         ready: !trial,
         phase: Some(if trial { UpdatePhase::Verifying } else { UpdatePhase::Succeeded }),
+        message: String::new(),
         target: Some(version.parse().unwrap()),
     };
     let connected = !cut && agent;

@@ -81,6 +81,8 @@ pub struct AppSeen {
     pub ready: bool,
     /// How far its update is, as the hub has it.
     pub phase: Option<UpdatePhase>,
+    /// Why it stands so, for people.
+    pub message: String,
     /// What it is to become, as the hub has it.
     pub target: Option<Version>,
     /// What the hub told it.
@@ -121,6 +123,7 @@ impl AppSeen {
             tried: None,
             ready: false,
             phase: None,
+            message: String::new(),
             target: None,
             told: None,
             uses: BTreeMap::new(),
@@ -287,6 +290,7 @@ fn make_apps(edge: &EdgeBox, node: Option<&Node>) -> BTreeMap<Name, AppSeen> {
         let seen = AppSeen {
             ready: workload.running.as_ref().is_some_and(|running| running.ready),
             phase: Some(workload.phase),
+            message: workload.message.clone(),
             target: workload.target.as_ref().map(|target| target.version.clone()),
             ..AppSeen::nothing()
         };

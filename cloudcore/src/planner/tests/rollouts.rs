@@ -160,6 +160,23 @@ fn a_silent_node_is_held_by_an_abort_until_it_says_how_far_it_is() {
 }
 
 #[test]
+fn a_silent_node_that_was_through_is_not_held_any_more() {
+    let mut world = World::new(2, 100);
+    world.start("second", spec(2, "all"));
+    world.settle();
+    world.phase("n0", NodePhase::Unknown);
+    world.spec("second").control.aborted = true;
+    world.settle();
+    assert_eq!(world.told("n0"), Some(("2".into(), true)));
+    world.phase("n0", NodePhase::Ready);
+    world.report("n0", 2, UpdatePhase::Succeeded);
+    world.settle();
+    // Were it reinstalled now, it would begin with what it had.
+    assert_eq!(world.told("n0"), Some(("2".into(), false)));
+    assert_eq!(world.node("second", "n0").phase, UpdatePhase::Succeeded);
+}
+
+#[test]
 fn a_failed_canary_takes_the_fleet_back_when_that_was_asked_for() {
     let mut world = World::new(10, 2);
     world.start("first", spec(1, "all"));
