@@ -152,6 +152,8 @@ pub enum Step {
     PostApply,
     /// Have those prove the trial that use its files.
     Offer,
+    /// Ask them no more for now.
+    Recall,
     /// Say that the files of others were proved which the trial is of.
     Answer,
     /// Record what a release uses of others, which no agent before kept.

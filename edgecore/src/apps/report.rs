@@ -225,6 +225,7 @@ fn users(view: &View<'_>) -> String {
     match &view.files.users {
         Users::None | Users::ToAsk | Users::Failed(..) => String::new(),
         Users::Later(other) => format!("waits until it is known whether the files of {other} are good"),
+        Users::Stuck(user) => format!("waits for {user} to prove it, which cannot run now"),
         Users::Asked(users) => {
             let names: Vec<&str> = users.iter().map(AsRef::as_ref).collect();
             format!("waits for {} to prove it", names.join(", "))

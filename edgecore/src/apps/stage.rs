@@ -12,7 +12,7 @@ use proto::{
     watch,
 };
 
-use super::{plan::Fetch, slot::Installed, uses::Missing};
+use super::{plan::Fetch, slot::Installed, uses::Unusable};
 use crate::{
     driver::NotReady,
     facts::Facts,
@@ -112,9 +112,9 @@ impl From<NotReady> for Hindrance {
     }
 }
 
-impl From<Missing> for Hindrance {
-    fn from(missing: Missing) -> Hindrance {
-        Hindrance { reason: "FilesMissing", message: missing.to_string(), offline: false }
+impl From<Unusable> for Hindrance {
+    fn from(why: Unusable) -> Hindrance {
+        Hindrance { reason: why.reason(), message: why.to_string(), offline: false }
     }
 }
 

@@ -167,6 +167,8 @@ pub struct App {
     offer: Option<u64>,
     /// What was said to the offer of others' files.
     answer: Option<Answer>,
+    /// Its active release cannot run now, or not again: it proves nothing.
+    stuck: bool,
     /// See [`Files::unpinned`].
     unpinned: Option<Unpinned>,
     /// See [`View::cold`].
@@ -235,6 +237,7 @@ impl App {
             uses_news,
             offer: None,
             answer: None,
+            stuck: false,
             unpinned: None,
             cold: None,
             live,
@@ -395,6 +398,7 @@ impl App {
                 }
             }
             Step::Offer => self.offer = self.shared.uses.offer(&self.name),
+            Step::Recall => self.offer = None,
             Step::Answer => self.answer(Ok(())),
             Step::Pin(release, uses) => {
                 self.store(|slot| slot.pin(release, &uses)).await?;
@@ -408,7 +412,7 @@ impl App {
             }
             Step::Undo => {
                 if self.slot.trial.as_ref().is_some_and(|trial| trial.files_of.is_some()) {
-                    self.gpus.forget_start(); // what it goes back to has its own
+                    self.gpus.forget_start(self.slot.side); // what is live has its own
                 }
                 self.store(Slot::undo).await?;
             }

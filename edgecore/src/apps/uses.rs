@@ -14,7 +14,9 @@
 //! or while they are on trial and it is their turn.
 //!
 //! Of all apps of a box one offers its files at a time: two that waited for the same users could wait for ever.
-//! A user whose own update may begin does that first; one that is on trial ends that first, whichever it is.
+//! A user whose own update may begin does that first; one that is on trial ends that first, whichever it is. Where that
+//! has to be proved by users of its own, or a user cannot run now, the offer is taken back until then. Nobody uses, by
+//! way of others, what uses it.
 //!
 //! Releases whose files somebody's instance has, or goes back to, stay on disk.
 
@@ -70,6 +72,8 @@ pub struct Word {
     settled: BTreeMap<Name, Digest>,
     /// What it says to an offer.
     answer: Option<Answer>,
+    /// It cannot run now, or not again, and so prove nothing.
+    stuck: bool,
 }
 
 impl Word {
@@ -86,8 +90,20 @@ impl Word {
             pins: BTreeMap::new(),
             settled: settled.map(|(app, release)| (app.clone(), release.digest)).collect(),
             answer,
+            stuck: false,
         }
         .with_pins(slot.pins())
+    }
+
+    /// The same of an app that cannot run now, or can.
+    #[must_use]
+    pub fn with_stuck(self, stuck: bool) -> Word {
+        Word { stuck, ..self }
+    }
+
+    /// The release on trial, unless the trial is of files of others.
+    fn own_trial(&self) -> Option<&ReleaseRef> {
+        self.trial.as_ref().filter(|trial| self.active.as_ref().is_none_or(|active| active.digest != trial.digest))
     }
 
     /// The same of an app that needs these files, too.
@@ -148,16 +164,35 @@ pub enum Users {
     ToAsk,
     /// Files of this app are being proved first.
     Later(Name),
+    /// This one cannot run now.
+    Stuck(Name),
     /// These were asked and have not answered.
     Asked(Vec<Name>),
     /// One did not prove it, and why.
     Failed(Name, String),
 }
 
-/// An app whose files are used is not there.
+/// An app's files cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("it uses the files of {0}, which is not on this box; roll that out first")]
-pub struct Missing(pub Name);
+pub enum Unusable {
+    /// It is not there.
+    #[error("it uses the files of {0}, which is not on this box; roll that out first")]
+    Missing(Name),
+    /// It uses, itself or by way of others, the files of who would use it.
+    #[error("it uses the files of {0}, which uses its own: neither could be proved; publish one of them without")]
+    Circle(Name),
+}
+
+impl Unusable {
+    /// One word for programs.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Unusable::Missing(_) => "FilesMissing",
+            Unusable::Circle(_) => "FilesCircle",
+        }
+    }
+}
 
 impl Default for Uses {
     fn default() -> Uses {
@@ -202,14 +237,20 @@ impl Uses {
         });
     }
 
-    /// The releases that a workload which uses these apps gets.
+    /// The releases that a workload of `user` gets which uses these apps.
     ///
     /// # Errors
-    /// The first that is not there.
-    pub fn resolve(&self, used: &BTreeSet<Name>) -> Result<BTreeMap<Name, ReleaseRef>, Missing> {
+    /// The first that cannot be used.
+    pub fn resolve(&self, user: &Name, used: &BTreeSet<Name>) -> Result<BTreeMap<Name, ReleaseRef>, Unusable> {
         let board = self.0.borrow();
-        let active = |app: &Name| board.apps.get(app).and_then(|word| word.active.clone());
-        used.iter().map(|app| Ok((app.clone(), active(app).ok_or_else(|| Missing(app.clone()))?))).collect()
+        let active = |app: &Name| {
+            if board.is_used_by(user, app) {
+                return Err(Unusable::Circle(app.clone()));
+            }
+            let active = board.apps.get(app).and_then(|word| word.active.clone());
+            active.ok_or_else(|| Unusable::Missing(app.clone()))
+        };
+        used.iter().map(|app| Ok((app.clone(), active(app)?))).collect()
     }
 
     /// The files that are offered to who has these, and not those.
@@ -233,7 +274,8 @@ impl Uses {
         let mut is_so = true;
         self.0.send_if_modified(|board| {
             let good = |(of, release): (&Name, &ReleaseRef)| {
-                board.apps.get(of).is_some_and(|word| !word.closing && word.active.as_ref() == Some(release))
+                let is_active = |word: &Word| !word.closing && word.active.as_ref() == Some(release);
+                board.apps.get(of).is_some_and(is_active) && !board.is_used_by(app, of)
             };
             is_so = uses.iter().all(good);
             if is_so && !uses.is_empty() {
@@ -326,18 +368,53 @@ impl Uses {
 }
 
 impl Board {
-    fn users(&self, of: &Name, release: Digest) -> Users {
+    /// Whether an app's files are used by another one, or by whom that one uses.
+    fn is_used_by(&self, app: &Name, user: &Name) -> bool {
+        let (mut seen, mut left) = (BTreeSet::new(), vec![user]);
+        while let Some(user) = left.pop() {
+            if user == app {
+                return true;
+            }
+            if seen.insert(user) {
+                left.extend(self.apps.get(user).into_iter().flat_map(|word| word.pins.keys()));
+            }
+        }
+        false
+    }
+
+    /// Who has not proved a release whose files it uses; or who did not, and why.
+    fn waiting(&self, of: &Name, release: Digest) -> Result<Vec<Name>, (Name, String)> {
         let offer = self.apps.get(of).and_then(|word| word.offer);
         let mut waiting = vec![];
         for (app, word) in self.apps.iter().filter(|(app, word)| *app != of && word.pins.contains_key(of)) {
             let answer = word.answer.as_ref().filter(|answer| offer == Some(answer.number));
             match answer.map(|answer| &answer.result) {
-                Some(Err(why)) => return Users::Failed(app.clone(), why.clone()),
+                Some(Err(why)) => return Err((app.clone(), why.clone())),
                 Some(Ok(())) => {}
                 None if word.settled.get(of) == Some(&release) => {}
                 None => waiting.push(app.clone()),
             }
         }
+        Ok(waiting)
+    }
+
+    fn users(&self, of: &Name, release: Digest) -> Users {
+        let waiting = match self.waiting(of, release) {
+            Ok(waiting) => waiting,
+            Err((user, why)) => return Users::Failed(user, why),
+        };
+        for user in &waiting {
+            let Some(word) = self.apps.get(user) else { continue };
+            if word.stuck {
+                return Users::Stuck(user.clone());
+            }
+            // It waits for its own users, and these do for us.
+            let own = word.own_trial().map(|own| self.waiting(user, own.digest));
+            if own.is_some_and(|waiting| waiting != Ok(vec![])) {
+                return Users::Later(user.clone());
+            }
+        }
+        let offer = self.apps.get(of).and_then(|word| word.offer);
         let first = self.apps.iter().find(|(app, word)| *app != of && word.offer.is_some());
         match (waiting.is_empty(), offer, first) {
             (true, ..) => Users::None,

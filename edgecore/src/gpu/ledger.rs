@@ -70,6 +70,12 @@ impl Ledger {
         self.news.clone()
     }
 
+    /// Waits until the GPUs were looked at once. Cancel safe.
+    pub async fn looked(&self) {
+        // The sender is here: it is never closed.
+        self.known.clone().wait_for(|known| known.looks > 0).await.ok();
+    }
+
     /// Whether a release would get its GPUs now, were the release that its app runs stopped, unless it is to run beside.
     ///
     /// # Errors

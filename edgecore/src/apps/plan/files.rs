@@ -74,7 +74,8 @@ pub(super) fn proved(view: &View<'_>, trial: &Trial, proof: Proof) -> Step {
     match &view.files.users {
         Users::None => Step::Confirm(proof),
         Users::ToAsk => Step::Offer,
-        Users::Later(_) | Users::Asked(_) => Step::Wait(None),
+        Users::Later(_) | Users::Stuck(_) if view.files.offered => Step::Recall,
+        Users::Later(_) | Users::Stuck(_) | Users::Asked(_) => Step::Wait(None),
         Users::Failed(user, why) => {
             let why = format!("{user} did not prove it: {why}");
             Step::Fail(Failure::of(&trial.installed, "UserFailed", why))

@@ -201,6 +201,8 @@ pub enum Room {
 pub struct Files {
     /// How those stand that use the files of the release on trial.
     pub users: Users,
+    /// Whether they are asked.
+    pub offered: bool,
     /// Whose instances have files of this app.
     pub held_by: BTreeSet<Name>,
     /// New files for the active release to prove, to which it has not answered.

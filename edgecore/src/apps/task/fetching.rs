@@ -112,7 +112,7 @@ impl App {
             let Manifest { workload, hooks, .. } = manifest.await?;
             if let Some(known) = &workload {
                 // Whatever takes long, or is found missing, while what runs goes on.
-                let uses = match shared.uses.resolve(&known.used()) {
+                let uses = match shared.uses.resolve(&app, &known.used()) {
                     Err(missing) if new => return Err(missing.into()),
                     // What was installed has what is on record; an agent before kept none.
                     current => current.unwrap_or_default().into_iter().chain(installed.uses.clone()).collect(),

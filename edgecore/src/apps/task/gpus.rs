@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::{App, Context, StepError};
 use crate::{
     apps::{plan::Over, room::RoomNews, slot::Failure},
+    driver::Side,
     gpu::{
         News,
         allot::{Refusal, Request},
@@ -34,9 +35,9 @@ impl Needs {
         Needs { starting: None, refused: BTreeMap::new(), moves: false, news, room_news }
     }
 
-    /// What was to start and got no GPUs is not to start any more.
-    pub(super) fn forget_start(&mut self) {
-        self.starting = None;
+    /// What was to start beside the live instance, and got no GPUs, is not to start any more.
+    pub(super) fn forget_start(&mut self, live: Side) {
+        self.starting.take_if(|request| request.side != live);
     }
 
     /// Something may be different for it now. Cancel safe.
@@ -82,8 +83,11 @@ impl App {
     /// Gives a release that starts its GPUs; whether it may start. What runs already (`leftover`) keeps what it has.
     pub(super) async fn take_gpus(&mut self, asked: Option<Request>, leftover: bool) -> Result<bool, StepError> {
         let Some(asked) = asked else { return Ok(true) };
-        if leftover && self.shared.gpus.held(&self.name, asked.release, asked.side).is_some() {
-            return Ok(true);
+        if leftover {
+            if self.shared.gpus.held(&self.name, asked.release, asked.side).is_some() {
+                return Ok(true);
+            }
+            self.shared.gpus.looked().await; // it runs, and nobody knows any more where: it is given what there is
         }
         match self.shared.gpus.take(&asked).await {
             Ok(_) => Ok(true),

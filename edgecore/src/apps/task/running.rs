@@ -181,7 +181,7 @@ impl App {
             let short = self.room.why_short().or_else(|| self.files.room.why_short());
             self.cold = short.filter(|_| active && self.slot.trial.is_none() && !self.stopped_red);
         }
-        let release = run.as_ref().map(|run| run.release.digest).filter(|_| !self.is_twice());
+        let release = own_secrets(digest(&run), digest(&self.beside), self.beside_leftover);
         self.stop_at(self.slot.side, run).await?;
         if !self.replicas.exist() {
             self.remove_secrets_of(release, self.has_beside()).await?; // else they go when it is stopped again
@@ -194,9 +194,10 @@ impl App {
     pub(super) async fn stop_beside(&mut self) -> Result<(), StepError> {
         self.beside_leftover = true;
         let run = self.beside.take();
-        let release = run.as_ref().map(|run| run.release.digest).filter(|_| !self.is_twice());
+        let release = own_secrets(digest(&run), digest(&self.run), self.leftover);
         self.stop_at(self.slot.side.other(), run).await?;
-        self.remove_secrets_of(release, self.run.is_some() || self.leftover).await?;
+        let other_runs = self.run.is_some() || self.leftover || self.replicas.exist();
+        self.remove_secrets_of(release, other_runs).await?;
         self.beside_leftover = false;
         Ok(())
     }
@@ -213,11 +214,6 @@ impl App {
     /// Whether anything runs beside the live instance, or may.
     pub(super) fn has_beside(&self) -> bool {
         self.beside.is_some() || self.beside_leftover
-    }
-
-    /// Whether both instances are of the same release, with different files of others.
-    fn is_twice(&self) -> bool {
-        self.slot.trial.as_ref().is_some_and(|trial| trial.files_of.is_some())
     }
 
     /// A release was stopped: unless another instance goes on, nobody needs any plaintext of the app.
@@ -300,6 +296,7 @@ impl App {
             }
         };
         let Manifest { workload, hooks, .. } = manifest;
+        let leftover = leftover && self.is_found(side, &installed.release).await;
         let used = workload.as_ref().map(Workload::used).unwrap_or_default();
         if !self.is_pinned(installed, used, leftover) {
             return Ok(None);
@@ -347,6 +344,26 @@ impl App {
         }))
     }
 
+    /// Whether what is there that nobody supervises is this release. Another one is stopped: what starts in its place
+    /// starts anew, with all that it needs.
+    async fn is_found(&mut self, side: Side, release: &ReleaseRef) -> bool {
+        let Some(key) = side.key(&self.name) else { return false };
+        let driver = &self.shared.driver;
+        let stopped = match driver.inspect(&key).await {
+            Ok(Some(instance)) if instance.exit.is_none() && instance.release.digest == release.digest => return true,
+            Ok(Some(instance)) if instance.exit.is_none() => driver.stop(&key, LEFTOVER_GRACE).await,
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = stopped {
+            tracing::warn!(app = %key, %error, "taken as running");
+            return true;
+        }
+        let leftover = if side == self.slot.side { &mut self.leftover } else { &mut self.beside_leftover };
+        *leftover = false;
+        false
+    }
+
     /// It is not started before it was fetched again.
     fn found_damaged(&mut self, installed: &Installed, problem: &str) {
         tracing::warn!(app = %self.name, problem, "not started");
@@ -357,6 +374,16 @@ impl App {
         let Context { driver, env, checks, secrets, uses, .. } = &*self.shared;
         Guard::new(driver.clone(), env.clone(), checks.clone(), secrets.clone(), uses.clone(), damaged)
     }
+}
+
+/// The release whose secrets nobody needs any more when this instance was stopped, and the other one was not; of a
+/// `leftover` nobody knows which it is.
+fn own_secrets(stopped: Option<Digest>, other: Option<Digest>, leftover: bool) -> Option<Digest> {
+    stopped.filter(|stopped| other.map_or(!leftover, |other| other != *stopped))
+}
+
+fn digest(run: &Option<Run>) -> Option<Digest> {
+    run.as_ref().map(|run| run.release.digest)
 }
 
 /// Something is new about what runs.
@@ -384,5 +411,20 @@ async fn one_changed(run: Option<&mut Run>) -> WorkloadEvent {
         biased;
         Ok(()) = health.changed() => WorkloadEvent::Health,
         outcome = post_apply.ended() => WorkloadEvent::Hook(outcome),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_go_with_the_last_instance_of_their_release() {
+        let [one, two] = [b"1", b"2"].map(|bytes| Digest::of(bytes));
+        assert_eq!(own_secrets(Some(one), None, false), Some(one));
+        assert_eq!(own_secrets(Some(one), Some(two), false), Some(one));
+        assert_eq!(own_secrets(Some(one), Some(one), false), None, "it runs with other files, too");
+        assert_eq!(own_secrets(Some(one), None, true), None, "who knows what else runs");
+        assert_eq!(own_secrets(None, Some(two), false), None);
     }
 }

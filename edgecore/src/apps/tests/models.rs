@@ -100,6 +100,15 @@ impl Fleet {
         }
     }
 
+    /// Has a version of an app be another workload than the others are.
+    fn publish(&mut self, app: &'static str, version: &'static str, soak: &str, more: &str) {
+        let (user, content) = (USER.replace("3s", soak), format!("{app} {version}"));
+        let workload = format!("{{{user}, {more}}}");
+        let files: &[(&str, &[u8])] = &[("bin/run", content.as_bytes())];
+        let (digest, _) = publish(&self.world.source, &format!("{app}@{version}"), files, &workload);
+        self.releases.get_mut(&(app, version)).unwrap().digest = digest;
+    }
+
     fn want(&mut self, app: &'static str, version: &str) {
         let release: Wanted = self.release(app, version).clone().into();
         self.wanted.entry(app).or_insert_with(|| watch::channel(Wanted::Keep).0).send_replace(release);
@@ -601,9 +610,7 @@ async fn damaged_files_of_others_are_never_run_with_and_fetched_again() {
 async fn what_it_had_of_gpus_beside_itself_is_given_back() {
     for (has, warm) in [(&[("GPU-a", ""), ("GPU-b", "")][..], true), (&[("GPU-a", "")], false)] {
         let mut fleet = Fleet::empty(true, &[MODEL]);
-        let needs = format!(r#"{{{USER}, "update": {{"strategy": "warm"}}, "uses": ["model"], "gpus": {{}}}}"#);
-        let (digest, _) = publish(&fleet.world.source, &format!("{APP}@1"), &[("bin/run", b"gpu")], &needs);
-        fleet.releases.get_mut(&(APP, "1")).unwrap().digest = digest;
+        fleet.publish(APP, "1", "3s", r#""update": {"strategy": "warm"}, "uses": ["model"], "gpus": {}"#);
         show(&fleet.world, has);
         fleet.want(MODEL, "1");
         fleet.want(APP, "1");
@@ -618,6 +625,124 @@ async fn what_it_had_of_gpus_beside_itself_is_given_back() {
         }
         assert_eq!(fleet.active(MODEL).as_deref(), Some("5"));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_could_not_be_started_again_goes_on_and_proves_nothing() {
+    let mut fleet = Fleet::empty(false, &[MODEL]);
+    fleet.publish(APP, "1", "3s", r#""uses": ["model"], "gpus": {}"#);
+    show(&fleet.world, &[("GPU-a", "")]);
+    for app in [MODEL, LABELS, APP] {
+        fleet.want(app, "1");
+    }
+    fleet.settle().await;
+    show(&fleet.world, &[("GPU-a", "lost")]);
+    fleet.want(MODEL, "2");
+    fleet.settle().await;
+    assert_eq!(fleet.starts(APP), [pair("1", "1")], "it runs, and is left alone");
+    assert_eq!(fleet.status(MODEL).message, "waits for web to prove it, which cannot run now");
+    // Other files do not wait for that.
+    fleet.publish(OTHER, "1", "3s", r#""uses": ["labels"]"#);
+    fleet.want(OTHER, "1");
+    fleet.settle().await;
+    fleet.want(LABELS, "2");
+    fleet.settle().await;
+    assert_eq!((fleet.active(LABELS).as_deref(), fleet.active(MODEL).as_deref()), (Some("2"), Some("1")));
+    // Its GPU goes in the middle of the proof: nothing is held against the files.
+    show(&fleet.world, &[("GPU-a", "")]);
+    fleet.turn_until(|fleet| fleet.starts(APP).len() == 2).await;
+    fleet.world.driver.set_sick(true);
+    show(&fleet.world, &[("GPU-a", "lost")]);
+    fleet.turns(1_000, LONG).await;
+    assert_eq!(fleet.slot(MODEL).failed, []);
+    fleet.world.driver.set_sick(false);
+    show(&fleet.world, &[("GPU-a", "")]);
+    fleet.settle().await;
+    assert_eq!(fleet.active(MODEL).as_deref(), Some("2"));
+    assert_eq!(fleet.starts(APP).last(), Some(&pair("1", "2")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_whose_own_files_are_to_be_proved_has_that_done_first() {
+    for held in [true, false] {
+        let mut fleet = Fleet::empty(false, &[]);
+        for version in ["1", "2"] {
+            fleet.publish(APP, version, "3s", r#""uses": ["model"]"#);
+            fleet.publish(OTHER, version, "3s", r#""uses": ["web"]"#);
+        }
+        for app in [MODEL, APP, OTHER] {
+            fleet.want(app, "1");
+            fleet.settle().await;
+        }
+        fleet.want(APP, "2");
+        fleet.ask(APP, |ask| ask.order.hold = held);
+        if !held {
+            fleet.turn_until(|fleet| fleet.slot(APP).trial.is_some()).await;
+        }
+        fleet.want(MODEL, "2");
+        if held {
+            let asked = |fleet: &Fleet| fleet.status(MODEL).message.contains("waits for web to prove it");
+            fleet.turn_until(asked).await;
+            fleet.ask(APP, |ask| ask.order.hold = false);
+        }
+        fleet.settle().await;
+        for app in [MODEL, APP, OTHER] {
+            assert_eq!((app, fleet.active(app).as_deref()), (app, Some(if app == OTHER { "1" } else { "2" })));
+        }
+        assert_eq!(fleet.slot(OTHER).active.unwrap().uses[&name(APP)].version.as_str(), "2");
+        assert_eq!(fleet.starts(APP).last(), Some(&pair("2", "2")));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn apps_that_use_each_other_are_refused() {
+    let mut fleet = Fleet::empty(false, &[]);
+    fleet.publish(OTHER, "1", "3s", r#""uses": ["web"]"#);
+    fleet.publish(APP, "2", "3s", r#""uses": ["other"]"#);
+    fleet.want(APP, "1");
+    fleet.want(OTHER, "1");
+    fleet.settle().await;
+    fleet.want(APP, "2");
+    fleet.settle().await;
+    let status = fleet.status(APP);
+    assert_eq!((status.phase, status.reason.as_str()), (UpdatePhase::Blocked, "FilesCircle"));
+    assert!(status.message.contains("it uses the files of other, which uses its own"), "{}", status.message);
+    assert_eq!(fleet.starts(APP), [pair("1", "")]);
+    assert_eq!(fleet.active(OTHER).as_deref(), Some("1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_went_back_after_its_proof_is_asked_again() {
+    let mut fleet = Fleet::new(false).await;
+    fleet.publish(OTHER, "1", "12s", r#""uses": ["model"]"#);
+    fleet.want(OTHER, "1");
+    fleet.settle().await;
+    fleet.want(MODEL, "2");
+    fleet.turn_until(|fleet| fleet.status(APP).message.contains("it has proved it, and waits for others")).await;
+    let digest = fleet.release(APP, "1").digest;
+    let file = tree::release_folder(&fleet.folder(APP).join("releases"), digest).join("tree/bin/run");
+    std::fs::write(&file, "damaged").unwrap();
+    fleet.world.driver.end(&name(APP));
+    fleet.settle().await;
+    fleet.check_settled();
+    assert_eq!(fleet.active(MODEL).as_deref(), Some("2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_that_are_found_damaged_do_not_stop_who_owns_them() {
+    let mut fleet = Fleet::empty(false, &[]);
+    fleet.publish(APP, "1", "3s", r#""uses": ["other"]"#);
+    fleet.want(OTHER, "1");
+    fleet.settle().await;
+    fleet.want(APP, "1");
+    fleet.settle().await;
+    let digest = fleet.release(OTHER, "1").digest;
+    let file = tree::release_folder(&fleet.folder(OTHER).join("releases"), digest).join("tree/bin/run");
+    std::fs::write(&file, "damaged").unwrap();
+    fleet.world.driver.end(&name(APP));
+    fleet.settle().await;
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "other 1");
+    assert_eq!((fleet.starts(OTHER).len(), fleet.starts(APP).len()), (1, 2));
 }
 
 impl Fleet {

@@ -124,14 +124,52 @@ async fn without_the_memory_for_both_it_is_stop_and_start_and_says_why() {
     world.check_settled(0);
 }
 
+/// A workload that is updated warm and needs GPUs.
+fn needs(gpus: &str) -> String {
+    format!(
+        r#"{{"command": "bin/run", "soak": "3s", "deadline": "20s", "update": {{"strategy": "warm"}}, "gpus": {gpus},
+            "probes": {{"readiness": {{"exec": {{"command": ["bin/run"]}}, "period": "500ms"}}}}}}"#
+    )
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_takes_the_place_of_another_release_gets_gpus_or_waits() {
+    // The agent ends again and again, or comes back to another wish, while the next release is live beside nothing.
+    for wish in [None, Some("1")] {
+        let mut world = World::warm();
+        for version in ["1", "2"] {
+            world.publish(version, &needs(r#"{"memory": "10Gi", "exclusive": false}"#));
+        }
+        show(&world, &[("GPU-a", "")]);
+        world.want("1");
+        world.settle().await;
+        world.want("2");
+        world.turn_until(|world| world.slot().side == Side::B && world.driver.specs().len() == 1).await;
+        match wish {
+            Some(wish) => world.want(wish),
+            None => {
+                for _ in 1..MAX_ATTEMPTS {
+                    world.crash();
+                    world.turn_until(|world| world.slot().attempts(world.digest("2")) > 1).await;
+                    world.turns(2, LONG).await;
+                }
+            }
+        }
+        world.crash();
+        show(&world, &[("GPU-a", "lost")]);
+        let starts = world.starts("1");
+        world.settle().await;
+        assert_eq!((world.starts("1"), world.driver.running()), (starts, None), "nothing starts without its GPU");
+        assert_eq!(world.slot().active.unwrap().release.digest, world.digest("1"));
+        show(&world, &[("GPU-a", "")]);
+        world.settle().await;
+        assert_eq!(world.driver.spec().unwrap().gpus, ["GPU-a"]);
+        assert_eq!(world.driver.running(), Some(world.digest("1")));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn two_instances_both_need_their_gpus() {
-    let needs = |gpus: &str| {
-        format!(
-            r#"{{"command": "bin/run", "soak": "3s", "deadline": "20s", "update": {{"strategy": "warm"}}, "gpus": {gpus},
-                "probes": {{"readiness": {{"exec": {{"command": ["bin/run"]}}, "period": "500ms"}}}}}}"#
-        )
-    };
     let shared = r#"{"memory": "10Gi", "exclusive": false}"#;
     for (gpus, has, warm, given) in [
         ("{}", &[("GPU-a", "")][..], false, "GPU-a"),
