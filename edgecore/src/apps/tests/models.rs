@@ -653,13 +653,21 @@ async fn who_could_not_be_started_again_goes_on_and_proves_nothing() {
     fleet.turn_until(|fleet| fleet.starts(APP).len() == 2).await;
     fleet.world.driver.set_sick(true);
     show(&fleet.world, &[("GPU-a", "lost")]);
-    fleet.turns(1_000, LONG).await;
+    assert!(fleet.turns(1_000, LONG).await, "it never comes to rest");
     assert_eq!(fleet.slot(MODEL).failed, []);
     fleet.world.driver.set_sick(false);
     show(&fleet.world, &[("GPU-a", "")]);
     fleet.settle().await;
     assert_eq!(fleet.active(MODEL).as_deref(), Some("2"));
     assert_eq!(fleet.starts(APP).last(), Some(&pair("1", "2")));
+    // Or between stop and start.
+    fleet.want(MODEL, "5");
+    fleet.turn_until(|fleet| fleet.specs(APP).is_empty()).await;
+    show(&fleet.world, &[("GPU-a", "lost")]);
+    assert!(fleet.turns(1_000, LONG).await, "it never comes to rest");
+    show(&fleet.world, &[("GPU-a", "")]);
+    fleet.settle().await;
+    assert_eq!((fleet.active(MODEL).as_deref(), fleet.starts(APP).last()), (Some("5"), Some(&pair("1", "5"))));
 }
 
 #[tokio::test(start_paused = true)]
