@@ -1,7 +1,7 @@
 //! The agent's look at GPUs through the code that ships: its helper process, the dynamic loader, NVML's entry points.
 //!
 //! No NVIDIA card is needed: `nvml.c` is compiled here into a libnvidia-ml.so.1 that answers as its control file says.
-//! Where the machine has the real library, it is asked too.
+//! Where the machine has the real library, or the test command could fetch it, that is asked too.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // all of it is a test
 
@@ -216,15 +216,26 @@ async fn without_a_library_nothing_is_started() {
     assert_eq!(why, "there is no /nonexistent/libnvidia-ml.so.1");
 }
 
-/// NVIDIA's own library, where the machine has it: without a driver it says so, with one it works.
+/// NVIDIA's own library, where the machine has it: without a driver it says so, with one it works. What the stand-in has,
+/// it has, too.
 #[tokio::test]
 async fn the_real_library_is_asked_where_there_is_one() {
     let named = std::env::var_os(LIBRARY_VARIABLE).map(PathBuf::from);
+    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/nvml").join(LIBRARY);
     let places = ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"].map(|place| Path::new(place).join(LIBRARY));
-    let Some(library) = named.into_iter().chain(places).find(|library| library.exists()) else {
+    let Some(library) = named.into_iter().chain(places).chain([fetched]).find(|library| library.exists()) else {
         eprintln!("skipped: no {LIBRARY} on this machine (name one in {LIBRARY_VARIABLE})");
         return;
     };
+    let symbols = Command::new("nm").args(["-D", "--defined-only"]).arg(&library).output().unwrap();
+    let symbols = String::from_utf8(symbols.stdout).unwrap();
+    let real: Vec<&str> =
+        symbols.lines().filter_map(|line| line.split(['@', ' ']).find(|w| w.starts_with("nvml"))).collect();
+    let words = include_str!("nvml.c").split(|c: char| !c.is_alphanumeric() && c != '_');
+    let is_function = |word: &&str| word.strip_prefix("nvml").is_some_and(|rest| rest.starts_with(char::is_uppercase));
+    let ours: Vec<&str> = words.filter(is_function).filter(|word| !word.ends_with("_t")).collect();
+    let missing: Vec<_> = ours.iter().filter(|function| !real.contains(function)).collect();
+    assert!(ours.len() > 20 && missing.is_empty(), "{} has no {missing:?}", library.display());
     let mut probe = NvmlProbe::new().with_library(library.clone()).with_program(env!("CARGO_BIN_EXE_edgecore").into());
     let look = probe.look().await;
     eprintln!("{} says {look:?}", library.display());
