@@ -150,7 +150,14 @@ impl Drop for Lent<'_> {
 
 impl Driver for Guard {
     fn prepare<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), NotReady>> {
-        self.inner.prepare(spec)
+        Box::pin(async move {
+            let prepared = self.inner.prepare(spec).await;
+            if prepared.is_err() && spec.workload.container.is_some() {
+                let damaged = |message| NotReady { reason: "VerificationFailed", message };
+                self.verify_but(|_| false, spec).await.map_err(damaged)?; // is it the image?
+            }
+            prepared
+        })
     }
 
     fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), DriverError>> {
