@@ -113,8 +113,9 @@ impl Guard {
     async fn place(&self, spec: &InstanceSpec, alone: bool) -> Result<(), SecretsError> {
         let (secrets, spec) = (self.secrets.clone(), spec.clone());
         let placed = self.env.blocking.run(move || {
-            // Replicas share them: what is in place is whole, and not taken away from those that run.
-            if spec.workload.replicas.is_none() || !secrets.are_placed(&spec) {
+            // Instances of a release share them: what is in place is whole, and not taken away from those that run.
+            let is_one_of_several = spec.workload.replicas.is_some() || spec.run.is_some();
+            if !is_one_of_several || !secrets.are_placed(&spec) {
                 secrets.place(&spec)?;
             }
             if alone { secrets.remove_others(&spec.app, spec.release.digest) } else { Ok(()) }
