@@ -13,7 +13,8 @@ use proto::object::{Node, UpdatePhase};
 use sim::containers::{
     engine::{Engine, Kind, in_own_network},
     yard::{
-        APP, NODE, PROBES, Program, SERVES, app, open, release, running, runs, take_away, try_release, write_release,
+        APP, NODE, PROBES, Program, SERVES, app, open, order, publish, release, running, runs, take_away, try_release,
+        write_release,
     },
 };
 use tokio::{
@@ -96,8 +97,10 @@ async fn a_container_is_released_upgraded_reverted_and_left_alone() -> anyhow::R
 
     // It wants more memory than it may have.
     let eats = "x=0123456789abcdef; while true; do x=$x$x; done\n";
-    let (code, text) = try_release(&stage, &Program { script: eats, ..serves("4.0.0") }).await?;
-    ensure!(code == 5 && text.contains("it needs more memory than its limit of 64Mi"), "{code}: {text}");
+    publish(&stage, &Program { script: eats, ..serves("4.0.0") }).await?;
+    order(&stage, "vision@4.0.0").await?;
+    let says = |n: &Node| app(n, APP).is_some_and(|app| app.message.contains("more memory than its limit of 64Mi"));
+    stage.wait_for_nodes("it says why it ends", says).await?; // until it is started again, as it may be at its deadline
     stage.wait_for_nodes("2.0.0 is back", |n| runs(n, "2.0.0", UpdatePhase::RolledBack)).await?;
 
     // The engine restarts and takes its containers down: the agent starts it again.
