@@ -113,8 +113,9 @@ impl Guard {
     async fn place(&self, spec: &InstanceSpec, alone: bool) -> Result<(), SecretsError> {
         let (secrets, spec) = (self.secrets.clone(), spec.clone());
         let placed = self.env.blocking.run(move || {
-            // Replicas share them: what is in place is whole, and not taken away from those that run.
-            if spec.workload.replicas.is_none() || !secrets.are_placed(&spec) {
+            // Instances of a release share them: what is in place is whole, and not taken away from those that run.
+            let is_one_of_several = spec.workload.replicas.is_some() || spec.run.is_some();
+            if !is_one_of_several || !secrets.are_placed(&spec) {
                 secrets.place(&spec)?;
             }
             if alone { secrets.remove_others(&spec.app, spec.release.digest) } else { Ok(()) }
@@ -150,7 +151,14 @@ impl Drop for Lent<'_> {
 
 impl Driver for Guard {
     fn prepare<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), NotReady>> {
-        self.inner.prepare(spec)
+        Box::pin(async move {
+            let prepared = self.inner.prepare(spec).await;
+            if prepared.is_err() && spec.workload.container.is_some() {
+                let damaged = |message| NotReady { reason: "VerificationFailed", message };
+                self.verify_but(|_| false, spec).await.map_err(damaged)?; // is it the image?
+            }
+            prepared
+        })
     }
 
     fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), DriverError>> {

@@ -149,6 +149,7 @@ impl Driver for Kinds {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::driver::container::tests::{Pretend, app, spec};
 
     #[tokio::test]
     async fn a_process_does_not_depend_on_an_engine_that_is_dead() {
@@ -163,5 +164,24 @@ mod tests {
         kinds.collect(&app, &BTreeSet::new()).await.unwrap();
         kinds.remove(&app).await.unwrap();
         assert!(kinds.list().await.unwrap().is_empty() && kinds.logs(&app, None, false).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_process_is_not_started_beside_a_container_whose_engine_is_away() {
+        let (folder, engine, env) = (tempfile::tempdir().unwrap(), Pretend::new(), crate::fetch::tests::env());
+        let containers = ContainerDriver::new(&folder.path().join("containers"), vec![engine.socket()], env.clone());
+        let kinds = Kinds::new(ProcessDriver::new(folder.path().join("driver"), env), containers);
+        let (container, process) = (spec(folder.path(), true), spec(folder.path(), false));
+        kinds.start(&container).await.unwrap();
+        engine.go_away();
+        for refused in [
+            kinds.start(&process).await.unwrap_err(),
+            kinds.inspect(&app()).await.unwrap_err(),
+            kinds.stop(&app(), Duration::ZERO).await.unwrap_err(),
+            kinds.remove(&app()).await.unwrap_err(),
+        ] {
+            assert!(refused.to_string().contains("start the engine, or reboot the box"), "{refused}");
+        }
+        assert_eq!((kinds.processes.inspect(&app()).await.unwrap(), engine.running()), (None, 1));
     }
 }

@@ -134,6 +134,13 @@ impl Secrets {
         })
     }
 
+    /// The same, with plaintext in a folder of the test's.
+    #[cfg(test)]
+    pub(crate) fn in_room(mut self, folder: &Path) -> Secrets {
+        self.places = vec![Room::new(folder, false)];
+        self
+    }
+
     /// The public half of the node's key; none while that is damaged.
     #[must_use]
     pub fn public(&self) -> Option<String> {

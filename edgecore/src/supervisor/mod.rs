@@ -2,7 +2,8 @@
 //!
 //! [`machine`] decides; the task here carries out what it says through the [`Driver`] and publishes a
 //! [`Health`]. A supervisor that is dropped or detached leaves the workload running, to be adopted by
-//! the next one. A driver that cannot tell is asked again: only its word that nothing runs is an end.
+//! the next one. A driver that cannot tell is asked again: only its word that nothing runs is an end. What a start
+//! needs first, such as an image of a registry, is fetched while who wants to stop it is listened to.
 
 pub mod machine;
 #[cfg(test)]
@@ -24,7 +25,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use crate::driver::{Driver, DriverError, InstanceSpec, ProbeOutcome, STOPPED_ON_REQUEST};
+use crate::driver::{Driver, DriverError, InstanceSpec, NotReady, ProbeOutcome, STOPPED_ON_REQUEST};
 use machine::{Action, Machine, ProbeKind};
 
 /// Until a driver that could not answer is asked again.
@@ -165,7 +166,15 @@ impl Task {
                 self.publish();
                 match action {
                     Action::Probe(kind) => probes.push(attempt(&*driver, &spec, kind)),
-                    Action::Start => self.start().await,
+                    // Both arms are cancel safe: what was prepared until then is found there the next time.
+                    Action::Start => tokio::select! {
+                        biased;
+                        stop = stops.recv() => {
+                            drop((wait, probes));
+                            return self.stop(stop).await;
+                        }
+                        prepared = driver.prepare(&spec) => self.start(prepared).await,
+                    },
                     Action::Kill => self.kill().await,
                 }
             }
@@ -217,8 +226,13 @@ impl Task {
         Ok(())
     }
 
-    async fn start(&mut self) {
-        match self.driver.start(&self.spec).await {
+    /// Starts it, once all was `prepared` that may take long: a start itself is seen through.
+    async fn start(&mut self, prepared: Result<(), NotReady>) {
+        let started = match prepared {
+            Ok(()) => self.driver.start(&self.spec).await,
+            Err(why) => Err(DriverError { attempt: "start", app: self.spec.app.clone(), problem: why.message }),
+        };
+        match started {
             Ok(()) => self.machine.started(Instant::now(), self.env.wall.now()),
             Err(e) => {
                 tracing::warn!(app = %self.spec.app, error = %e, "start failed");

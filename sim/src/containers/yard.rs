@@ -189,6 +189,20 @@ pub async fn try_release(stage: &Stage, program: &Program<'_>) -> anyhow::Result
     roll_out(stage, &format!("{}@{}", program.app, program.version)).await
 }
 
+/// Has the box run nothing any more, whatever was rolled out before.
+///
+/// # Errors
+/// When the hub refuses.
+pub async fn take_away(stage: &Stage) -> anyhow::Result<()> {
+    let spec = format!("{{ site: hz-01, apps: {{ {APP}: null }} }}");
+    let node = format!("kind: Node\napiVersion: crossdock.io/v1\nmetadata: {{ name: {NODE} }}\nspec: {spec}\n");
+    fs::write(stage.path("none.yaml"), node)?;
+    for rollout in stage.crossdock(&["get", "rollouts", "-o", "name"]).await?.lines() {
+        stage.crossdock(&["delete", "rollout", rollout.trim_start_matches("rollouts/")]).await?; // who would put it back
+    }
+    stage.crossdock(&["apply", "-f", "none.yaml"]).await.map(drop)
+}
+
 /// How an app is on a node.
 #[must_use]
 pub fn app<'a>(node: &'a Node, app: &str) -> Option<&'a WorkloadStatus> {

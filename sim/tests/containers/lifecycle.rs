@@ -1,13 +1,21 @@
 //! A container is released, upgraded, reverted, found again and taken away.
 
-use std::{fs, process::Stdio, time::Duration};
+use std::{
+    fs,
+    io::ErrorKind,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use anyhow::ensure;
 use cloudcore::stage::{self, Stage};
-use proto::object::UpdatePhase;
+use proto::object::{Node, UpdatePhase};
 use sim::containers::{
     engine::{Engine, Kind, in_own_network},
-    yard::{NODE, PROBES, Program, SERVES, open, release, running, runs, try_release, write_release},
+    yard::{
+        APP, NODE, PROBES, Program, SERVES, app, open, order, publish, release, running, runs, take_away, try_release,
+        write_release,
+    },
 };
 use tokio::{
     io::AsyncWriteExt as _,
@@ -89,8 +97,10 @@ async fn a_container_is_released_upgraded_reverted_and_left_alone() -> anyhow::R
 
     // It wants more memory than it may have.
     let eats = "x=0123456789abcdef; while true; do x=$x$x; done\n";
-    let (code, text) = try_release(&stage, &Program { script: eats, ..serves("4.0.0") }).await?;
-    ensure!(code == 5 && text.contains("it needs more memory than its limit of 64Mi"), "{code}: {text}");
+    publish(&stage, &Program { script: eats, ..serves("4.0.0") }).await?;
+    order(&stage, "vision@4.0.0").await?;
+    let says = |n: &Node| app(n, APP).is_some_and(|app| app.message.contains("more memory than its limit of 64Mi"));
+    stage.wait_for_nodes("it says why it ends", says).await?; // until it is started again, as it may be at its deadline
     stage.wait_for_nodes("2.0.0 is back", |n| runs(n, "2.0.0", UpdatePhase::RolledBack)).await?;
 
     // The engine restarts and takes its containers down: the agent starts it again.
@@ -110,13 +120,7 @@ async fn a_container_is_released_upgraded_reverted_and_left_alone() -> anyhow::R
     ensure!(ours.lines().count() == 2, "{ours}");
 
     // The app is taken away: nothing of it is left, and the foreign one never noticed.
-    let node =
-        "kind: Node\napiVersion: crossdock.io/v1\nmetadata: {name: box-1}\nspec: {site: hz-01, apps: {vision: null}}\n";
-    fs::write(stage.path("none.yaml"), node)?;
-    for rollout in stage.crossdock(&["get", "rollouts", "-o", "name"]).await?.lines() {
-        stage.crossdock(&["delete", "rollout", rollout.trim_start_matches("rollouts/")]).await?; // who would put it back
-    }
-    stage.crossdock(&["apply", "-f", "none.yaml"]).await?;
+    take_away(&stage).await?;
     stage.wait_for_nodes("the app is gone", |n| n.status.workloads.is_empty()).await?;
     let left = engine.docker(&["ps", "-aq", "--no-trunc"]).await?;
     ensure!(left == foreign, "{left}");
@@ -136,7 +140,7 @@ async fn podman_runs_the_same_release() -> anyhow::Result<()> {
         return Ok(());
     }
     let folder = tempfile::tempdir()?;
-    let engine = Engine::start(Kind::Podman, folder.path().join("podman")).await?;
+    let mut engine = Engine::start(Kind::Podman, folder.path().join("podman")).await?;
     let mut stage = open(&engine).await?;
     let port = 32_768 + u16::try_from(std::process::id() % 20_000)?;
     let script = format!(
@@ -171,7 +175,21 @@ async fn podman_runs_the_same_release() -> anyhow::Result<()> {
     stage.start_agent(NODE)?;
     stage.wait_for_nodes("it is Ready again", |n| runs(n, "2.0.0", UpdatePhase::RolledBack)).await?;
     ensure!(running(&engine).await? == before, "the container was restarted with its agent");
-    stage.kill_agent(NODE).await?;
+
+    // The engine goes, and its container does not: it is not taken for removed before the engine is back.
+    engine.end().await?;
+    fs::remove_file(engine.socket()).or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) })?;
+    take_away(&stage).await?;
+    let says =
+        |n: &Node| app(n, APP).is_some_and(|app| app.message.contains("is away and a container of vision may run"));
+    stage.wait_for_nodes("it says what is in the way", says).await?;
+    let served =
+        Command::new("busybox").args(["wget", "-q", "-O", "-", &format!("http://127.0.0.1:{port}")]).output()?;
+    ensure!(served.stdout == b"2.0.0\n", "the container should be there: {served:?}");
+    engine.restart().await?;
+    stage.wait_for_nodes("the app is gone", |n| n.status.workloads.is_empty()).await?;
+    let left = engine.docker(&["ps", "-aq"]).await?;
+    ensure!(left.is_empty(), "{left}");
     engine.close().await?;
     stage.close().await
 }

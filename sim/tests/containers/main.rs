@@ -6,7 +6,9 @@ mod full_disk;
 mod hostile;
 mod lifecycle;
 mod limits;
+mod models;
 mod registry;
+mod replicas;
 mod warm;
 
 use tokio::sync::Mutex;

@@ -19,6 +19,7 @@
 //! | [`rooms`] | releases that ask for memory and processors |
 //! | [`metrics`] | what a workload tells of itself, and what ran before told |
 //! | [`replicas`] | as many instances as a reported number asks for |
+//! | [`secrets`] | a second instance of a release, and the secrets of the first |
 //! | [`cuts`] | crashes and reboots between any two steps; the property over everything |
 //! | [`disk`] | damage, a lost slot, a full disk, litter |
 
@@ -34,6 +35,7 @@ mod models;
 mod orders;
 mod replicas;
 mod rooms;
+mod secrets;
 mod updates;
 mod warm;
 mod world;

@@ -13,7 +13,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use data_encoding::{BASE64_NOPAD, BASE64URL};
+use data_encoding::{BASE64, BASE64_NOPAD, BASE64URL};
 use serde::{Deserialize, Deserializer, Serialize};
 use zeroize::Zeroizing;
 
@@ -212,8 +212,13 @@ impl Entry {
         let mut json = Zeroizing::new(Vec::with_capacity(6 * (bytes + registry.len()) + 200));
         serde_json::to_writer(&mut *json, &config).map_err(|_| "it is no text")?;
         let header = Zeroizing::new(BASE64URL.encode(&json));
-        let mut hidden: Vec<Word> = [Some(password), Some(identity), Some(token), auth].into_iter().flatten().collect();
-        hidden.push(Word(header.clone()));
+        let mut hidden: Vec<Word> = vec![Word(header.clone())];
+        // As clients send both to a registry (RFC 7617), whichever form the secret has.
+        if !username.0.is_empty() || !password.0.is_empty() {
+            let both = Zeroizing::new([username.0.as_str(), password.0.as_str()].join(":"));
+            hidden.extend([BASE64, BASE64_NOPAD].map(|base| Word(Zeroizing::new(base.encode(both.as_bytes())))));
+        }
+        hidden.extend([Some(password), Some(identity), Some(token), auth].into_iter().flatten());
         hidden.sort_by_key(|word| std::cmp::Reverse(word.0.len())); // one may be part of another
         Ok(Credentials { header, hidden })
     }
@@ -230,7 +235,6 @@ fn user_and_password(auth: &str) -> Result<(Word, Word), &'static str> {
 
 #[cfg(test)]
 mod tests {
-    use data_encoding::BASE64;
     use proptest::prelude::*;
 
     use super::*;
@@ -322,6 +326,12 @@ mod tests {
         let said = found.hide(&format!("ann may not, by pa:ss, {auth} or {}", found.header()));
         assert_eq!(said, "ann may not, by [hidden], [hidden] or [hidden]");
         assert_eq!(format!("{found:?}"), "Credentials");
+        // As clients of registries send a user and a password, however the secret has them.
+        let apart = r#"{"auths": {"registry.example:5000": {"username": "ann", "password": "pa:ss:w"}}}"#;
+        let found = Credentials::find(apart.as_bytes(), IMAGE).unwrap();
+        let basic = BASE64.encode(b"ann:pa:ss:w");
+        let said = found.hide(&format!("Basic {basic}, {}, ann, pa:ss:w", basic.trim_end_matches('=')));
+        assert!(basic.ends_with('=') && said == "Basic [hidden], [hidden], ann, [hidden]", "{said}");
         let short = r#"{"auths": {"docker.io": {"username": "ann", "password": "a"}}}"#;
         assert_eq!(Credentials::find(short.as_bytes(), "vision").unwrap().hide("a man"), "a man");
     }

@@ -136,6 +136,15 @@ fn instance(labels: &HashMap<String, String>, state: &State, asked: bool, limits
 }
 
 #[cfg(test)]
+impl Found {
+    /// One that no engine has.
+    pub fn pretend(number: u64, running: bool, instance: Option<Instance>) -> Found {
+        let id = number.to_string();
+        Found { id, name: String::new(), instance, running, number, created: None, address: None }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use proto::digest::Digest;
 

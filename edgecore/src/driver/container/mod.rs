@@ -2,8 +2,9 @@
 //!
 //! The driver keeps nothing in memory: which container is whose is in its labels, so an agent that is started anew
 //! finds all that the one before it left running, and a container without our label is never touched. Which apps were
-//! ever containers here is in a folder on disk: about all others the engine is not asked, so that they do not depend on
-//! an engine that is sick. Of each app there is the newest container, and one before it for its output. That one was
+//! ever containers here is on disk (`marks`): about all others the engine is not asked, so that they do not depend on
+//! an engine that is sick. There is, too, whether one may run: while its engine is away, nobody knows of an end, and
+//! whoever asks is told so. Of each app there is the newest container, and one before it for its output. That one was
 //! asked to stop is in its name.
 //!
 //! `create` says what is asked of the engine, `look` what it answers, `folders` where a container may write, `attach` runs
@@ -19,9 +20,12 @@ mod folders;
 mod image;
 mod layer;
 mod look;
+mod marks;
 mod output;
 mod registry;
 mod sweep;
+#[cfg(test)]
+pub(super) mod tests;
 
 use std::{
     collections::BTreeSet,
@@ -33,7 +37,6 @@ use std::{
 use bytes::Bytes;
 use proto::{
     digest::Digest,
-    durable,
     env::{BoxFuture, Env},
     exec::Start,
     name::Name,
@@ -55,6 +58,7 @@ use self::{
     engine::Engine,
     image::{Files, ImageError},
     look::{Found, STOPPED},
+    marks::{Mark, MarkError, Marks},
     registry::Pinned,
 };
 use super::{
@@ -78,8 +82,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 pub struct ContainerDriver {
     engine: Engine,
     env: Env,
-    /// A file for each app that was ever a container here.
-    marks: PathBuf,
+    /// Of each app that was ever a container here.
+    marks: Arc<Marks>,
     /// Whose containers are ours: agents with other folders have others.
     agent: String,
     names: Mutex<ChaCha12Rng>,
@@ -88,41 +92,92 @@ pub struct ContainerDriver {
 }
 
 impl ContainerDriver {
-    /// Asks the engine at the first of `sockets` that is there. `root` is a folder of its own, which tells this agent
-    /// from others of the box.
+    /// Asks the engine at the first of `sockets` that is there, and about an app's containers the one that has them.
+    /// `root` is a folder of its own, which tells this agent from others of the box.
     #[must_use]
     pub fn new(root: &Path, sockets: Vec<PathBuf>, env: Env) -> ContainerDriver {
         let agent: String = Digest::of(root.as_os_str().as_encoded_bytes()).hex().chars().take(16).collect();
         let names = Mutex::new(env.seed.stream("names of containers"));
         let secrets = OnceLock::new();
-        ContainerDriver { engine: Engine::at(sockets), env, marks: root.to_owned(), agent, names, secrets }
+        let (engine, marks) = (Engine::new(sockets), Arc::new(Marks::at(root)));
+        ContainerDriver { engine, env, marks, agent, names, secrets }
     }
 
-    /// Whether the app may have a container here: the engine is there, and it had one before.
-    fn may_have(&self, app: &Name) -> bool {
-        self.engine.is_there() && self.marks.join(app.as_str()).exists()
+    /// The engine that may have containers of the app, and where it listens; `None`: there are none.
+    async fn engine_of(&self, app: &Name) -> Result<Option<(PathBuf, Api)>, String> {
+        let Some(mark) = self.marks.read(app)? else { return Ok(None) };
+        let socket = match mark.may_run_at(&procs::boot_id()) {
+            Some(socket) if !socket.exists() => return Err(away(socket, app)),
+            Some(socket) => socket,
+            None => match self.engine.socket(mark.socket.as_deref()) {
+                Some(socket) => socket,
+                None => return Ok(None),
+            },
+        };
+        Ok(Some((socket.to_owned(), self.engine.at(socket).await?)))
     }
 
-    async fn mark(&self, app: &Name) -> Result<(), String> {
-        let (marks, mark) = (self.marks.clone(), self.marks.join(app.as_str()));
-        let marked = self.env.blocking.run(move || {
-            if mark.exists() {
-                return Ok(());
-            }
-            durable::create_dir_all(&marks)?;
-            durable::write(&mark, b"", 0o600)
-        });
-        marked.await.map_err(|e| e.to_string())
+    /// The engine that gets the instance's next container: that of the one before, or of its app, while it is there.
+    async fn engine_for(&self, spec: &InstanceSpec) -> Result<(&Path, Api), String> {
+        let key = spec.key();
+        let mark = self.marks.read(&key)?.unwrap_or_default();
+        if let Some(socket) = mark.may_run_at(&procs::boot_id()).filter(|socket| !socket.exists()) {
+            return Err(away(socket, &key));
+        }
+        let before = match mark.socket {
+            None => self.marks.read(&spec.app)?.and_then(|mark| mark.socket),
+            before => before,
+        };
+        self.engine.get(before.as_deref()).await
+    }
+
+    async fn note(
+        &self,
+        app: &Name,
+        change: impl FnOnce(Option<Mark>) -> Option<Mark> + Send + 'static,
+    ) -> Result<(), MarkError> {
+        let (marks, app) = (self.marks.clone(), app.clone());
+        self.env.blocking.run(move || marks.change(&app, change)).await
+    }
+
+    /// Notes that the app is or was a container here.
+    async fn mark(&self, app: &Name, socket: &Path) -> Result<(), String> {
+        let socket = Some(socket.to_owned());
+        let noted = self.note(app, |mark| mark.or(Some(Mark { socket, started: None }))).await;
+        noted.map_err(|e| e.to_string())
     }
 
     async fn found(&self, api: &Api, app: &Name) -> Result<Vec<Found>, String> {
         look::of(api, &self.agent, app, &procs::boot_id()).await.map_err(|e| e.to_string())
     }
 
+    /// The app's containers, the newest first. What that tells of an end is noted.
+    async fn look(&self, app: &Name) -> Result<Option<(Api, Vec<Found>)>, String> {
+        let Some((socket, api)) = self.engine_of(app).await? else { return Ok(None) };
+        let found = self.found(&api, app).await?;
+        let boot_id = procs::boot_id();
+        if let Some(mark) = self.marks.read(app)?
+            && mark != mark.clone().seen(&socket, &boot_id, &found)
+        {
+            let seen = found.clone();
+            let noted = self.note(app, move |mark| Some(mark?.seen(&socket, &boot_id, &seen))).await;
+            if let Err(error) = noted {
+                tracing::debug!(%app, %error, "what its containers do is not noted");
+            }
+        }
+        Ok(Some((api, found)))
+    }
+
     async fn newest(&self, app: &Name) -> Result<Option<(Api, Found)>, String> {
-        let api = self.engine.get().await?;
-        let newest = self.found(&api, app).await?.into_iter().next();
-        Ok(newest.map(|newest| (api, newest)))
+        let Some((api, found)) = self.look(app).await? else { return Ok(None) };
+        Ok(found.into_iter().next().map(|newest| (api, newest)))
+    }
+
+    /// Notes that nothing of it runs.
+    async fn note_end(&self, app: &Name) {
+        if let Err(error) = self.note(app, |mark| Some(mark?.ended())).await {
+            tracing::warn!(%app, %error, "that its container ended is not noted");
+        }
     }
 
     /// The image of a release is at the engine.
@@ -162,9 +217,14 @@ impl ContainerDriver {
 
     async fn try_start(&self, spec: &InstanceSpec) -> Result<(), String> {
         let container = spec.workload.container.as_ref().ok_or("it is no container")?;
-        let api = self.engine.get().await?;
+        let key = spec.key();
+        let (socket, api) = self.engine_for(spec).await?;
         self.load(&api, spec, container).await.map_err(|e| e.to_string())?;
-        let mut before = self.found(&api, &spec.key()).await?;
+        let noted = self.marks.read(&key)?.unwrap_or_default();
+        if noted.may_run_at(&procs::boot_id()).is_some_and(|at| at != socket) {
+            self.try_stop(&key, spec.workload.stop_grace.get()).await?; // at the engine of other settings
+        }
+        let mut before = self.found(&api, &key).await?;
         for found in before.iter().filter(|found| found.running) {
             self.end(&api, found, spec.workload.stop_grace.get()).await?;
         }
@@ -175,7 +235,7 @@ impl ContainerDriver {
         for found in before {
             self.discard(&api, &found.id).await?;
         }
-        self.mark(&spec.key()).await?;
+        self.mark(&key, socket).await?;
         let uses = container.uses.iter().map(|uses| files_of(spec, &uses.app)).collect::<Result<_, _>>()?;
         let (data, volumes) = (spec.data.clone(), container.volumes.clone());
         let owner = crate::secrets::owner_in_container(spec.workload.user.as_deref()).ok().flatten(); // numbers alone say whom
@@ -194,7 +254,7 @@ impl ContainerDriver {
             socket: spec.workload.env.get(STREAMS_SOCKET).map(PathBuf::from).filter(|socket| is_alone(socket)),
         };
         let random = self.names.lock().unwrap_or_else(PoisonError::into_inner).next_u64();
-        let name = format!("crossdock-{}-{random:016x}", spec.key());
+        let name = format!("crossdock-{key}-{random:016x}");
         let body = create::body(spec, container, &around);
         let mut created = api.create(&name, &body).await;
         if created.as_ref().is_err_and(|e| e.to_string().contains("container-init")) {
@@ -202,8 +262,19 @@ impl ContainerDriver {
             created = api.create(&name, &create::without_init(body)).await;
         }
         let id = created.map_err(|e| format!("the engine would not make it: {e}"))?;
+        let mark = Mark::starting(socket, number, &procs::boot_id());
+        match self.note(&key, move |_| Some(mark)).await {
+            Ok(()) => {}
+            // That it runs is worth more than to know so while the engine is away.
+            Err(MarkError::Durable(e)) if e.is_disk_full() => tracing::warn!(app = %key, error = %e, "started unnoted"),
+            Err(e) => {
+                self.discard(&api, &id).await?;
+                return Err(format!("that it is started cannot be noted: {e}"));
+            }
+        }
         if let Err(e) = api.start(&id).await {
             self.discard(&api, &id).await?; // nothing half-started stays
+            self.note_end(&key).await;
             return Err(format!("the engine would not start it: {e}"));
         }
         Ok(())
@@ -290,28 +361,29 @@ impl ContainerDriver {
     }
 
     async fn try_stop(&self, app: &Name, grace: Duration) -> Result<(), String> {
-        if !self.may_have(app) {
-            return Ok(());
-        }
-        let api = self.engine.get().await?;
-        for found in self.found(&api, app).await?.iter().filter(|found| found.running) {
+        let Some((api, found)) = self.look(app).await? else { return Ok(()) };
+        for found in found.iter().filter(|found| found.running) {
             self.end(&api, found, grace).await?;
         }
+        self.note_end(app).await;
         Ok(())
     }
 
     async fn try_remove(&self, app: &Name) -> Result<(), String> {
-        if !self.may_have(app) {
-            return Ok(());
-        }
-        let api = self.engine.get().await?;
-        for found in self.found(&api, app).await? {
+        let Some((api, found)) = self.look(app).await? else { return Ok(()) };
+        for found in found {
             self.discard(&api, &found.id).await?;
         }
         sweep::collect(&api, &self.agent, app, &BTreeSet::new()).await.map_err(|e| e.to_string())?;
-        let mark = self.marks.join(app.as_str());
-        self.env.blocking.run(move || std::fs::remove_file(mark)).await.map_err(|e| format!("its mark stays: {e}"))
+        let (marks, app) = (self.marks.clone(), app.clone());
+        self.env.blocking.run(move || marks.remove(&app)).await.map_err(|e| format!("its mark stays: {e}"))
     }
+}
+
+/// Nobody can tell whether a container runs.
+fn away(socket: &Path, app: &Name) -> String {
+    let socket = socket.display();
+    format!("the engine at {socket} is away and a container of {app} may run; start the engine, or reboot the box")
 }
 
 /// Whether nothing else is seen by who sees the folder of a file.
@@ -340,8 +412,8 @@ impl Driver for ContainerDriver {
         Box::pin(async move {
             let Some(container) = &spec.workload.container else { return Ok(()) };
             let no_engine = |message| NotReady { reason: "NoContainerEngine", message };
-            let api = self.engine.get().await.map_err(no_engine)?;
-            self.mark(&spec.key()).await.map_err(|message| NotReady { reason: "StateNotWritable", message })?;
+            let (socket, api) = self.engine_for(spec).await.map_err(no_engine)?;
+            self.mark(&spec.key(), socket).await.map_err(|message| NotReady { reason: "StateNotWritable", message })?;
             let loaded = self.load(&api, spec, container).await;
             loaded.map_err(|e| NotReady { reason: e.reason(), message: e.to_string() })?;
             for uses in &container.uses {
@@ -357,9 +429,6 @@ impl Driver for ContainerDriver {
 
     fn inspect<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<Option<Instance>, DriverError>> {
         Box::pin(async move {
-            if !self.may_have(app) {
-                return Ok(None);
-            }
             let newest = self.newest(app).await.map_err(failed("inspect", app))?;
             Ok(newest.and_then(|(_, found)| found.instance))
         })
@@ -379,15 +448,18 @@ impl Driver for ContainerDriver {
 
     fn list(&self) -> BoxFuture<'_, Result<Vec<Name>, DriverError>> {
         Box::pin(async move {
-            if !self.engine.is_there() {
-                return Ok(vec![]);
-            }
-            // Without the engine nobody can tell: nothing is removed then.
-            let Ok(api) = self.engine.get().await else { return Ok(vec![]) };
-            let found = look::ours(&api, &self.agent, None).await.unwrap_or_default();
-            let names: BTreeSet<Name> = found.into_iter().map(|(app, _)| app).collect();
-            for app in &names {
-                self.mark(app).await.map_err(failed("note", app))?;
+            let (marks, boot_id) = (self.marks.all(), procs::boot_id());
+            let may_run = marks.iter().filter(|(_, mark)| mark.may_run_at(&boot_id).is_some());
+            let mut names: BTreeSet<Name> = may_run.map(|(app, _)| app.clone()).collect();
+            let noted = marks.iter().filter_map(|(_, mark)| mark.socket.as_deref());
+            let sockets: BTreeSet<&Path> = noted.chain(self.engine.socket(None)).filter(|at| at.exists()).collect();
+            for socket in sockets {
+                // Without the engine nobody can tell: nothing is removed then.
+                let Ok(api) = self.engine.at(socket).await else { continue };
+                for (app, _) in look::ours(&api, &self.agent, None).await.unwrap_or_default() {
+                    self.mark(&app, socket).await.map_err(failed("note", &app))?;
+                    names.insert(app);
+                }
             }
             Ok(names.into_iter().collect())
         })
@@ -428,10 +500,9 @@ impl Driver for ContainerDriver {
 
     fn collect<'a>(&'a self, app: &'a Name, keep: &'a BTreeSet<Digest>) -> BoxFuture<'a, Result<(), DriverError>> {
         Box::pin(async move {
-            if !self.may_have(app) {
+            let Some((_, api)) = self.engine_of(app).await.map_err(failed("clean up after", app))? else {
                 return Ok(());
-            }
-            let api = self.engine.get().await.map_err(failed("clean up after", app))?;
+            };
             sweep::collect(&api, &self.agent, app, keep).await.map_err(|e| failed("clean up after", app)(e.to_string()))
         })
     }
@@ -443,11 +514,7 @@ impl Driver for ContainerDriver {
         follow: bool,
     ) -> BoxFuture<'a, Option<mpsc::Receiver<Bytes>>> {
         Box::pin(async move {
-            if !self.may_have(app) {
-                return None;
-            }
-            let api = self.engine.get().await.ok()?;
-            let found = self.found(&api, app).await.ok()?;
+            let (api, found) = self.look(app).await.ok()??;
             let ids: Vec<String> = found.into_iter().rev().map(|found| found.id).collect();
             (!ids.is_empty()).then(|| output::stream(api, ids, tail, follow))
         })

@@ -20,6 +20,11 @@ struct PretendState {
     unready: bool,
     /// The driver cannot tell what runs.
     blind: bool,
+    /// What is to be there before a start is on its way, and does not arrive.
+    fetching: bool,
+    /// Why it does not.
+    missing: Option<String>,
+    prepared: u32,
 }
 
 impl Pretend {
@@ -44,6 +49,18 @@ impl Pretend {
 }
 
 impl Driver for Pretend {
+    fn prepare<'a>(&'a self, _: &'a InstanceSpec) -> BoxFuture<'a, Result<(), NotReady>> {
+        Box::pin(async move {
+            while self.state().fetching {
+                sleep(Duration::from_secs(1)).await;
+            }
+            let mut state = self.state();
+            state.prepared += 1;
+            let missing = state.missing.clone();
+            missing.map_or(Ok(()), |message| Err(NotReady { reason: "ImagePullFailed", message }))
+        })
+    }
+
     fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), DriverError>> {
         Box::pin(async move {
             let mut state = self.state();
@@ -130,6 +147,32 @@ async fn until(supervisor: &Supervisor, what: impl FnMut(&Health) -> bool) -> He
     let mut health = supervisor.health();
     let found = timeout(Duration::from_secs(3600), health.wait_for(what)).await;
     found.expect("it comes about").unwrap().clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_to_come_first_keeps_nobody_from_stopping() {
+    let driver = Arc::new(Pretend::default());
+    driver.state().fetching = true;
+    let supervisor = supervise(&driver, r#"{"command": "run"}"#);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(driver.starts_and_stops(), (0, 0));
+    let health = supervisor.health();
+    timeout(Duration::from_secs(1), supervisor.stop()).await.expect("nobody waits for the image").unwrap();
+    assert_eq!((driver.starts_and_stops(), health.borrow().state), ((0, 1), RunState::Stopped));
+
+    // What cannot be had is a start that failed: it is tried again, less and less often.
+    driver.state().fetching = false;
+    driver.state().missing = Some("no route to the registry".into());
+    let supervisor = supervise(&driver, r#"{"command": "run"}"#);
+    let health = until(&supervisor, |h| h.message.contains("no route to the registry")).await;
+    assert!(health.message.contains("could not start web"), "{health:?}");
+    sleep(Duration::from_secs(120)).await;
+    let tried = driver.state().prepared;
+    assert!((4..12).contains(&tried), "{tried}");
+    driver.state().missing = None;
+    until(&supervisor, |h| h.state == RunState::Running).await;
+    assert_eq!(driver.starts_and_stops(), (1, 1));
+    supervisor.stop().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

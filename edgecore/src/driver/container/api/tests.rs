@@ -38,7 +38,7 @@ impl Fake {
         fake
     }
 
-    fn socket(&self) -> std::path::PathBuf {
+    pub(in crate::driver::container) fn socket(&self) -> std::path::PathBuf {
         self.folder.path().join("engine.sock")
     }
 
