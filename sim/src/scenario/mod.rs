@@ -297,6 +297,7 @@ const FILES: &[(&str, &str)] = files![
     "double_eleven_peak",
     "eleven_of_hundred_centers_offline_for_a_week",
     "gpu_lost_box_reboots",
+    "gpu_lost_in_trial",
     "gpu_release_does_not_fit",
     "gpu_two_apps_one_box",
     "half_a_site_dies_in_a_wave",
