@@ -9,6 +9,7 @@
 //! | `refuse` | cannot be started at all |
 //! | `refuse-on=gpu` | the same, on boxes that have it in their names |
 //! | `tell=frames_per_second:25` | tells that of itself each second; with `cameras` also those that are lost |
+//! | the same, of what replicas follow | tells that of the app as a whole, or the backlog that a fault gives its box |
 //! | `tell-every=30` | so many seconds between two tellings |
 //! | `files`, `bad-files` | there is none: the release is files for others, of which the bad ones make those hang |
 //! | `eat-disk=100Mi` | runs, and takes so much of the 128 MiB that its box has to spare until it ends |
@@ -97,6 +98,10 @@ struct State {
     violations: Vec<String>,
     /// Cameras whose plug was pulled.
     cameras_lost: u32,
+    /// What instances tell of what their replicas follow.
+    backlog: Option<u32>,
+    /// When a release was started first.
+    begun: BTreeMap<Digest, Instant>,
 }
 
 impl SimDriver {
@@ -156,7 +161,8 @@ impl SimDriver {
     fn start_now(&self, spec: &InstanceSpec) -> Result<(), DriverError> {
         let (app, version) = (&spec.app, &spec.release.version);
         let (used, bad_files) = self.check_used(spec);
-        if let Err(problem) = self.check_tree(spec).and(used).and_then(|()| self.check_gpus(spec)) {
+        let checked = self.check_tree(spec).and(used).and_then(|()| self.check_gpus(spec));
+        if let Err(problem) = checked.and_then(|()| self.check_replicas(spec)) {
             self.trace.line(&self.host, format_args!("VIOLATION {app}@{version}: {problem}"));
             self.lock().violations.push(format!("{}: {app}@{version} was started: {problem}", self.host));
         }
@@ -172,7 +178,8 @@ impl SimDriver {
             return Err(DriverError { attempt: "start", app: app.clone(), problem });
         }
         let used: String = spec.uses.iter().map(|(of, used)| format!(" with {of}@{}", used.version)).collect();
-        self.trace.line(&self.host, format_args!("{app}@{version} started{used}"));
+        let replica = if spec.replica > 0 { format!(" as replica {}", spec.replica) } else { String::new() };
+        self.trace.line(&self.host, format_args!("{app}@{version} started{replica}{used}"));
         let ends_at = match behaviour {
             Behaviour::CrashesAfter(time) => Some(Instant::now() + time),
             _ => None,
@@ -180,6 +187,7 @@ impl SimDriver {
         let started_at = self.wall.now();
         let mut state = self.lock();
         state.started += 1;
+        state.begun.entry(spec.release.digest).or_insert_with(Instant::now);
         let process = Process {
             instance: Instance { release: spec.release.clone(), started_at, exit: None },
             run: spec.run.clone(),
@@ -188,6 +196,7 @@ impl SimDriver {
             hangs: behaviour == Behaviour::Hangs || bad_files,
             tells: tells(&spec.workload.args),
             tells_every_s: tells_every_s(&spec.workload.args),
+            follows: spec.workload.replicas.as_ref().map(|replicas| replicas.metric.clone()),
             eats_bytes: if let Behaviour::EatsDisk(bytes) = behaviour { bytes } else { 0 },
             ends_at: if self.gpus_answer(&spec.gpus) { ends_at } else { Some(Instant::now()) },
             gpus: spec.gpus.clone(),

@@ -173,6 +173,13 @@ pub enum Fault {
         /// Of which box.
         target: Target,
     },
+    /// Instances tell so much of what their replicas follow.
+    Backlog {
+        /// Of which box.
+        target: Target,
+        /// How much.
+        count: u32,
+    },
     /// A bit flips at rest. At once; not healed by the world.
     FlipBit {
         /// On whose disk.
@@ -209,6 +216,7 @@ macro_rules! aimed {
             | Fault::DiskFull { $target }
             | Fault::GpuLost { $target }
             | Fault::GpuSick { $target }
+            | Fault::Backlog { $target, .. }
             | Fault::FlipBit { $target, .. }
     };
 }
@@ -233,6 +241,7 @@ impl Fault {
             Fault::DiskFull { .. } => "disk-full",
             Fault::GpuLost { .. } => "gpu-lost",
             Fault::GpuSick { .. } => "gpu-sick",
+            Fault::Backlog { .. } => "backlog",
             Fault::FlipBit { .. } => "flip-bit",
             Fault::BrokerDown { .. } => "broker-down",
             Fault::SinkDown => "sink-down",
@@ -276,6 +285,7 @@ impl fmt::Display for Fault {
         match self {
             Fault::Line { name, .. } => write!(f, " {name}"),
             Fault::Clock { offset_ms, .. } => write!(f, " {:+.3} s", *offset_ms as f64 / 1e3),
+            Fault::Backlog { count, .. } => write!(f, " of {count}"),
             Fault::FlipBit { spot, .. } => write!(f, " in {spot:?}"),
             Fault::RestoreHub { age } => write!(f, " of {age:?} ago"),
             _ => Ok(()),

@@ -177,6 +177,7 @@ async fn a_restored_hub_gets_again_what_it_lost() {
         args: vec![],
         gpus: None,
         uses: None,
+        scaling: None,
         bad: false,
     };
     world.begin(&Fault::Reinstall { target: node("box-1") }).await.unwrap();

@@ -4,7 +4,7 @@
 //! looks at what keeps it from choosing a node that would only refuse: the driver, GPUs that are lost or sick, their
 //! memory, and who has them, also who was told to begin there and does not have them yet.
 
-use std::collections::BTreeMap;
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use proto::{
     name::{Name, ReleaseName, Version},
@@ -41,19 +41,44 @@ pub(super) fn fit<'a>(
     let mut others = holders(node, releases);
     others.extend(picked.filter_map(|(app, release)| Some((app, release.spec.gpus.as_ref()?))));
     others.remove(&release.spec.app);
-    let would_do = |gpu: &&GpuInfo| left(gpu, needs, &others).is_some();
-    let free = inventory.devices.iter().filter(would_do).count();
-    // Who has none yet takes those that would do, for all the hub knows.
-    let holds = |app: &Name| inventory.devices.iter().any(|gpu| gpu.apps.contains(app));
-    let coming = others.iter().filter(|(app, gpus)| !holds(app) && (gpus.exclusive || needs.exclusive));
-    let about_to: usize = coming.map(|(_, gpus)| gpus.count as usize).sum();
-    let left = free.saturating_sub(about_to);
-    if left >= needs.count as usize {
+    let has = |app: &Name| inventory.devices.iter().any(|gpu| gpu.apps.contains(app));
+    let coming = others.iter().filter(|(app, _)| !has(app));
+    // For all the hub knows whoever is to be alone takes what would do, and who shares takes its share.
+    let (alone, sharing): (Vec<_>, Vec<_>) = coming.partition(|(_, gpus)| gpus.exclusive || needs.exclusive);
+    let promised = promised(&inventory.devices, &sharing, &others);
+    let would_do = |(gpu, promised): &(&GpuInfo, &u64)| left(gpu, needs, &others, **promised).is_some();
+    let free = inventory.devices.iter().zip(&promised).filter(would_do).count();
+    let about_to: usize = alone.iter().map(|(_, gpus)| gpus.count as usize).sum();
+    if free.saturating_sub(about_to) >= needs.count as usize {
         return Ok(());
     }
     let (name, all) = (node.name(), inventory.devices.len());
+    let beside: Vec<&str> = sharing.iter().map(|(app, _)| app.as_str()).collect();
+    let beside = match &*beside {
+        [] => String::new(),
+        [one] => format!(" beside {one}, which is about to begin"),
+        several => format!(" beside {}, which are about to begin", several.join(", ")),
+    };
     let about_to = if about_to > 0 { format!(", and {about_to} are other apps' in a moment") } else { String::new() };
-    Err(format!("it needs {what}, and of the {all} of {name} {free} would do{about_to}"))
+    Err(format!("it needs {what}, and of the {all} of {name} {free} would do{beside}{about_to}"))
+}
+
+/// Bytes of each GPU that apps with shares will have in a moment. As the box does it: who needs most is first, and gets
+/// those GPUs that it fits most tightly.
+fn promised(devices: &[GpuInfo], sharing: &[(&&Name, &&Gpus)], others: &BTreeMap<&Name, &Gpus>) -> Vec<u64> {
+    let mut promised = vec![0_u64; devices.len()];
+    let mut sharing: Vec<&Gpus> = sharing.iter().map(|(_, gpus)| **gpus).collect();
+    sharing.sort_by_key(|gpus| Reverse((u128::from(gpus.memory_bytes()) * u128::from(gpus.count), gpus.count)));
+    for gpus in sharing {
+        let there = devices.iter().zip(&mut promised);
+        let fits = there.filter_map(|(gpu, promised)| Some((left(gpu, gpus, others, *promised)?, promised)));
+        let mut fitting: Vec<(u64, &mut u64)> = fits.collect();
+        fitting.sort_by_key(|(left, _)| *left);
+        for (_, promised) in fitting.into_iter().take(gpus.count as usize) {
+            *promised = promised.saturating_add(gpus.memory_bytes());
+        }
+    }
+    promised
 }
 
 /// The apps that may run on a node and have GPUs, and what they ask of each.
@@ -68,12 +93,12 @@ fn holders<'a>(node: &'a Node, releases: &'a Releases) -> BTreeMap<&'a Name, &'a
     running.chain(told).filter_map(gpus).collect()
 }
 
-/// Bytes that would be left of a GPU; nothing where it does not do.
-fn left(gpu: &GpuInfo, needs: &Gpus, others: &BTreeMap<&Name, &Gpus>) -> Option<u64> {
+/// Bytes that would be left of a GPU, of which so many are promised; nothing where it does not do.
+fn left(gpu: &GpuInfo, needs: &Gpus, others: &BTreeMap<&Name, &Gpus>, promised: u64) -> Option<u64> {
     if !gpu.problem.is_empty() {
         return None;
     }
-    let mut taken = 0_u64;
+    let mut taken = promised;
     for app in &gpu.apps {
         match others.get(app) {
             Some(gpus) if needs.exclusive || gpus.exclusive => return None,

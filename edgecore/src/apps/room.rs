@@ -139,15 +139,20 @@ impl Rooms {
         answer
     }
 
-    /// An app asks for no other releases than these.
+    /// An app asks for no other releases than these; with none it has no spare replicas either.
     pub fn keep_only(&self, app: &Name, releases: &BTreeSet<Digest>) {
         self.asked.send_if_modified(|asked| {
-            let Some(own) = asked.apps.get_mut(app) else { return false };
-            let before = own.len();
-            own.retain(|digest, _| releases.contains(digest));
-            let changed = own.len() != before;
-            if own.is_empty() {
-                asked.apps.remove(app);
+            let mut changed = false;
+            if let Some(own) = asked.apps.get_mut(app) {
+                let before = own.len();
+                own.retain(|digest, _| releases.contains(digest));
+                changed = own.len() != before;
+                if own.is_empty() {
+                    asked.apps.remove(app);
+                }
+            }
+            if releases.is_empty() {
+                changed |= asked.spare.remove(app).is_some();
             }
             changed
         });
@@ -214,5 +219,25 @@ mod tests {
         assert_eq!(rooms.spare(&b, memory(3), 2), (2, None));
         rooms.allot(None);
         assert_eq!(rooms.spare(&b, memory(300), 15), (15, None));
+    }
+
+    #[test]
+    fn an_app_that_asks_for_nothing_more_has_no_spare_replicas() {
+        let rooms = rooms("{}");
+        let (a, b): (Name, Name) = ("a".parse().unwrap(), "b".parse().unwrap());
+        rooms.hold(&a, Digest::of(b"a1"), memory(2));
+        rooms.hold(&b, Digest::of(b"b1"), memory(2));
+        assert_eq!(rooms.spare(&a, memory(2), 2), (2, None));
+        rooms.keep_only(&a, &[Digest::of(b"a1")].into());
+        assert_eq!(rooms.spare(&b, memory(2), 1).0, 0, "they go on");
+        let news = rooms.news();
+        rooms.keep_only(&a, &BTreeSet::new());
+        assert_eq!(rooms.spare(&b, memory(2), 3), (3, None));
+        assert!(news.0.has_changed());
+        // Also where nothing else was known of it.
+        rooms.spare(&b, memory(2), 0);
+        rooms.spare(&a, memory(6), 1);
+        rooms.keep_only(&a, &BTreeSet::new());
+        assert_eq!(rooms.spare(&b, memory(2), 3), (3, None));
     }
 }

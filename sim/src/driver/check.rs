@@ -10,7 +10,7 @@ use std::{
 
 use edgecore::{
     apps::live,
-    driver::{InstanceSpec, Side},
+    driver::{InstanceSpec, Side, side::app_of},
 };
 use proto::{
     digest::Digest,
@@ -18,7 +18,7 @@ use proto::{
     release::{Manifest, replicas, uses::variable},
 };
 
-use super::{BAD_FILES, SimDriver};
+use super::{BAD_FILES, SimDriver, process::Process};
 use crate::gpu;
 
 impl SimDriver {
@@ -51,6 +51,37 @@ impl SimDriver {
             if bytes > gpu::MEMORY_BYTES {
                 return Err(format!("apps have {bytes} bytes of {uuid}, which has {}", gpu::MEMORY_BYTES));
             }
+        }
+        Ok(())
+    }
+
+    /// Whether a replica is one of as many as its release says, beside the first one of that release, which has been up
+    /// for long enough to be proved; and whether a first one of another release begins beside none.
+    pub(super) fn check_replicas(&self, spec: &InstanceSpec) -> Result<(), String> {
+        let state = self.lock();
+        let of_app = state.apps.iter().filter(|(key, other)| other.instance.exit.is_none() && app_of(key) == spec.app);
+        let of_app = of_app.map(|(key, other)| (replicas::of(key).1, other));
+        if spec.replica == 0 {
+            let is_other = |(replica, other): &(u8, &Process)| {
+                *replica > 0 && other.instance.release.digest != spec.release.digest && spec.run.is_none()
+            };
+            return of_app.clone().find(is_other).map_or(Ok(()), |(replica, other)| {
+                Err(format!("it begins beside replica {replica} of {}", other.instance.release.version))
+            });
+        }
+        let max = spec.workload.replicas.as_ref().map_or(1, |replicas| replicas.max);
+        if spec.replica >= max {
+            return Err(format!("it is replica {}, of at most {max} with 0", spec.replica));
+        }
+        // The first one may have ended of itself a moment ago.
+        let mut firsts = of_app.filter(|(replica, other)| *replica == 0 && other.is_live());
+        let first = firsts.find(|(_, other)| other.instance.release.digest != spec.release.digest);
+        if let Some((_, first)) = first {
+            return Err(format!("its replica {} begins beside {}", spec.replica, first.instance.release.version));
+        }
+        let since = state.begun.get(&spec.release.digest);
+        if since.is_none_or(|since| since.elapsed() < spec.workload.soak.get()) {
+            return Err(format!("its replica {} begins before it can be proved", spec.replica));
         }
         Ok(())
     }

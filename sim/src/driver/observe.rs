@@ -7,6 +7,7 @@ use proto::{
     digest::Digest,
     name::{Name, Version},
     object::ReleaseRef,
+    release::replicas,
 };
 
 use super::{SimDriver, process::Process};
@@ -36,8 +37,27 @@ impl SimDriver {
     #[must_use]
     pub fn all_running(&self) -> Vec<(Name, ReleaseRef, u64)> {
         let state = self.lock();
-        let running = state.apps.iter().filter(|(_, process)| process.instance.exit.is_none() && process.is_live());
-        running.map(|(key, process)| (side::app_of(key), process.instance.release.clone(), process.number)).collect()
+        let runs = |(key, process): &(&Name, &Process)| {
+            process.instance.exit.is_none() && process.is_live() && replicas::of(key).1 == 0
+        };
+        state
+            .apps
+            .iter()
+            .filter(runs)
+            .map(|(key, process)| (side::app_of(key), process.instance.release.clone(), process.number))
+            .collect()
+    }
+
+    /// Replicas that run of each app besides the first: their numbers, their release, and the number of the instance.
+    #[must_use]
+    pub fn other_replicas(&self) -> Vec<(Name, u8, Version, u64)> {
+        let state = self.lock();
+        let other = |(key, process): (&Name, &Process)| {
+            let (app, replica) = replicas::of(key);
+            let runs = process.instance.exit.is_none() && replica > 0;
+            runs.then(|| (app, replica, process.instance.release.version.clone(), process.number))
+        };
+        state.apps.iter().filter_map(other).collect()
     }
 
     /// What was started although it was not what its release says. Empty, or the agent is broken.
@@ -64,7 +84,9 @@ impl SimDriver {
     #[must_use]
     pub fn used(&self) -> Vec<(Name, BTreeMap<Name, Version>)> {
         let state = self.lock();
-        let live = state.apps.iter().filter(|(_, p)| p.instance.exit.is_none() && p.is_live() && !p.uses.is_empty());
+        let live = state.apps.iter().filter(|(key, p)| {
+            p.instance.exit.is_none() && p.is_live() && !p.uses.is_empty() && replicas::of(key).1 == 0
+        });
         let versions = |p: &Process| p.uses.iter().map(|(of, used)| (of.clone(), used.version.clone())).collect();
         live.map(|(key, process)| (Side::of(key).0, versions(process))).collect()
     }

@@ -31,6 +31,8 @@ pub(super) struct Process {
     /// What it tells of itself, and how often.
     pub(super) tells: BTreeMap<MetricName, f64>,
     pub(super) tells_every_s: u64,
+    /// The metric that the number of its replicas follows.
+    pub(super) follows: Option<MetricName>,
     /// GPUs that it has, whether for itself, and how much of each.
     pub(super) gpus: Vec<String>,
     pub(super) exclusive: bool,

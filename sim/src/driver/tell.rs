@@ -2,7 +2,10 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use edgecore::metrics::{Metrics, Told};
+use edgecore::{
+    driver::side::app_of,
+    metrics::{Metrics, Told},
+};
 use proto::{name::Name, object::metrics::CAMERAS_LOST};
 use tokio::time::sleep;
 
@@ -30,14 +33,28 @@ impl SimDriver {
         let tells = |process: &&Process| {
             process.instance.exit.is_none() && !process.tells.is_empty() && second.is_multiple_of(process.tells_every_s)
         };
-        let told = |(app, process): (&Name, &Process)| {
+        let told = |(key, process): (&Name, &Process)| {
             let mut values = process.tells.clone();
             if let (true, Ok(lost)) = (values.contains_key("cameras"), CAMERAS_LOST.parse()) {
                 values.insert(lost, state.cameras_lost.into());
             }
-            Told { app: app.clone(), digest: process.instance.release.digest, replica: None, values }
+            if let (Some(metric), Some(backlog)) = (&process.follows, state.backlog) {
+                values.insert(metric.clone(), backlog.into());
+            }
+            Told { app: app_of(key), digest: process.instance.release.digest, replica: None, values }
         };
         state.apps.iter().filter(|(_, process)| tells(process)).map(told).collect()
+    }
+
+    /// Whether anything runs whose replicas follow what it tells.
+    #[must_use]
+    pub fn follows_backlog(&self) -> bool {
+        self.lock().apps.values().any(|process| process.instance.exit.is_none() && process.follows.is_some())
+    }
+
+    /// Has instances tell so much of what their replicas follow; none: what their release says.
+    pub fn set_backlog(&self, backlog: Option<u32>) {
+        self.lock().backlog = backlog;
     }
 
     /// Pulls the plugs of so many cameras of the box, or of none any more.

@@ -11,7 +11,10 @@ use proto::{
     object::{RolloutPhase, UpdatePhase},
 };
 
-use super::{Fleet, Invariant, Violation};
+use super::{
+    Fleet, Invariant, Violation,
+    replicas::{self, Backlogs, Replicas},
+};
 use crate::{
     fault::{Fault, Spot},
     world::{AppSeen, Observation, Seen},
@@ -32,6 +35,7 @@ pub(super) struct Apps {
     /// What every release's digest was seen to be.
     digests: BTreeMap<(Name, Version), Digest>,
     looked_at: Duration,
+    backlogs: Backlogs,
 }
 
 #[derive(Debug, Default)]
@@ -63,10 +67,12 @@ struct App {
     damaged: Option<Option<u64>>,
     /// Its state was damaged on purpose, likewise: an older copy may be believed until a release has proved itself again.
     forgetful: Option<Option<u64>>,
+    replicas: Replicas,
 }
 
 impl Apps {
     pub(super) fn fault_began(&mut self, fault: &Fault, struck: &[Name]) {
+        self.backlogs.began(fault, struck);
         for node in struck {
             let Some(seen) = self.boxes.get_mut(node) else { continue };
             match fault {
@@ -92,6 +98,10 @@ impl Apps {
         }
     }
 
+    pub(super) fn fault_healed(&mut self, fault: &Fault) {
+        self.backlogs.healed(fault);
+    }
+
     pub(super) fn look(&mut self, fleet: &Fleet, seen: &Observation) -> Result<(), Violation> {
         let since_last = seen.at.saturating_sub(self.looked_at);
         self.looked_at = seen.at;
@@ -112,7 +122,9 @@ impl Apps {
                         })
                     })
                 });
-                let here = Here { fleet, at: seen.at, name, node, app, now, agent_for, since_last, files_may_change };
+                let backlog = self.backlogs.of(name);
+                let here =
+                    Here { fleet, at: seen.at, name, node, app, now, agent_for, since_last, files_may_change, backlog };
                 let state = before.apps.entry(app.clone()).or_default();
                 if started {
                     state.up_since_start = false;
@@ -122,6 +134,7 @@ impl Apps {
                 here.bad_ends(state)?;
                 here.undisturbed(state)?;
                 here.is_up(state)?;
+                here.replicas_follow(state)?;
                 here.remember(state);
             }
         }
@@ -189,6 +202,13 @@ fn goal(
     if let Some(version) = running.filter(|version| fleet.is_bad(app, version)) {
         return Some(format!("{app}@{version} is bad and still runs"));
     }
+    if let (Some(now), Some(version)) = (now, running) {
+        let (at, release) = (seen.at, fleet.release(app, version));
+        let look = replicas::Look { at, now, release, backlog: None, is_settled: true, is_calm: true };
+        if let Some(wrong) = look.wrong_number() {
+            return Some(format!("{app} {version}: {wrong}"));
+        }
+    }
     for (newer, last) in fleet.begun(name, app).into_iter().enumerate() {
         // A hub that came back from a backup may not know of it any more.
         let Some(phase) = seen.rollouts.get(&last.key).map(|now| now.phase) else { continue };
@@ -241,6 +261,8 @@ struct Here<'a> {
     since_last: Duration,
     /// Files of others that it uses may be replaced.
     files_may_change: bool,
+    /// What a fault has its instances tell.
+    backlog: Option<u32>,
 }
 
 impl Here<'_> {
@@ -350,6 +372,21 @@ impl Here<'_> {
             return self.broken(Invariant::Boot, text);
         }
         Ok(())
+    }
+
+    /// Replicas are as many as they are to be, and nobody disturbs them without need.
+    fn replicas_follow(&self, state: &mut App) -> Result<(), Violation> {
+        let Here { at, now, backlog, .. } = *self;
+        let version = now.running.as_ref();
+        let may_change = version.is_none_or(|version| self.is_on_its_way(state, version))
+            || self.files_may_change
+            || self.fleet.ends_by_itself(self.app);
+        let is_calm =
+            self.node.powered && !may_change && !state.excused && state.damaged.is_none() && state.forgetful.is_none();
+        let release = version.and_then(|version| self.fleet.release(self.app, version));
+        let is_settled = is_calm && self.agent_for.is_some();
+        let look = replicas::Look { at, now, release, backlog, is_settled, is_calm };
+        state.replicas.look(&look).or_else(|(invariant, text)| self.broken(invariant, format!("{}: {text}", self.app)))
     }
 
     /// Whether a version that came after this one may still be tried here.

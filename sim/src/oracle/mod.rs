@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Plan --> Fleet (who may run what)
-//! World --Observation, every second--> apps      I1, I3, rows 26 and 27
+//! World --Observation, every second--> apps      I1, I3, rows 26 and 27, replicas
 //!                                  --> rollouts  I3: whom it names and counts
 //!                                  --> waves     I3: when, and how many at once
 //!       --marks, sink, ledger------> records   I2, I4
@@ -19,6 +19,7 @@
 mod apps;
 mod fleet;
 mod records;
+mod replicas;
 mod rollouts;
 #[cfg(test)]
 mod tests;
@@ -52,6 +53,8 @@ pub enum Invariant {
     Boot,
     /// An agent that ends or starts does not disturb what runs.
     Undisturbed,
+    /// Never more instances of an app than its release says, of one release, and as many as what they tell asks for.
+    Replicas,
     /// After healing all that can be reached converges.
     Progress,
 }
@@ -65,6 +68,7 @@ impl fmt::Display for Invariant {
             Invariant::Bounds => "I4 bounds",
             Invariant::Boot => "boot without a hub",
             Invariant::Undisturbed => "undisturbed workloads",
+            Invariant::Replicas => "replicas",
             Invariant::Progress => "progress after healing",
         })
     }
@@ -134,6 +138,7 @@ impl Oracle {
     /// A fault was healed.
     pub fn fault_healed(&mut self, fault: &Fault) {
         self.records.fault_healed(fault);
+        self.apps.fault_healed(fault);
     }
 
     /// Looks at what is now.

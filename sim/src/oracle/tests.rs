@@ -36,7 +36,7 @@ fn s(seconds: u64) -> Duration {
 
 fn release(text: &str, bad: bool) -> Release {
     let (app, version) = (name("app"), version(text));
-    Release { app, version, files: 1, bytes: 10, args: vec![], gpus: None, uses: None, bad }
+    Release { app, version, files: 1, bytes: 10, args: vec![], gpus: None, uses: None, scaling: None, bad }
 }
 
 fn rollout(at: u64, text: &str, to: &str) -> Entry {
@@ -99,6 +99,7 @@ fn well(at: u64) -> Observation {
             target: Some(version("1.0.0")),
             told: None,
             uses: BTreeMap::new(),
+            others: BTreeMap::new(),
         };
         let seen = Seen {
             site: name(site),

@@ -16,7 +16,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use edgecore::settings::{Settings, Streams};
 use proto::{
     name::{Name, Version},
-    release::Gpus,
+    release::{Gpus, Replicas, replicas::TOLERANCE},
     selector::Selector,
 };
 
@@ -140,8 +140,31 @@ pub struct Release {
     pub gpus: Option<Gpus>,
     /// The app whose files it uses.
     pub uses: Option<Name>,
+    /// How many instances of it run on a box.
+    pub scaling: Option<Scaling>,
     /// Whether it is meant to fail: then it may never be proved healthy, and what ran before must run in the end.
     pub bad: bool,
+}
+
+/// As many instances as what they tell asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scaling {
+    /// By these rules.
+    pub replicas: Replicas,
+    /// What they tell of the metric, as long as no fault says otherwise.
+    pub tells: u32,
+}
+
+impl Scaling {
+    /// Whether so many instances are as many as this number asks for.
+    #[must_use]
+    pub fn is_met(&self, told: u32, instances: usize) -> bool {
+        let Replicas { min, max, .. } = self.replicas;
+        let asks = f64::from(told) / self.replicas.target.get();
+        let exact = (asks.ceil() as usize).clamp(min.into(), max.into());
+        let is_near = (asks / instances.max(1) as f64 - 1.0).abs() <= TOLERANCE;
+        instances == exact || is_near && (usize::from(min)..=usize::from(max)).contains(&instances)
+    }
 }
 
 /// A scanner, or some other source of records, on each box of the target.

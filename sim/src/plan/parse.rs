@@ -11,14 +11,14 @@ use edgecore::settings::Settings;
 use proto::{
     name::{Name, ReleaseName},
     object::RolloutPhase,
-    release::Gpus,
+    release::{Gpus, Replicas, replicas::MAX_REPLICAS},
     selector::is_label_word,
     units::{Bytes, Span},
 };
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Broker, Curve, Expect, Peak, Plan, Producer, Release, Site, how,
+    Broker, Curve, Expect, Peak, Plan, Producer, Release, Scaling, Site, how,
     lines::{self, Lines},
     table::{Table, Value, bytes, number, one_of, parsed, share_ppm, span, span_or_zero, text, truth, unlike, whole},
     timeline,
@@ -30,8 +30,9 @@ const FILE: &[&str] = &["about", "duration", "site", "line", "broker", "release"
 const SITE: &[&str] = &["name", "nodes", "line", "labels", "settings", "gpus"];
 const SETTINGS: &[&str] = &["quota", "disk-share-percent", "metrics-interval", "stream"];
 const BROKER: &[&str] = &["name", "line", "packet-limit", "drop", "duplicate", "reorder", "delay"];
-const RELEASE: &[&str] = &["app", "version", "size", "files", "behaviour", "bad", "gpus", "uses"];
+const RELEASE: &[&str] = &["app", "version", "size", "files", "behaviour", "bad", "gpus", "uses", "replicas"];
 const GPUS: &[&str] = &["count", "memory", "exclusive"];
+const REPLICAS: &[&str] = &["min", "max", "metric", "target", "window", "tells"];
 const PRODUCER: &[&str] = &["on", "stream", "per-minute", "curve", "peaks"];
 const PEAK: &[&str] = &["at", "for", "times"];
 const EXPECT: &[&str] = &["converge-within", "in-gaps", "rollouts", "touched", "up-without-hub-within"];
@@ -52,6 +53,10 @@ const OF_THE_AGENT: [&str; 2] = ["events", "metrics"];
 const MAX_PEAKS: usize = 100;
 /// A release is tried for so long before it counts as healthy: what crashes within is bad.
 const SOAK: Duration = Duration::from_secs(3);
+/// Replicas end after so long where nothing else is said, as in `release.yaml`.
+const SCALES_DOWN_AFTER: Duration = Duration::from_secs(300);
+/// Most that instances tell of what their replicas follow.
+pub(super) const MAX_BACKLOG: u32 = 1_000_000;
 const CONVERGE: Duration = Duration::from_secs(15 * 60);
 
 /// Reads the text of a scenario file. `name` is the scenario's, `file` stands in errors.
@@ -266,6 +271,10 @@ fn releases(file: &Table<'_>) -> Result<Vec<Release>, Wrong> {
                 .hint("give it another version"));
         }
         let (args, fails) = table.read("behaviour", behaviour)?.unwrap_or_default();
+        if table.get("replicas").is_some() && table.get("gpus").is_some() {
+            let problem = "\"replicas\" and \"gpus\" do not go together";
+            return Err(Wrong::new(table.key_at("replicas"), problem).hint("a GPU is given to an app once"));
+        }
         let bad = table.read("bad", truth)?;
         releases.push(Release {
             app,
@@ -275,6 +284,7 @@ fn releases(file: &Table<'_>) -> Result<Vec<Release>, Wrong> {
             args,
             gpus: table.read("gpus", gpus)?,
             uses: table.read("uses", parsed)?,
+            scaling: table.read("replicas", scaling)?,
             bad: bad.unwrap_or(fails),
         });
     }
@@ -291,6 +301,27 @@ fn gpus(_: &'static str, value: Value<'_>) -> Result<Gpus, Wrong> {
         return Err(Wrong::new(value.span(), "GPUs that are shared need \"memory\"").hint("write memory = \"8Gi\""));
     }
     Ok(Gpus { count, memory: memory.map(Bytes::new), exclusive, driver: None })
+}
+
+/// How many instances of a release run, and what they tell.
+fn scaling(_: &'static str, value: Value<'_>) -> Result<Scaling, Wrong> {
+    let table = Table::of("replicas", value, REPLICAS)?;
+    let most = |most: u32| move |field: &'static str, value: Value<'_>| whole(field, value, (1, most));
+    let max = most(MAX_REPLICAS.into())("max", table.need("max", "4")?)?;
+    let min = table.read("min", most(max))?.unwrap_or(1);
+    let value = table.need("target", "100")?;
+    let target = number("target", value, (0.001, 1e9))?.to_string();
+    let target = target.parse().map_err(|problem: String| Wrong::new(value.span(), problem))?;
+    let window = table.read("window", span)?.unwrap_or(SCALES_DOWN_AFTER).min(Duration::from_secs(3600));
+    let replicas = Replicas {
+        min: u8::try_from(min).unwrap_or(MAX_REPLICAS),
+        max: u8::try_from(max).unwrap_or(MAX_REPLICAS),
+        metric: parsed("metric", table.need("metric", "\"backlog\"")?)?,
+        target,
+        stabilization_window: Span::from_millis(u64::try_from(window.as_millis()).unwrap_or(u64::MAX)),
+    };
+    let tells = table.read("tells", |field, value| whole(field, value, (0, MAX_BACKLOG)))?.unwrap_or(0);
+    Ok(Scaling { replicas, tells })
 }
 
 /// The workload's arguments, and whether it fails its trial.

@@ -363,3 +363,45 @@ fn gpus_of_sites_releases_and_faults_are_read_as_they_are_written() {
     let error = read(&text.replacen("memory = \"8Gi\", ", "", 1)).unwrap_err();
     assert!(error.problem.contains("need \"memory\""), "{error}");
 }
+
+#[test]
+fn replicas_and_what_they_follow_are_read_as_they_are_written() {
+    let replicas = "replicas = { min = 2, max = 5, metric = \"backlog\", target = 0.5, window = \"1m\", tells = 7 }";
+    let text = GOOD.replacen("version = \"1.0.0\"", &format!("version = \"1.0.0\"\n{replicas}"), 1);
+    let text = text.replacen("cut = \"site hz-01\"", "backlog = \"site hz-01\"\ncount = 400", 1);
+    let plan = read(&text).unwrap();
+    let Scaling { replicas, tells } = plan.releases[0].scaling.clone().unwrap();
+    assert_eq!((replicas.min, replicas.max, replicas.metric.as_ref(), tells), (2, 5, "backlog", 7));
+    assert_eq!((replicas.target.get(), replicas.stabilization_window.get()), (0.5, Duration::from_secs(60)));
+    let told = Fault::Backlog { target: "site hz-01".parse().unwrap(), count: 400 };
+    let tells = |entry: &Entry| matches!(&entry.action, Action::Break { fault, .. } if *fault == told);
+    assert!(plan.timeline.iter().any(tells));
+    let again = read(&write(&plan)).unwrap();
+    assert_eq!((&again.releases, again.timeline.iter().filter(|entry| tells(entry)).count()), (&plan.releases, 1));
+    for (from, to, problem) in [
+        ("max = 5", "max = 17", "max is out of range"),
+        ("max = 5", "max = 1", "min is out of range"),
+        ("metric = \"backlog\", ", "", "no \"metric\""),
+        ("count = 400\n", "", "no \"count\""),
+        ("replicas = {", "gpus = { count = 1 }\nreplicas = {", "do not go together"),
+    ] {
+        let error = read(&text.replacen(from, to, 1)).unwrap_err();
+        assert!(error.problem.contains(problem), "{to}: {error}");
+    }
+    let error = read(&GOOD.replacen("cut = \"site hz-01\"", "backlog = \"all\"\ncount = 4", 1)).unwrap_err();
+    assert!(error.problem.contains("no [[release]] has \"replicas\""), "{error}");
+}
+
+#[test]
+fn so_many_instances_are_as_many_as_a_number_asks_for() {
+    let text = GOOD.replacen(
+        "version = \"1.0.0\"",
+        "version = \"1.0.0\"\nreplicas = { min = 2, max = 5, metric = \"backlog\", target = 100 }",
+        1,
+    );
+    let scaling = read(&text).unwrap().releases[0].scaling.clone().unwrap();
+    let met = |told| (0..=7).filter(|instances| scaling.is_met(told, *instances)).collect::<Vec<_>>();
+    assert_eq!((met(0), met(200), met(250), met(9000)), (vec![2], vec![2], vec![3], vec![5]));
+    // Ten percent change nothing.
+    assert_eq!((met(310), met(290), met(500)), (vec![3, 4], vec![3], vec![5]));
+}

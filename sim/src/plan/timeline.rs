@@ -13,6 +13,7 @@ use super::{
     Action, Entry, Moment, Plan, Site,
     how::{self, How, Look, Steer},
     lines::Lines,
+    parse::MAX_BACKLOG,
     table::{Table, Value, one_of, parsed, share_ppm, span, span_or_zero, text, truth, unlike, whole},
     wrong::Wrong,
 };
@@ -42,6 +43,7 @@ const ACTIONS: &[&str] = &[
     "disk-full",
     "gpu-lost",
     "gpu-sick",
+    "backlog",
     "flip-bit",
     "broker-down",
     "sink-down",
@@ -50,8 +52,12 @@ const ACTIONS: &[&str] = &[
 /// Keys that say when.
 const MOMENT: &[&str] = &["at", "when", "for", "every", "times", "jitter", "may-miss"];
 /// Keys that belong to one action: which, and what to write. Those of a rollout are [`how::FIELDS`] and [`how::SEEN`].
-const MORE: &[(&str, &str, &str)] =
-    &[("of", "line", "\"site hz-01\""), ("offset", "clock", "\"-10y\""), ("in", "flip-bit", "\"outbox\"")];
+const MORE: &[(&str, &str, &str)] = &[
+    ("of", "line", "\"site hz-01\""),
+    ("offset", "clock", "\"-10y\""),
+    ("count", "backlog", "400"),
+    ("in", "flip-bit", "\"outbox\""),
+];
 const WHEN: &[&str] = &["node", "app", "downloaded", "phase"];
 /// A process or box that goes down comes back after this where nothing else is said, as an init system has it.
 const RESTART: Duration = Duration::from_secs(10);
@@ -439,6 +445,15 @@ fn fault(key: &'static str, table: &Table<'_>, value: Value<'_>, plan: &Plan, li
         "disk-full" => Fault::DiskFull { target: of(true)? },
         "gpu-lost" => Fault::GpuLost { target: of(false)? },
         "gpu-sick" => Fault::GpuSick { target: of(false)? },
+        "backlog" => {
+            let target = of(false)?;
+            if plan.releases.iter().all(|release| release.scaling.is_none()) {
+                let problem = "no [[release]] has \"replicas\" that would follow it";
+                return Err(Wrong::new(value.span(), problem)
+                    .hint("write replicas = { max = 4, metric = \"backlog\", target = 100 }"));
+            }
+            Fault::Backlog { target, count: whole("count", table.need("count", "400")?, (0, MAX_BACKLOG))? }
+        }
         "flip-bit" => {
             let value = table.need("in", "\"outbox\"")?;
             let spot = match text("in", value)? {

@@ -6,11 +6,12 @@ use std::{fmt::Write as _, time::Duration};
 
 use proto::{
     object::UpdatePhase,
+    release::Replicas,
     units::{Bytes, Span},
 };
 use toml::Value;
 
-use super::{Action, Broker, Curve, Entry, Moment, Plan, Producer, Release, Site};
+use super::{Action, Broker, Curve, Entry, Moment, Plan, Producer, Release, Scaling, Site};
 use crate::{
     fault::{Fault, Spot},
     net::Profile,
@@ -179,6 +180,11 @@ impl File {
         if let Some(uses) = &release.uses {
             self.field("uses", uses.as_ref());
         }
+        if let Some(Scaling { replicas, tells }) = &release.scaling {
+            let Replicas { min, max, metric, target, stabilization_window: window } = replicas;
+            let bounds = format!("min = {min}, max = {max}, metric = \"{metric}\", target = {target}");
+            self.bare("replicas", &format!("{{ {bounds}, window = \"{window}\", tells = {tells} }}"));
+        }
         self.bare("bad", &release.bad.to_string());
     }
 
@@ -254,6 +260,10 @@ impl File {
                 self.field("clock", &target);
                 let sign = if *offset_ms < 0 { '-' } else { '+' };
                 self.field("offset", &format!("{sign}{}", Span::from_millis(offset_ms.unsigned_abs())));
+            }
+            Fault::Backlog { count, .. } => {
+                self.field("backlog", &target);
+                self.bare("count", &count.to_string());
             }
             Fault::FlipBit { spot, .. } => {
                 self.field("flip-bit", &target);

@@ -67,6 +67,7 @@ fn seen(site: &Name, at: u64, number: u64) -> Seen {
     let app = AppSeen {
         told: None,
         uses: BTreeMap::new(),
+        others: BTreeMap::new(),
         running: (!off).then(|| version.parse().unwrap()),
         digest: None,
         instance: None,

@@ -56,7 +56,7 @@
 //! | `[[site]]` | `name`, `nodes`, `line` (4g), `labels`, `gpus` of each box (0), `settings` (of `agent.toml`, by its rules: `quota`, `disk-share-percent`, `metrics-interval` (here "off"), `stream`) |
 //! | `[[line]]` | `name`, `like` (4g), `latency`, `jitter`, `loss`, `duplicate`, `reorder`, `reorder-delay`, `rate`, `up`, `down`, `queue`, `mtu` |
 //! | `[[broker]]` | `name`, `line` (fiber) between it and the hub, `packet-limit` (none), and what it does to messages: `drop`, `duplicate`, `reorder`, shares, and `delay`, at most; see below |
-//! | `[[release]]` | `app`, `version`, `size` (1Mi), `files` (4), `behaviour` (`runs`, `warm`: updated beside the one before, `crash-after 2s`, `hang`, `warm-hang`, `refuse`, `refuse-on gpu`: on boxes that have it in their names, `eat-disk 100Mi`, `files`: none of it runs, it is files for others, `bad-files`: those hang), `uses` (the app whose files it uses), `bad` (whether it must be taken back; otherwise by its behaviour), `gpus = { count = 1, memory = "8Gi", exclusive = false }` that it needs, as in `release.yaml` |
+//! | `[[release]]` | `app`, `version`, `size` (1Mi), `files` (4), `behaviour` (`runs`, `warm`: updated beside the one before, `crash-after 2s`, `hang`, `warm-hang`, `refuse`, `refuse-on gpu`: on boxes that have it in their names, `eat-disk 100Mi`, `files`: none of it runs, it is files for others, `bad-files`: those hang), `uses` (the app whose files it uses), `bad` (whether it must be taken back; otherwise by its behaviour), `gpus = { count = 1, memory = "8Gi", exclusive = false }` that it needs, as in `release.yaml`, `replicas = { min = 1, max = 4, metric = "backlog", target = 100, window = "5m", tells = 30 }`: how many of it run, by what they tell, which is `tells` (0) while no `backlog` says otherwise |
 //! | `[[producer]]` | `on` (all), `stream` (scans), `per-minute`, `curve` (`flat`, or `daily`: most at night), `peaks = [{ at, for, times }]`, which multiply |
 //! | `[[timeline]]` | when, what; see below |
 //! | `[expect]` | `converge-within` (15m), `in-gaps` (records in counted gaps, exactly), `rollouts = { "app@version" = "Succeeded" }`, `touched = { "app@version" = 1 }` (boxes that ever started it, at most), `up-without-hub-within` (30s) |
@@ -85,6 +85,7 @@
 //! | `disk-full = TARGET` or `"hub"` | the disk takes no more | `for`, else to the end |
 //! | `gpu-lost = TARGET` | the first GPU (24 GiB) falls off the bus; what uses it ends | `for`, else to the end |
 //! | `gpu-sick = TARGET` | the first GPU has lost data; what uses it goes on | `for`, else to the end |
+//! | `backlog = TARGET`, `count = 400` | instances tell that of the metric which their replicas follow | `for`, else to the end |
 //! | `flip-bit = TARGET`, `in = "outbox"`, `"state"` or `"artifact"` | a bit flips at rest | at once |
 //! | `sink-down = true` | the hub's sink refuses every commit | `for`, else to the end |
 //! | `restore-hub = "3h"` | the hub comes back from a backup of that age, or up to a quarter older | at once |
@@ -296,6 +297,7 @@ const FILES: &[(&str, &str)] = files![
     "double_eleven_peak",
     "eleven_of_hundred_centers_offline_for_a_week",
     "gpu_lost_box_reboots",
+    "gpu_lost_in_trial",
     "gpu_release_does_not_fit",
     "gpu_two_apps_one_box",
     "half_a_site_dies_in_a_wave",
@@ -313,6 +315,7 @@ const FILES: &[(&str, &str)] = files![
     "power_cut_mid_install",
     "reboot_without_hub",
     "release_fails_only_on_gpu_boxes",
+    "replicas_follow_the_backlog",
     "requests_lost",
     "rolling_site_power",
     "rollout_after_clock_went_back",

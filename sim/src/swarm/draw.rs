@@ -130,6 +130,7 @@ fn releases(chance: &mut impl Rng, plan: &mut Plan) -> anyhow::Result<()> {
             args: if bad { vec![behaviour.to_owned()] } else { vec![] },
             gpus: None,
             uses: None,
+            scaling: None,
             app,
             bad,
         };

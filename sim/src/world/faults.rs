@@ -148,6 +148,7 @@ impl World {
             }
             Fault::Reboot { .. } | Fault::PowerCut { .. } => boxes().filter(|edge| edge.is_powered()).count(),
             Fault::GpuLost { .. } | Fault::GpuSick { .. } => boxes().filter(|edge| edge.gpus.count() > 0).count(),
+            Fault::Backlog { .. } => boxes().filter(|edge| edge.driver.follows_backlog()).count(),
             Fault::Clock { target: Target::Hub, .. } => 1,
             Fault::Clock { .. } => boxes().count(),
             Fault::BrokerDown { broker } => {
@@ -221,6 +222,7 @@ impl World {
         self.settle_clocks();
         self.settle_disks();
         self.settle_gpus();
+        self.settle_backlogs();
         self.settle_hub().await?;
         for edge in self.boxes.values() {
             self.settle_box(edge).await?;
@@ -247,6 +249,13 @@ impl World {
             let sick = self.broken.on(edge).any(|fault| matches!(fault, Fault::GpuSick { .. }));
             edge.gpus.set(First { lost, sick });
             edge.driver.notice_gpus();
+        }
+    }
+
+    fn settle_backlogs(&self) {
+        let count = |fault: &Fault| if let Fault::Backlog { count, .. } = fault { Some(*count) } else { None };
+        for edge in self.boxes.values() {
+            edge.driver.set_backlog(self.broken.on(edge).rev().find_map(count));
         }
     }
 

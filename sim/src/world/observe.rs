@@ -89,6 +89,8 @@ pub struct AppSeen {
     pub told: Option<Told>,
     /// What it uses of others' files.
     pub uses: BTreeMap<Name, Version>,
+    /// Replicas that really run besides the first: which release, and which instance of the box.
+    pub others: BTreeMap<u8, (Version, u64)>,
 }
 
 /// What the hub told a box of an app.
@@ -127,6 +129,7 @@ impl AppSeen {
             target: None,
             told: None,
             uses: BTreeMap::new(),
+            others: BTreeMap::new(),
         }
     }
 }
@@ -317,6 +320,10 @@ fn make_apps(edge: &EdgeBox, node: Option<&Node>) -> BTreeMap<Name, AppSeen> {
     }
     for (app, uses) in edge.driver.used() {
         apps.entry(app).or_insert_with(AppSeen::nothing).uses = uses;
+    }
+    for (app, replica, version, instance) in edge.driver.other_replicas() {
+        let seen = apps.entry(app).or_insert_with(AppSeen::nothing);
+        seen.others.insert(replica, (version, instance));
     }
     if edge.driver.knows_files() {
         see_files(edge, &mut apps);

@@ -211,11 +211,14 @@ impl World {
         }
         let files = usize::try_from(release.files.max(1))?;
         let each = usize::try_from(release.bytes)?.div_ceil(files);
-        let args: Vec<&str> = release.args.iter().map(String::as_str).collect();
+        let tells = release.scaling.as_ref().map(|s| format!("tell={}:{}", s.replicas.metric, s.tells));
+        let args: Vec<&str> = release.args.iter().chain(&tells).map(String::as_str).collect();
         let gpus = release.gpus.as_ref().map(serde_json::to_string).transpose()?;
         let gpus = gpus.map(|gpus| format!("gpus: {gpus}\n")).unwrap_or_default();
-        let uses = release.uses.as_ref().map(|uses| format!("uses: [{uses}]")).unwrap_or_default();
-        self.stage(key.0.as_ref(), key.1.as_ref(), (files, each), &args, &format!("{gpus}{uses}"))?;
+        let uses = release.uses.as_ref().map(|uses| format!("uses: [{uses}]\n")).unwrap_or_default();
+        let replicas = release.scaling.as_ref().map(|s| serde_json::to_string(&s.replicas)).transpose()?;
+        let replicas = replicas.map(|replicas| format!("replicas: {replicas}\n")).unwrap_or_default();
+        self.stage(key.0.as_ref(), key.1.as_ref(), (files, each), &args, &format!("{gpus}{uses}{replicas}"))?;
         self.wanted.releases.push(key);
         self.wanted.unpublished = true;
         self.settle_wanted().await;

@@ -321,6 +321,60 @@ fn a_gpu_that_somebody_has_or_is_about_to_have_is_not_free() {
     assert_eq!(fleet.on("twin"), ["n0"]);
 }
 
+#[test]
+fn shares_of_one_gpu_that_are_about_to_be_taken_are_counted() {
+    let shared = |count: u32, memory: &str| serde_json::json!({"count": count, "memory": memory, "exclusive": false});
+    let fleet = |on_n0: &[(&str, &[&str])], app: serde_json::Value, twin: serde_json::Value| {
+        let mut fleet = Fleet::new(3, 3);
+        needs(&mut fleet, "app", app);
+        needs(&mut fleet, "twin", twin);
+        gpus(&mut fleet, "n0", on_n0);
+        gpus(&mut fleet, "n1", &[("", &[]), ("", &[])]);
+        // Better apart no more; n1 has the least room of memory, so it is for whom n0 would not do.
+        fleet.world.now.releases.values_mut().for_each(|release| release.spec.anti_affinity.clear());
+        fleet.node("n1").spec.allocation.system_reserved = memory(4);
+        fleet
+    };
+    let one: &[(&str, &[&str])] = &[("", &[])];
+    let two: &[(&str, &[&str])] = &[("", &[]), ("", &[])];
+    let apart = (vec!["n0"], vec!["n1"]);
+    let together = (vec!["n0"], vec!["n0"]);
+    for (on_n0, app, twin, expected) in [
+        (one, shared(1, "15Gi"), shared(1, "15Gi"), &apart),
+        (one, shared(1, "15Gi"), shared(1, "9Gi"), &together),
+        (two, shared(1, "15Gi"), shared(1, "15Gi"), &together),
+        (two, shared(2, "15Gi"), shared(1, "15Gi"), &apart),
+        (two, shared(1, "15Gi"), shared(2, "15Gi"), &apart),
+        (two, shared(2, "15Gi"), shared(2, "9Gi"), &together),
+    ] {
+        // Both choose in one plan.
+        let mut at_once = fleet(on_n0, app.clone(), twin.clone());
+        at_once.start("r", "app@1", 1);
+        at_once.start("s", "twin@1", 1);
+        at_once.run(3);
+        assert_eq!((at_once.on("app"), at_once.on("twin")), *expected, "{app} and {twin}");
+        // The one was told to begin, and its node has not said which GPU it has.
+        let mut later = fleet(on_n0, app.clone(), twin.clone());
+        later.start("r", "app@1", 1);
+        later.run(1);
+        later.start("s", "twin@1", 1);
+        later.run(3);
+        assert_eq!((later.on("app"), later.on("twin")), *expected, "{app}, then {twin}");
+    }
+    // It is said whose they are in a moment, and whoever leaves gives them back.
+    let mut fleet = fleet(one, shared(1, "15Gi"), shared(1, "15Gi"));
+    fleet.start("r", "app@1", 1);
+    fleet.start("s", "twin@1", 1);
+    fleet.run(3);
+    let says =
+        "not chosen: it needs a GPU with 15Gi, and of the 1 of n0 0 would do beside app, which is about to begin";
+    assert_eq!(fleet.why("s", "n0"), says);
+    gpus(&mut fleet, "n0", &[("", &["app"])]);
+    fleet.node("n0").spec.drained = true;
+    fleet.run(4);
+    assert_eq!(fleet.on("app"), ["n1"], "its second GPU is nobody's");
+}
+
 /// Something that happens between two plans.
 #[derive(Debug, Clone)]
 enum Happening {

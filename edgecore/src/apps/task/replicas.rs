@@ -132,6 +132,9 @@ impl App {
             if self.replicas.exist() && self.settled().is_some_and(|run| run.spec.workload.replicas.is_none()) {
                 self.stop_replicas().await?; // of a release before
             }
+            if !self.replicas.exist() {
+                self.give_back_spare(); // also what was kept for such as never ran
+            }
             return Ok(None);
         };
         let now = Instant::now();
@@ -280,10 +283,15 @@ impl App {
     /// Stops all replicas but the first.
     pub(super) async fn stop_replicas(&mut self) -> Result<(), StepError> {
         self.stop_these(self.replicas.numbers().collect()).await?;
-        self.shared.rooms.spare(&self.name, Resources::default(), 0);
+        self.give_back_spare();
         self.replicas.short = None;
         self.replicas.look_at = Instant::now();
         Ok(())
+    }
+
+    /// No room is kept for replicas.
+    fn give_back_spare(&self) {
+        self.shared.rooms.spare(&self.name, Resources::default(), 0);
     }
 
     /// Stops replicas, all at once. What does not end is asked again.

@@ -418,6 +418,37 @@ async fn above_the_least_they_run_in_what_other_apps_leave() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_kept_for_replicas_that_never_ran_is_given_back() {
+    let other: Name = "camera".parse().unwrap();
+    let each = Resources { memory: Some(Bytes::new(2 << 30)), cpu_millis: None };
+    for (removed, before) in [(true, false), (true, true), (false, false), (false, true)] {
+        let mut world = scaled_as(false, r#""requests": {"memory": "2Gi"},"#);
+        world.publish("2", r#"{"command": "bin/run", "requests": {"memory": "2Gi"}}"#);
+        world.rooms.allot(Some(Allocation::default()));
+        world.want("1");
+        rest(&mut world).await;
+        if before {
+            play(&mut world, 10, 400.0).await;
+            assert_eq!(keys(&world).len(), 4);
+        }
+        // There is room by what apps ask, and no memory: none starts, and those that ran end one after the other.
+        *world.driver.memory.lock().unwrap() = Some(100 * MIB);
+        play(&mut world, 60, 400.0).await;
+        assert_eq!(keys(&world), ["web"]);
+        assert_eq!(world.rooms.spare(&other, each, 1).0, 0, "they are still wanted");
+        if removed {
+            world.wanted.send_replace(Wanted::Remove);
+        } else {
+            world.want("2");
+        }
+        rest(&mut world).await;
+        assert_eq!(world.app.is_none(), removed);
+        let free = if removed { 4 } else { 3 };
+        assert_eq!(world.rooms.spare(&other, each, free), (free, None), "removed: {removed}, they ran: {before}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_damaged_tree_is_fetched_again_and_what_runs_goes_on() {
     let mut world = three(scaled(false)).await;
     world.damage("1");
