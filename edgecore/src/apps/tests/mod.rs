@@ -14,6 +14,7 @@
 //! | [`blame`] | what was unhealthy before the update does not blame it |
 //! | [`files`] | releases of which nothing runs, and the way to their files |
 //! | [`warm`] | a new release beside the old one, and no gap between them |
+//! | [`fleet`] | a box with several apps, of which some use the files of others |
 //! | [`models`] | files of one app that others use: proved by them, or taken back |
 //! | [`gpus`] | releases that need GPUs |
 //! | [`rooms`] | releases that ask for memory and processors |
@@ -28,6 +29,7 @@ mod cuts;
 mod disk;
 mod fakes;
 mod files;
+mod fleet;
 mod gpus;
 mod hooks;
 mod metrics;

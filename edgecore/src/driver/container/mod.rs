@@ -7,11 +7,12 @@
 //! whoever asks is told so. Of each app there is the newest container, and one before it for its output. That one was
 //! asked to stop is in its name.
 //!
-//! `create` says what is asked of the engine, `look` what it answers, `folders` where a container may write, `attach` runs
+//! `serve` is the driver as the agent sees it, and `asked` which engine that means. `create` says what is asked of it, `look` what it answers, `folders` where a container may write, `attach` runs
 //! a person's command, `image` how the release's image gets there, `registry` how one that is not in the release does and
 //! `credentials` with which, `sweep` how it goes, `engine` how it is found, `api` how it is asked.
 
 pub mod api;
+mod asked;
 mod attach;
 pub mod create;
 mod credentials;
@@ -23,6 +24,7 @@ mod look;
 mod marks;
 mod output;
 mod registry;
+mod serve;
 mod sweep;
 #[cfg(test)]
 pub(super) mod tests;
@@ -34,21 +36,16 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use proto::{
     digest::Digest,
-    env::{BoxFuture, Env},
-    exec::Start,
+    env::Env,
     name::Name,
     object::LastExit,
-    release::{Container, Probe, uses::variable},
+    release::{Container, uses::variable},
 };
 use rand::Rng as _;
 use rand_chacha::ChaCha12Rng;
-use tokio::{
-    sync::mpsc,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 
 pub use self::engine::SOCKETS;
 use self::{
@@ -61,9 +58,7 @@ use self::{
     marks::{Mark, MarkError, Marks},
     registry::Pinned,
 };
-use super::{
-    Attached, Driver, DriverError, Instance, InstanceSpec, InstanceUsage, NotReady, ProbeOutcome, probe, procs,
-};
+use super::{Instance, InstanceSpec, procs};
 use crate::secrets::Secrets;
 
 /// Beyond the grace: how long SIGKILL may take.
@@ -101,83 +96,6 @@ impl ContainerDriver {
         let secrets = OnceLock::new();
         let (engine, marks) = (Engine::new(sockets), Arc::new(Marks::at(root)));
         ContainerDriver { engine, env, marks, agent, names, secrets }
-    }
-
-    /// The engine that may have containers of the app, and where it listens; `None`: there are none.
-    async fn engine_of(&self, app: &Name) -> Result<Option<(PathBuf, Api)>, String> {
-        let Some(mark) = self.marks.read(app)? else { return Ok(None) };
-        let socket = match mark.may_run_at(&procs::boot_id()) {
-            Some(socket) if !socket.exists() => return Err(away(socket, app)),
-            Some(socket) => socket,
-            None => match self.engine.socket(mark.socket.as_deref()) {
-                Some(socket) => socket,
-                None => return Ok(None),
-            },
-        };
-        Ok(Some((socket.to_owned(), self.engine.at(socket).await?)))
-    }
-
-    /// The engine that gets the instance's next container: that of the one before, or of its app, while it is there.
-    async fn engine_for(&self, spec: &InstanceSpec) -> Result<(&Path, Api), String> {
-        let key = spec.key();
-        let mark = self.marks.read(&key)?.unwrap_or_default();
-        if let Some(socket) = mark.may_run_at(&procs::boot_id()).filter(|socket| !socket.exists()) {
-            return Err(away(socket, &key));
-        }
-        let before = match mark.socket {
-            None => self.marks.read(&spec.app)?.and_then(|mark| mark.socket),
-            before => before,
-        };
-        self.engine.get(before.as_deref()).await
-    }
-
-    async fn note(
-        &self,
-        app: &Name,
-        change: impl FnOnce(Option<Mark>) -> Option<Mark> + Send + 'static,
-    ) -> Result<(), MarkError> {
-        let (marks, app) = (self.marks.clone(), app.clone());
-        self.env.blocking.run(move || marks.change(&app, change)).await
-    }
-
-    /// Notes that the app is or was a container here.
-    async fn mark(&self, app: &Name, socket: &Path) -> Result<(), String> {
-        let socket = Some(socket.to_owned());
-        let noted = self.note(app, |mark| mark.or(Some(Mark { socket, started: None }))).await;
-        noted.map_err(|e| e.to_string())
-    }
-
-    async fn found(&self, api: &Api, app: &Name) -> Result<Vec<Found>, String> {
-        look::of(api, &self.agent, app, &procs::boot_id()).await.map_err(|e| e.to_string())
-    }
-
-    /// The app's containers, the newest first. What that tells of an end is noted.
-    async fn look(&self, app: &Name) -> Result<Option<(Api, Vec<Found>)>, String> {
-        let Some((socket, api)) = self.engine_of(app).await? else { return Ok(None) };
-        let found = self.found(&api, app).await?;
-        let boot_id = procs::boot_id();
-        if let Some(mark) = self.marks.read(app)?
-            && mark != mark.clone().seen(&socket, &boot_id, &found)
-        {
-            let seen = found.clone();
-            let noted = self.note(app, move |mark| Some(mark?.seen(&socket, &boot_id, &seen))).await;
-            if let Err(error) = noted {
-                tracing::debug!(%app, %error, "what its containers do is not noted");
-            }
-        }
-        Ok(Some((api, found)))
-    }
-
-    async fn newest(&self, app: &Name) -> Result<Option<(Api, Found)>, String> {
-        let Some((api, found)) = self.look(app).await? else { return Ok(None) };
-        Ok(found.into_iter().next().map(|newest| (api, newest)))
-    }
-
-    /// Notes that nothing of it runs.
-    async fn note_end(&self, app: &Name) {
-        if let Err(error) = self.note(app, |mark| Some(mark?.ended())).await {
-            tracing::warn!(%app, %error, "that its container ended is not noted");
-        }
     }
 
     /// The image of a release is at the engine.
@@ -380,12 +298,6 @@ impl ContainerDriver {
     }
 }
 
-/// Nobody can tell whether a container runs.
-fn away(socket: &Path, app: &Name) -> String {
-    let socket = socket.display();
-    format!("the engine at {socket} is away and a container of {app} may run; start the engine, or reboot the box")
-}
-
 /// Whether nothing else is seen by who sees the folder of a file.
 fn is_alone(file: &Path) -> bool {
     let entries = file.parent().and_then(|folder| folder.read_dir().ok());
@@ -397,126 +309,4 @@ fn files_of(spec: &InstanceSpec, app: &Name) -> Result<PathBuf, String> {
     let named = spec.workload.env.get(&variable(app)).map(Path::new);
     let found = named.and_then(|folder| folder.canonicalize().ok());
     found.ok_or_else(|| format!("it uses the files of {app}, which is not on this box; roll that out first"))
-}
-
-fn failed<'a>(attempt: &'static str, app: &'a Name) -> impl FnOnce(String) -> DriverError + 'a {
-    move |problem| DriverError { attempt, app: app.clone(), problem }
-}
-
-impl Driver for ContainerDriver {
-    fn lend(&self, secrets: &Arc<Secrets>) {
-        let _ = self.secrets.set(secrets.clone()); // once; another time it would be the same
-    }
-
-    fn prepare<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), NotReady>> {
-        Box::pin(async move {
-            let Some(container) = &spec.workload.container else { return Ok(()) };
-            let no_engine = |message| NotReady { reason: "NoContainerEngine", message };
-            let (socket, api) = self.engine_for(spec).await.map_err(no_engine)?;
-            self.mark(&spec.key(), socket).await.map_err(|message| NotReady { reason: "StateNotWritable", message })?;
-            let loaded = self.load(&api, spec, container).await;
-            loaded.map_err(|e| NotReady { reason: e.reason(), message: e.to_string() })?;
-            for uses in &container.uses {
-                files_of(spec, &uses.app).map_err(|message| NotReady { reason: "FilesMissing", message })?;
-            }
-            Ok(())
-        })
-    }
-
-    fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), DriverError>> {
-        Box::pin(async move { self.try_start(spec).await.map_err(failed("start", &spec.app)) })
-    }
-
-    fn inspect<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<Option<Instance>, DriverError>> {
-        Box::pin(async move {
-            let newest = self.newest(app).await.map_err(failed("inspect", app))?;
-            Ok(newest.and_then(|(_, found)| found.instance))
-        })
-    }
-
-    fn wait<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<LastExit, DriverError>> {
-        Box::pin(async move { self.try_wait(app).await.map_err(failed("wait for", app)) })
-    }
-
-    fn stop<'a>(&'a self, app: &'a Name, grace: Duration) -> BoxFuture<'a, Result<(), DriverError>> {
-        Box::pin(async move { self.try_stop(app, grace).await.map_err(failed("stop", app)) })
-    }
-
-    fn remove<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Result<(), DriverError>> {
-        Box::pin(async move { self.try_remove(app).await.map_err(failed("remove", app)) })
-    }
-
-    fn list(&self) -> BoxFuture<'_, Result<Vec<Name>, DriverError>> {
-        Box::pin(async move {
-            let (marks, boot_id) = (self.marks.all(), procs::boot_id());
-            let may_run = marks.iter().filter(|(_, mark)| mark.may_run_at(&boot_id).is_some());
-            let mut names: BTreeSet<Name> = may_run.map(|(app, _)| app.clone()).collect();
-            let noted = marks.iter().filter_map(|(_, mark)| mark.socket.as_deref());
-            let sockets: BTreeSet<&Path> = noted.chain(self.engine.socket(None)).filter(|at| at.exists()).collect();
-            for socket in sockets {
-                // Without the engine nobody can tell: nothing is removed then.
-                let Ok(api) = self.engine.at(socket).await else { continue };
-                for (app, _) in look::ours(&api, &self.agent, None).await.unwrap_or_default() {
-                    self.mark(&app, socket).await.map_err(failed("note", &app))?;
-                    names.insert(app);
-                }
-            }
-            Ok(names.into_iter().collect())
-        })
-    }
-
-    fn probe<'a>(&'a self, spec: &'a InstanceSpec, probe: &'a Probe) -> BoxFuture<'a, ProbeOutcome> {
-        Box::pin(async move {
-            let (api, found) = match self.newest(&spec.key()).await {
-                Ok(Some(newest)) => newest,
-                Ok(None) => return ProbeOutcome::Failure("the workload was never started".into()),
-                Err(problem) => return ProbeOutcome::Failure(problem),
-            };
-            let at = found.address.unwrap_or(std::net::Ipv4Addr::LOCALHOST.into());
-            probe::attempt(at, probe, |exec| output::run(&api, &found.id, &exec.command)).await
-        })
-    }
-
-    fn exec<'a>(&'a self, spec: &'a InstanceSpec, start: &'a Start) -> BoxFuture<'a, Result<Attached, String>> {
-        Box::pin(async move {
-            let newest = self.newest(&spec.key()).await?.filter(|(_, found)| found.running);
-            let (api, found) = newest.ok_or("the workload does not run")?;
-            attach::run(api, &found.id, start).await
-        })
-    }
-
-    fn usage<'a>(&'a self, app: &'a Name) -> BoxFuture<'a, Option<InstanceUsage>> {
-        Box::pin(async move {
-            let (api, found) = self.newest(app).await.ok()?.filter(|(_, found)| found.running)?;
-            let stats = api.stats(&found.id).await.ok()?;
-            let (cpu, memory) = (stats.cpu_stats.cpu_usage.total_usage, stats.memory_stats);
-            // Less what the kernel gives back when somebody needs it, as `docker stats` shows it.
-            let details = memory.stats.unwrap_or_default();
-            let cache = details.inactive_file.or(details.total_inactive_file).unwrap_or(0);
-            let memory_bytes = memory.usage.map(|usage| usage.saturating_sub(cache));
-            Some(InstanceUsage { cpu: cpu.map(Duration::from_nanos), memory_bytes })
-        })
-    }
-
-    fn collect<'a>(&'a self, app: &'a Name, keep: &'a BTreeSet<Digest>) -> BoxFuture<'a, Result<(), DriverError>> {
-        Box::pin(async move {
-            let Some((_, api)) = self.engine_of(app).await.map_err(failed("clean up after", app))? else {
-                return Ok(());
-            };
-            sweep::collect(&api, &self.agent, app, keep).await.map_err(|e| failed("clean up after", app)(e.to_string()))
-        })
-    }
-
-    fn logs<'a>(
-        &'a self,
-        app: &'a Name,
-        tail: Option<u32>,
-        follow: bool,
-    ) -> BoxFuture<'a, Option<mpsc::Receiver<Bytes>>> {
-        Box::pin(async move {
-            let (api, found) = self.look(app).await.ok()??;
-            let ids: Vec<String> = found.into_iter().rev().map(|found| found.id).collect();
-            (!ids.is_empty()).then(|| output::stream(api, ids, tail, follow))
-        })
-    }
 }

@@ -13,7 +13,10 @@ use super::{
     api::tests::{Fake, say},
     *,
 };
-use crate::{driver::Side, fetch::tests::env};
+use crate::{
+    driver::{Driver as _, DriverError, Side},
+    fetch::tests::env,
+};
 
 const GRACE: Duration = Duration::from_secs(1);
 
