@@ -1,12 +1,14 @@
 //! What a staged change adds and removes, in words that a signer can judge. Called by the command line
 //! before a signature is made.
 
+mod workload;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use proto::{
     digest::Digest,
-    release::{Manifest, Workload},
+    release::Manifest,
     tuf::{
         PublicKey, RoleName, Target,
         json::Json,
@@ -111,7 +113,9 @@ fn content(repository: &Repository, before: &BTreeMap<&str, Target>, target: &Ta
     let Ok(new) = repository.manifest(target) else {
         return vec!["         its manifest is not in this copy of the repository: do not sign blindly".into()];
     };
-    let mut lines = vec![format!("         {} files, {} bytes; {}", new.files.len(), new.total_bytes(), command(&new))];
+    let mut lines =
+        vec![format!("         {} files, {} bytes; {}", new.files.len(), new.total_bytes(), workload::command(&new))];
+    lines.extend(workload::access(&new));
     lines.extend(provenance::describe(repository, &new).into_iter().map(|line| format!("         {line}")));
     let same_app = before.values().filter(|old| old.custom.app == target.custom.app);
     let newest = same_app.max_by_key(|old| old.custom.release_counter);
@@ -136,11 +140,8 @@ fn content(repository: &Repository, before: &BTreeMap<&str, Target>, target: &Ta
         lines.push(format!("         the oldest agent that takes it is now: {}", needs.escape_debug()));
     }
     lines.extend(secrets(repository, Some(&old), &new));
-    let but_secrets = |manifest: &Manifest| manifest.workload.clone().map(|w| Workload { secrets: vec![], ..w });
     lines.extend(people(Some(&old), &new));
-    if but_secrets(&old) != but_secrets(&new) {
-        lines.push("         the workload changes: command, environment, limits, GPUs or probes".into());
-    }
+    lines.extend(workload::changes(&old, &new));
     if old.hooks != new.hooks {
         lines.push("         the hooks change: what runs before the old one stops, or in the trial".into());
     }
@@ -169,16 +170,6 @@ fn people(old: Option<&Manifest>, new: &Manifest) -> Vec<String> {
 
 fn files(manifest: &Manifest) -> BTreeMap<&str, Digest> {
     manifest.files.iter().map(|file| (file.path.as_str(), file.digest)).collect()
-}
-
-fn command(manifest: &Manifest) -> String {
-    let Some(workload) = &manifest.workload else { return "nothing of it runs: files for other apps".into() };
-    let words = std::iter::once(&workload.command).chain(&workload.args);
-    let text: String = words.map(String::as_str).collect::<Vec<_>>().join(" ").chars().take(100).collect();
-    match &workload.user {
-        Some(user) => format!("runs {text:?} as {user}"),
-        None => format!("runs {text:?} as the agent's user"),
-    }
 }
 
 /// How the keys change, one line a change.
