@@ -69,7 +69,8 @@ pub struct ReleaseYaml {
     /// See [`Manifest::hardware`].
     #[serde(default)]
     pub hardware: BTreeSet<String>,
-    /// Files and folders to pack, relative to `release.yaml`.
+    /// Files and folders to pack, relative to `release.yaml`. Default: none, as where all is in the image of a container.
+    #[serde(default)]
     pub artifacts: Vec<ArtifactYaml>,
     /// What to run; without it the release is files for other apps, see [`Manifest::workload`].
     #[serde(default)]

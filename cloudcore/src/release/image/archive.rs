@@ -37,7 +37,8 @@ impl Archive {
     /// # Errors
     /// When it is no folder and no tar file.
     pub(super) fn open(path: &Path) -> Result<Archive, ReleaseError> {
-        let kind = fs::metadata(path).map_err(io_error("find the image", path))?;
+        let kind = fs::metadata(path)
+            .map_err(io_error("find the image (workload.container.archive, relative to release.yaml)", path))?;
         if kind.is_dir() {
             return Ok(Archive { path: path.to_owned(), entries: None });
         }
