@@ -210,8 +210,10 @@ fn unavailable(supply: &Supply, needs: &Gpus, fitting: usize, refused: &[String]
     let how = if needs.exclusive { "for itself" } else { "shared" };
     let mut message = format!("it wants {} GPU{}{memory}, {how}", needs.count, if needs.count == 1 { "" } else { "s" });
     if supply.gpus.is_empty() || !supply.trouble.is_empty() {
-        let why = if supply.trouble.is_empty() { "this box has no NVIDIA GPU" } else { &supply.trouble };
-        let _ = write!(message, "; {why}");
+        let _ = match &supply.trouble {
+            none if none.is_empty() => write!(message, "; this box has no NVIDIA GPU"),
+            why => write!(message, "; this box has no NVIDIA GPU that can be used: {why}"),
+        };
     } else {
         let _ = write!(message, "; {fitting} of {} would do", supply.gpus.len());
         for why in refused {
