@@ -95,6 +95,8 @@ pub struct Machine<R> {
     back_off: Duration,
     phase: Phase,
     starts: u32,
+    /// See [`Machine::lost_sight`].
+    unseen: bool,
     health: Health,
 }
 
@@ -117,6 +119,7 @@ impl<R: Rng> Machine<R> {
             back_off: BACK_OFF_FIRST,
             phase: Phase::Waiting { until: now },
             starts: 0,
+            unseen: false,
             health: Health::starting(),
         }
     }
@@ -134,6 +137,23 @@ impl<R: Rng> Machine<R> {
     /// What runs is not known yet, for want of an answer of the driver.
     pub fn unknown(&mut self, problem: &str) {
         self.health.message = problem.to_owned();
+    }
+
+    /// The driver cannot tell any more whether the program runs, as when a container's engine is away. It may, so it is
+    /// left alone; it is ready again when a probe says so, or the driver does.
+    pub fn lost_sight(&mut self, problem: &str) {
+        if self.is_up() && !std::mem::replace(&mut self.unseen, true) {
+            (self.health.ready, self.health.healthy_since) = (false, None);
+            self.health.message = format!("nobody knows whether it runs: {problem}");
+        }
+    }
+
+    /// The driver can tell again, and it runs.
+    pub fn seen_again(&mut self, now: Instant) {
+        let unseen = std::mem::take(&mut self.unseen);
+        if unseen && self.is_up() && self.health.state == RunState::Running && !self.health.ready {
+            self.startup_done(now);
+        }
     }
 
     /// Instead of a start: it ran already when the agent came.
@@ -155,6 +175,7 @@ impl<R: Rng> Machine<R> {
     /// The program runs.
     pub fn started(&mut self, now: Instant, started_at: Timestamp) {
         self.phase = Phase::Up { since: now };
+        self.unseen = false;
         for track in &mut self.tracks {
             track.reset(now);
         }

@@ -30,6 +30,9 @@ use machine::{Action, Machine, ProbeKind};
 
 /// Until a driver that could not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// For so long a driver may be unable to tell whether a program runs, as while a container engine is updated, before it
+/// does not count as ready any more.
+const UNSEEN: Duration = Duration::from_secs(20);
 
 /// How a workload is, as its supervisor sees it.
 #[derive(Debug, Clone, PartialEq)]
@@ -159,6 +162,7 @@ impl Task {
                 () = sleep(ASK_AGAIN) => {}
             }
         }
+        let (unseen, mut sight) = watch::channel(None);
         let mut wait: Option<BoxFuture<'_, LastExit>> = None;
         let mut probes: FuturesUnordered<BoxFuture<'_, (ProbeKind, ProbeOutcome)>> = FuturesUnordered::new();
         loop {
@@ -182,7 +186,7 @@ impl Task {
                 probes.clear(); // what they would say is about a program that is gone
                 wait = None;
             } else if wait.is_none() {
-                wait = Some(Box::pin(end(&*driver, &spec, &env)));
+                wait = Some(Box::pin(end(&*driver, &spec, &env, &unseen)));
             }
             self.publish();
             let wake_at = self.machine.wake_at();
@@ -199,6 +203,10 @@ impl Task {
                         self.ended(exit);
                     }
                 }
+                Ok(()) = sight.changed() => match &*sight.borrow_and_update() {
+                    Some(problem) => self.machine.lost_sight(problem),
+                    None => self.machine.seen_again(Instant::now()),
+                },
                 Some((kind, outcome)) = probes.next() => self.machine.probed(Instant::now(), kind, &outcome),
                 () = async { sleep_until(wake_at.unwrap_or_else(Instant::now)).await }, if wake_at.is_some() => {}
             }
@@ -268,12 +276,19 @@ impl Task {
     }
 }
 
-/// How the instance ended, once it did.
-async fn end(driver: &dyn Driver, spec: &InstanceSpec, env: &Env) -> LastExit {
+/// How the instance ended, once it did. Until then `unseen` says why nobody can tell whether it did.
+async fn end(driver: &dyn Driver, spec: &InstanceSpec, env: &Env, unseen: &watch::Sender<Option<String>>) -> LastExit {
+    let mut since: Option<Instant> = None;
+    let lost = |since: &mut Option<Instant>, error: DriverError| {
+        tracing::warn!(app = %spec.app, %error, "asking again");
+        if since.get_or_insert_with(Instant::now).elapsed() >= UNSEEN {
+            unseen.send_if_modified(|before| before.replace(error.problem).is_none());
+        }
+    };
     loop {
         match driver.wait(&spec.key()).await {
             Ok(exit) => return exit,
-            Err(error) => tracing::warn!(app = %spec.app, %error, "asking again"),
+            Err(error) => lost(&mut since, error),
         }
         sleep(ASK_AGAIN).await;
         match driver.inspect(&spec.key()).await {
@@ -281,12 +296,14 @@ async fn end(driver: &dyn Driver, spec: &InstanceSpec, env: &Env) -> LastExit {
                 if let Some(exit) = found.exit {
                     return exit;
                 }
+                since = None;
+                unseen.send_if_modified(|before| before.take().is_some());
             }
             Ok(_) => {
                 let message = "it is gone, and nobody knows how it ended".into();
                 return LastExit { code: None, signal: None, at: env.wall.now(), message };
             }
-            Err(error) => tracing::warn!(app = %spec.app, %error, "asking again"),
+            Err(error) => lost(&mut since, error),
         }
     }
 }

@@ -216,9 +216,14 @@ async fn a_driver_that_cannot_tell_is_asked_again_and_nothing_is_restarted() {
     let mut health = first.health();
     until(&first, |h| h.healthy_since.is_some()).await;
     driver.set_blind(true);
-    let quiet = timeout(Duration::from_secs(60), health.wait_for(|h| h.healthy_since.is_none())).await;
+    let quiet = timeout(UNSEEN, health.wait_for(|h| h.healthy_since.is_none())).await;
     assert!(quiet.is_err(), "an error is no end");
+    // After a while it is not said any more that it is ready, until somebody can tell again.
+    let lost = until(&first, |h| !h.ready).await;
+    assert!(lost.live && lost.message.starts_with("nobody knows whether it runs: "), "{lost:?}");
     driver.set_blind(false);
+    let seen = until(&first, |h| h.healthy_since.is_some()).await;
+    assert_eq!((seen.message.as_str(), driver.starts_and_stops()), ("", (1, 0)));
     driver.end(exit(7));
     assert_eq!(until(&first, |h| h.state == RunState::BackOff).await.last_exit, Some(exit(7)));
     until(&first, |h| h.healthy_since.is_some()).await;
