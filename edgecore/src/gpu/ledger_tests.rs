@@ -118,7 +118,10 @@ async fn nothing_is_granted_before_the_first_look_nor_by_a_driver_in_trouble() {
     assert_eq!(refusal(&GpuWatch::new(Box::new(Never))), "the GPUs of this box were not looked at yet");
     let gpus = with(1);
     gpus.take(Look::without(Driver::trouble("DriverMismatch", "restart the box")));
-    assert_eq!(refusal(&gpus), "it wants 1 GPU, for itself; this box has no NVIDIA GPU that can be used: restart the box");
+    assert_eq!(
+        refusal(&gpus),
+        "it wants 1 GPU, for itself; this box has no NVIDIA GPU that can be used: restart the box"
+    );
 }
 
 #[test]

@@ -113,7 +113,9 @@ mod tests {
     use super::*;
 
     fn manifest(workload: &str) -> Manifest {
-        let text = format!(r#"{{"apiVersion": "crossdock.io/v1", "app": "vision", "version": "1.0.0", "files": [], "workload": {workload}}}"#);
+        let text = format!(
+            r#"{{"apiVersion": "crossdock.io/v1", "app": "vision", "version": "1.0.0", "files": [], "workload": {workload}}}"#
+        );
         serde_json::from_str(&text).unwrap()
     }
 
