@@ -64,12 +64,13 @@ impl Planned {
             };
         }
         // Paused, when a box came back after the others had failed, and so has not begun.
+        let has_failed = matches!(phase, Failed | Paused) || phase == RolledBack && self.how.rollback_to.is_some();
         if self.bad {
-            matches!(phase, Failed | Paused) || phase == RolledBack && self.how.rollback_to.is_some()
+            has_failed
         } else {
             let degraded = |node: &RolloutNode| node.phase != UpdatePhase::Failed || node.reason == reason::DEGRADED;
             let by_gpus = self.loses_gpus && object.is_some_and(|object| object.status.nodes.values().all(degraded));
-            phase == Succeeded || phase == Failed && by_gpus
+            phase == Succeeded || has_failed && by_gpus
         }
     }
 

@@ -72,6 +72,9 @@ impl App {
         let ledger = &self.shared.gpus;
         let refused = asked.filter_map(|request| Some((request.release, ledger.check(request).err()?)));
         self.gpus.refused = refused.collect();
+        for run in self.run.iter_mut().chain(&mut self.beside).filter(|run| run.gpu_trouble.is_none()) {
+            run.gpu_trouble = ledger.unwell(&self.name, run.release.digest, run.spec.side);
+        }
         self.gpus.moves = self.run.as_ref().is_some_and(|run| {
             let needs = run.spec.workload.gpus.as_ref();
             let asked = request(&self.name, run.release.digest, needs, run.spec.side, false);
@@ -101,10 +104,11 @@ impl App {
         }
     }
 
-    /// A trial failed; its release did not, when one of its GPUs fails at that moment.
+    /// A trial failed; its release did not, when one of its GPUs failed meanwhile.
     pub(super) async fn fail(&mut self, failure: Failure) {
         let run = if self.slot.trial.as_ref().is_some_and(|trial| trial.standby) { &self.beside } else { &self.run };
         let unwell = match run.as_ref().filter(|run| run.release.digest == failure.digest) {
+            Some(run) if run.gpu_trouble.is_some() => run.gpu_trouble.clone(),
             Some(run) => self.shared.gpus.unwell_now(&self.name, failure.digest, run.spec.side).await,
             None => None,
         };

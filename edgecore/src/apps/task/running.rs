@@ -56,6 +56,8 @@ pub(super) struct Run {
     pub(super) damaged: Arc<AtomicBool>,
     /// What was told of what it tells of itself.
     pub(super) evidence: Evidence,
+    /// What was wrong with its GPUs at any time since it is supervised.
+    pub(super) gpu_trouble: Option<String>,
 }
 
 impl Run {
@@ -341,6 +343,7 @@ impl App {
             post_apply,
             damaged,
             evidence,
+            gpu_trouble: None,
         }))
     }
 

@@ -1,5 +1,7 @@
 //! Releases that need GPUs: asked for before anything stops, kept over restarts, taken from no other.
 
+use std::time::Duration;
+
 use proto::object::{GpuUsage, UpdatePhase};
 
 use super::{APP, LONG, world::World};
@@ -177,6 +179,13 @@ async fn a_gpu_that_is_lost_between_stop_and_start_holds_nothing_against_the_rel
 
 #[tokio::test(start_paused = true)]
 async fn a_trial_that_fails_with_its_gpu_is_cut_short_and_begun_again() {
+    for is_back in [false, true] {
+        cut_short(is_back).await;
+    }
+}
+
+/// With `is_back` the GPU is well again before the trial is over.
+async fn cut_short(is_back: bool) {
     let mut world = World::new();
     needs(&mut world, "1", ONE);
     needs(&mut world, "2", ONE);
@@ -189,6 +198,10 @@ async fn a_trial_that_fails_with_its_gpu_is_cut_short_and_begun_again() {
     }
     world.driver.set_sick(true);
     show(&world, &[("GPU-a", "lost"), ("GPU-b", "")]);
+    if is_back {
+        world.turns(1_000, Duration::from_secs(5)).await;
+        show(&world, &[("GPU-a", ""), ("GPU-b", "")]);
+    }
     while world.slot().trial.is_some() {
         assert!(!world.turns(1, LONG).await, "the trial rests");
     }
@@ -196,7 +209,7 @@ async fn a_trial_that_fails_with_its_gpu_is_cut_short_and_begun_again() {
     assert_eq!((world.slot().failed, world.slot().attempts(world.digest("2"))), (vec![], 1));
     world.settle().await;
     world.check_settled(1);
-    assert_eq!((world.starts("2"), given(&world).as_str()), (2, "GPU-b"));
+    assert_eq!((world.starts("2"), given(&world).as_str()), (2, if is_back { "GPU-a" } else { "GPU-b" }));
 }
 
 #[tokio::test(start_paused = true)]
