@@ -177,6 +177,18 @@ async fn a_gpu_that_is_lost_between_stop_and_start_holds_nothing_against_the_rel
     assert_eq!(world.driver.running(), Some(world.digest("2")));
 }
 
+/// A box with two GPUs runs a release that needs one, and is to run the next.
+async fn updating() -> World {
+    let mut world = World::new();
+    needs(&mut world, "1", ONE);
+    needs(&mut world, "2", ONE);
+    show(&world, &[("GPU-a", ""), ("GPU-b", "")]);
+    world.want("1");
+    world.settle().await;
+    world.want("2");
+    world
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_trial_that_fails_with_its_gpu_is_cut_short_and_begun_again() {
     for is_back in [false, true] {
@@ -186,13 +198,7 @@ async fn a_trial_that_fails_with_its_gpu_is_cut_short_and_begun_again() {
 
 /// With `is_back` the GPU is well again before the trial is over.
 async fn cut_short(is_back: bool) {
-    let mut world = World::new();
-    needs(&mut world, "1", ONE);
-    needs(&mut world, "2", ONE);
-    show(&world, &[("GPU-a", ""), ("GPU-b", "")]);
-    world.want("1");
-    world.settle().await;
-    world.want("2");
+    let mut world = updating().await;
     while world.starts("2") == 0 {
         assert!(!world.turns(1, LONG).await, "it rests without a trial");
     }
@@ -214,13 +220,7 @@ async fn cut_short(is_back: bool) {
 
 #[tokio::test(start_paused = true)]
 async fn a_release_under_which_gpus_fail_is_not_tried_for_ever() {
-    let mut world = World::new();
-    needs(&mut world, "1", ONE);
-    needs(&mut world, "2", ONE);
-    show(&world, &[("GPU-a", ""), ("GPU-b", "")]);
-    world.want("1");
-    world.settle().await;
-    world.want("2");
+    let mut world = updating().await;
     let most = usize::try_from(MAX_ATTEMPTS).unwrap();
     for attempt in 1..=most {
         while world.starts("2") < attempt {
