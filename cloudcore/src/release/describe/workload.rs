@@ -7,8 +7,6 @@ use serde_json::Value;
 
 use super::plain;
 
-/// Most characters of one value.
-const MAX_CHARS: usize = 300;
 /// What stands in lines of its own, or in the first one.
 const SAID_ELSEWHERE: [&str; 3] = ["secrets", "exec", "container"];
 /// What decides how it is run and judged, and gives it nothing.
@@ -54,11 +52,11 @@ pub(super) fn command(manifest: &Manifest) -> String {
     format!("runs {text} in a container of {image}, as {}", user.unwrap_or_else(|| "the image's user".into()))
 }
 
-/// What of the box it is given, one line each.
+/// What of the box it is given, one line each, whole: what is cut off nobody would have seen.
 pub(super) fn access(manifest: &Manifest) -> Vec<String> {
     let Some(workload) = &manifest.workload else { return vec![] };
     let fields = fields(workload).into_iter().filter(|(field, _)| !GIVES_NOTHING.contains(&field.as_str()));
-    fields.map(|(field, value)| format!("         it gets {field} {}", short(&value.to_string(), MAX_CHARS))).collect()
+    fields.map(|(field, value)| format!("         it gets {field} {}", short(&value.to_string(), usize::MAX))).collect()
 }
 
 /// What of it is another than before.
